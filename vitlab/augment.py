@@ -1,0 +1,66 @@
+"""Batches: which images a step sees, and their augmentation, vectorised over the batch with a draw per sample.
+
+Everything random here comes from torch's global generator, which `train.fit` seeds anew for every step.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitlab.config import RunConfig
+from vitlab.data import to_float
+
+
+def epoch_order(labels: Tensor, weights: Tensor | None, seed: int, epoch: int) -> Tensor:
+    """(N,) positions in the order an epoch visits them: a permutation, or with (N,) weights N draws with replacement."""
+    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    if weights is None:
+        return torch.randperm(len(labels), generator=generator)
+    return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
+
+
+def augment(images: Tensor, labels: Tensor, num_classes: int, config: RunConfig) -> tuple[Tensor, Tensor]:
+    """uint8 (B, C, S, S) and int64 (B,) to float images in [−1, 1] and targets (B, num_classes) that sum to 1."""
+    images = to_float(shift_and_flip(images, config.crop, config.flip))
+    targets = F.one_hot(labels, num_classes).float()
+    if config.cutout:
+        images = images * ~_boxes(images, torch.full((len(images),), config.cutout, device=images.device))
+    if config.mixup or config.cutmix:
+        images, targets = _mix(images, targets, config.mixup, config.cutmix)
+    return images, targets
+
+
+def shift_and_flip(images: Tensor, crop: int, flip: bool) -> Tensor:
+    """Shift each image by up to `crop` pixels either way, its border reflected, and flip half of them left to right."""
+    if not crop and not flip:
+        return images
+    batch, _, size, _ = images.shape
+    shift = torch.randint(-crop, crop + 1, (2, batch, 1), device=images.device)
+    rows, columns = (torch.arange(size, device=images.device) + shift).abs()  # (B, S) each, reflected at 0 ...
+    rows, columns = (torch.minimum(axis, 2 * (size - 1) - axis) for axis in (rows, columns))  # ... and at the far edge
+    if flip:
+        mirrored = torch.rand(batch, 1, device=images.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    sample = torch.arange(batch, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _boxes(images: Tensor, side: Tensor) -> Tensor:
+    """(B, 1, S, S) bool, true in a square of `side` (B,) times the image's side around a random centre, cut at the edge."""
+    size = images.shape[-1]
+    centre = torch.rand(2, len(images), 1, device=images.device) * size
+    away = (torch.arange(size, device=images.device) + 0.5 - centre).abs()  # (2, B, S): distance by row and by column
+    rows, columns = away < side[:, None] * size / 2
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _mix(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) with a shuffled copy; where both are on, each sample draws one."""
+    partner = torch.randperm(len(images), device=images.device)
+    cut = torch.rand(len(images), device=images.device) < (0.5 if mixup and cutmix else float(cutmix > 0))
+    alpha = torch.where(cut, cutmix, mixup)
+    share = torch._sample_dirichlet(torch.stack([alpha, alpha], -1))[:, 0]  # Beta(α, α), on the device
+    box = _boxes(images, (1 - share).sqrt())
+    weight = torch.where(cut[:, None, None, None], (~box).float(), share[:, None, None, None])  # of the image itself
+    own = weight.mean((1, 2, 3))[:, None]  # for CutMix the share of the pixels that were really left
+    return weight * images + (1 - weight) * images[partner], own * targets + (1 - own) * targets[partner]

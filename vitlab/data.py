@@ -1,0 +1,243 @@
+"""Data sets as uint8 tensors in memory: CIFAR-10, class folders, digits; splits, and imbalance made to measure."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from vitlab.config import ROOT, LabError, RunConfig, absolute
+from vitlab.files import writing
+
+TEST_FRACTION = 0.2  # held out where a source brings no test part
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels (N,) int64; index: (N,) positions in the source's train or test part."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self, num_classes: int) -> Tensor:
+        """(num_classes,) images of each class."""
+        return torch.bincount(self.labels, minlength=num_classes)
+
+    def take(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index], self.index[index])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as it comes: its train and test part, its classes, a digest of its content, remarks for the reader."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    digest: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run sees: train (shaped by the imbalance), validation and test (balanced where the source is)."""
+
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    @property
+    def counts(self) -> Tensor:
+        """(num_classes,) training images of each class."""
+        return self.train.counts(len(self.classes))
+
+
+def load_source(config: RunConfig) -> Source:
+    """The configured data set at `config.image_size`, from the cache where it has been decoded before."""
+    if config.dataset == "digits":
+        return _digits(config.image_size)
+    if config.dataset == "cifar10":
+        return _cifar10(absolute(config.data_dir or "data/cifar10"), config.image_size)
+    return _folder(absolute(config.data_dir), config.image_size)
+
+
+def split(source: Source, config: RunConfig) -> Data:
+    """Take the validation images out of train, the same number from each class, then shape what is left."""
+    rng = np.random.default_rng(config.seed)
+    counts = source.train.counts(len(source.classes))
+    # at most half of the rarest class, so that a folder which comes imbalanced keeps images to learn from
+    per_class = min(round(config.val_fraction * len(source.train) / len(counts)), int(counts.min()) // 2)
+    order = [rng.permutation(np.flatnonzero(source.train.labels == k)) for k in range(len(counts))]
+    val = np.sort(np.concatenate([members[:per_class] for members in order]))
+    rest = [members[per_class:] for members in order]
+    wanted = imbalanced_counts([len(members) for members in rest], config.imbalance, config.imbalance_ratio)
+    train = np.sort(np.concatenate([members[:n] for members, n in zip(rest, wanted, strict=True)]))
+    return Data(
+        train=source.train.take(torch.from_numpy(train)),
+        val=source.train.take(torch.from_numpy(val)),
+        test=source.test,
+        classes=source.classes,
+    )
+
+
+def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[int]:
+    """Images per class, class 0 the commonest: n (1 − (1 − 1/ratio) k / (C−1)) linear, n ratio^(−k / (C−1)) exponential.
+
+    n is the number that the scarcest class could give, so that the counts fall exactly from n to n / ratio.
+    """
+    if profile == "none":
+        return list(available)
+    most, last = min(available), max(len(available) - 1, 1)
+    if profile == "linear":
+        shares = [1 - (1 - 1 / ratio) * k / last for k in range(len(available))]
+    else:
+        shares = [ratio ** (-k / last) for k in range(len(available))]
+    return [max(1, round(most * share)) for share in shares]
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images to float32 in [−1, 1]: what the models take."""
+    return images.float().div_(127.5).sub_(1)
+
+
+# ---------------------------------------------------------------- sources
+
+
+def _digits(image_size: int) -> Source:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16 * 255).float()[:, None]  # (1797, 1, 8, 8)
+    images = F.interpolate(images, size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
+    train, test = _hold_out(images, torch.from_numpy(digits.target).long())
+    notes = [] if image_size == 8 else [f"The scans have 8×8 pixels and are drawn at {image_size}×{image_size}."]
+    return _source(train, test, [str(digit) for digit in range(10)], notes)
+
+
+def _cifar10(root: Path, image_size: int) -> Source:
+    from torchvision.datasets import CIFAR10
+
+    cache = root / f"vitlab-{image_size}.pt"
+    if cache.exists():
+        return _load(cache)
+    try:
+        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]  # checks every file's checksum
+    except (OSError, RuntimeError) as error:  # no network, no space, or a damaged archive
+        raise LabError(
+            f"CIFAR-10 is not in {root} and could not be downloaded ({error}): put cifar-10-batches-py there, or choose "
+            "dataset=folder with data_dir=<class folders>, or dataset=digits, which needs no download"
+        ) from None
+    splits = []
+    for part in parts:
+        images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
+        if image_size != images.shape[-1]:
+            images = F.interpolate(images.float(), size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
+        splits.append(_whole(images, torch.tensor(part.targets)))
+    notes = [] if image_size == 32 else [f"All images were resized from 32×32 to {image_size}×{image_size}."]
+    return _save(cache, _source(*splits, parts[0].classes, notes))
+
+
+def _folder(root: Path, image_size: int) -> Source:
+    """`root/{train,test}/<class>/*` or `root/<class>/*`, decoded once into a cache tied to names, sizes and times."""
+    if not root.is_dir():
+        raise LabError(f"there is no folder {root}: name an existing one (relative paths start at {ROOT})")
+    parts = ["train", "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [""]
+    listings = [_listing(root / part) for part in parts]
+    classes = sorted(listings[0], key=_natural)
+    if len(classes) < 2:
+        have = f"only the class folder {classes[0]}" if classes else "no class folders with images"
+        raise LabError(f"{root} holds {have}: put at least two class folders with images into it, or into train/ and test/")
+    if any(sorted(listing, key=_natural) != classes for listing in listings):
+        raise LabError(f"{root}/train and {root}/test hold different classes: give both the same class folders")
+    key = hashlib.sha256(repr((image_size, listings)).encode()).hexdigest()[:16]
+    cache = absolute("data/cache") / f"{root.name}-{key}.pt"
+    if cache.exists():
+        return _load(cache)
+    notes, splits = [], []
+    for listing in listings:
+        images, resized = _decode([path for name in classes for path, *_ in listing[name]], image_size)
+        splits.append(_whole(images, torch.tensor([k for k, name in enumerate(classes) for _ in listing[name]])))
+        if resized:
+            notes.append(f"{resized:,} of {len(images):,} images were cropped and resized to {image_size}×{image_size}.")
+    if len(splits) == 1:
+        splits = _hold_out(splits[0].images, splits[0].labels)
+        notes.append(f"The folder brings no test part: {len(splits[1]):,} images were held out for it.")
+    return _save(cache, _source(*splits, classes, notes))
+
+
+def _listing(folder: Path) -> dict[str, list[tuple[str, int, int]]]:
+    """Class name -> (path, bytes, time of change) of its images, sorted; classes without images are passed over."""
+    extensions = Image.registered_extensions()
+    listing = {}
+    for entry in os.scandir(folder):
+        if entry.is_dir() and not entry.name.startswith("."):
+            files = [f for f in os.scandir(entry) if os.path.splitext(f.name)[1].lower() in extensions]
+            rows = sorted((f.path, stat.st_size, stat.st_mtime_ns) for f in files for stat in [f.stat()])
+            listing |= {entry.name: rows} if rows else {}
+    return listing
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """Sort key that puts class 10 after class 9."""
+    return (int(name), "") if name.isdecimal() else (2**63, name)
+
+
+def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
+    """(N, 3, size, size) uint8, and how many images had another size. One thread: at 32×32, more contend for the GIL."""
+    images = np.empty((len(paths), size, size, 3), np.uint8)
+    resized = 0
+    for i, path in enumerate(tqdm(paths, "decode images", leave=False, mininterval=1)):
+        try:
+            with Image.open(path) as image:
+                fits = image.size == (size, size)
+                rgb = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise LabError(f"{path} is not a readable image ({error}): repair it or remove it") from None
+        images[i] = rgb if fits else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+        resized += not fits
+    return torch.from_numpy(images).permute(0, 3, 1, 2), resized
+
+
+def _hold_out(images: Tensor, labels: Tensor) -> list[Split]:
+    """Train and test, stratified with the same number of test images from each class; the same for every seed."""
+    rng = np.random.default_rng(0)
+    members = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
+    per_class = max(1, min(round(TEST_FRACTION * len(labels) / len(members)), min(map(len, members)) // 2))
+    whole = _whole(images, labels)
+    parts = [np.sort(np.concatenate([m[s] for m in members])) for s in (slice(per_class, None), slice(per_class))]
+    return [whole.take(torch.from_numpy(part)) for part in parts]
+
+
+def _whole(images: Tensor, labels: Tensor) -> Split:
+    return Split(images.contiguous(), labels, torch.arange(len(labels)))
+
+
+def _source(train: Split, test: Split, classes: list[str], notes: list[str]) -> Source:
+    digest = hashlib.sha256(repr(classes).encode())
+    for part in (train, test):
+        digest.update(part.images.numpy())
+        digest.update(part.labels.numpy())
+    return Source(train, test, tuple(classes), digest.hexdigest()[:12], tuple(notes))
+
+
+def _save(path: Path, source: Source) -> Source:
+    parts = {name: vars(part) for name, part in (("train", source.train), ("test", source.test))}
+    with writing(path) as temporary:
+        torch.save(parts | {"classes": source.classes, "digest": source.digest, "notes": source.notes}, temporary)
+    return source
+
+
+def _load(path: Path) -> Source:
+    stored = torch.load(path, weights_only=True)
+    return Source(**(stored | {name: Split(**stored[name]) for name in ("train", "test")}))

@@ -1,0 +1,113 @@
+"""DynamicViT (Rao et al. 2021, arXiv:2106.02034): a ViT that learns which tokens it can do without.
+
+Before three of its blocks a small predictor scores every token still there. In training the tokens stay where they
+are and attention masks the dropped ones, so that batches keep their shape and gradients reach the predictors; in
+inference the best-scored are gathered and the rest is really gone.
+
+Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (the paper's 3, 6, 9 of 12); no ε
+in the masked softmax; with mean pooling the mean runs over the kept tokens.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlab.vit import ViT
+
+NUM_STAGES = 3
+
+
+class Predictor(nn.Module):
+    """Log-probability of keeping each token, from the token and from the mean of all kept ones (section 3.2).
+
+    Tokens (B, N, D) and keep (B, N), 1 kept, 0 pruned -> (B, N, 2), [..., 0] keep and [..., 1] drop.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
+        self.score = nn.Sequential(
+            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
+        )
+
+    def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        local, pooled = self.features(tokens).chunk(2, dim=-1)  # (B, N, D/2) each
+        weight = keep[:, :, None].to(pooled.dtype)
+        pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        return F.log_softmax(self.score(torch.cat([local, pooled.expand_as(local)], -1)).float(), dim=-1)
+
+
+class DynamicViT(ViT):
+    """A ViT with three pruning stages, each keeping about `keep_ratio` of the tokens the one before it left.
+
+    In training, forward(images, trace) samples keep decisions with the Gumbel-softmax straight-through estimator
+    (section 3.3) and leaves in `trace`: `keep`, a list of (B, N) decisions after each stage, `final`, the (B, T, D) tokens
+    after the last norm, and `attention` and `tokens` as in `ViT`. In inference it gathers `tokens_per_stage()` tokens; `kept` in
+    the trace then lists the (B, n) indices of those left after each stage. `keep_ratio` may be changed at any time.
+    """
+
+    def __init__(self, *, dim: int, depth: int, keep_ratio: float, **options) -> None:
+        super().__init__(dim=dim, depth=depth, **options)
+        self.keep_ratio = keep_ratio
+        self.stages = [depth * (s + 1) // (NUM_STAGES + 1) for s in range(NUM_STAGES)]  # blocks they stand before
+        self.predictors = nn.ModuleList(Predictor(dim) for _ in self.stages)
+
+    def targets(self) -> list[float]:
+        """Share of the initial tokens that is left after each stage: ρ, ρ², ρ³."""
+        return [self.keep_ratio ** (s + 1) for s in range(NUM_STAGES)]
+
+    def tokens_per_stage(self) -> list[int]:
+        """Patches left after each stage in inference."""
+        return [max(1, int(target * self.num_patches)) for target in self.targets()]
+
+    def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
+        return self._masked(images, trace) if self.training else self._pruned(images, trace)
+
+    def _masked(self, images: Tensor, trace: dict | None) -> Tensor:
+        tokens = self.embed_tokens(images)
+        extra = tokens.shape[1] - self.num_patches  # the class token is never pruned
+        keep = torch.ones(len(tokens), self.num_patches, device=tokens.device)
+        decisions = []
+        policy = None
+        for i, block in enumerate(self.blocks):
+            if i in self.stages:
+                scores = self.predictors[self.stages.index(i)](tokens[:, extra:], keep)
+                keep = F.gumbel_softmax(scores, hard=True)[..., 0] * keep  # decisions can only remove
+                decisions.append(keep)
+                policy = F.pad(keep, (extra, 0), value=1.0)
+            tokens = block(tokens, policy, None)
+        tokens = self.norm(tokens)
+        if trace is not None:
+            trace |= {"keep": decisions, "final": tokens}
+        return self.head(self.pool_tokens(tokens, policy))
+
+    def _pruned(self, images: Tensor, trace: dict | None) -> Tensor:
+        tokens = self.embed_tokens(images)
+        extra = tokens.shape[1] - self.num_patches
+        index = torch.arange(self.num_patches, device=tokens.device).expand(len(tokens), -1)
+        for i, block in enumerate(self.blocks):
+            if i in self.stages:
+                stage = self.stages.index(i)
+                patches = tokens[:, extra:]
+                scores = self.predictors[stage](patches, torch.ones_like(patches[..., 0]))[..., 0]
+                best = scores.topk(min(self.tokens_per_stage()[stage], patches.shape[1])).indices.sort().values
+                index = index.gather(1, best)
+                patches = patches.gather(1, best[:, :, None].expand(-1, -1, patches.shape[-1]))
+                tokens = torch.cat([tokens[:, :extra], patches], dim=1)
+                if trace is not None:
+                    trace.setdefault("kept", []).append(index)
+            if trace is not None:
+                trace.setdefault("tokens", []).append(tokens.detach())
+            tokens = block(tokens, None, trace)
+        return self.head(self.pool_tokens(self.norm(tokens)))
+
+
+def ratio_loss(decisions: list[Tensor], targets: list[float]) -> Tensor:
+    """Mean over stages and images of (kept share − target)², section 3.4; decisions (B, N) each."""
+    return torch.stack([(keep.mean(1) - target) ** 2 for keep, target in zip(decisions, targets, strict=True)]).mean()
+
+
+def distill_loss(final: Tensor, teacher_final: Tensor, keep: Tensor) -> Tensor:
+    """Mean squared distance between the kept tokens of student and teacher, (B, N, D) each, keep (B, N); section 3.4."""
+    squared = ((final.float() - teacher_final.float()) ** 2).mean(-1)
+    return (squared * keep).sum() / keep.sum().clamp(min=1)

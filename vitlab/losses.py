@@ -1,0 +1,74 @@
+"""What a training step minimises, and what each remedy for imbalance does to it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlab.config import RunConfig
+from vitlab.dynamic_vit import distill_loss, ratio_loss
+
+EFFECTIVE_BETA = 0.999  # Cui et al. 2019
+
+
+def sampling_weights(remedy: str, labels: Tensor, counts: Tensor) -> Tensor | None:
+    """(N,) weights with which the sampler draws images, so that every class is as likely; None: no sampler."""
+    return (1 / counts.double())[labels] if remedy in ("sampler", "both") else None
+
+
+def class_weights(remedy: str, counts: Tensor) -> Tensor | None:
+    """(C,) factors of the loss, of mean 1 over the training images; None: no weights.
+
+    class_weights and both: 1/n. effective_number: (1 − β)/(1 − βⁿ), Cui et al. 2019, eq. 4.
+    """
+    if remedy in ("class_weights", "both"):
+        weights = 1 / counts.double()
+    elif remedy == "effective_number":
+        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA ** counts.double())
+    else:
+        return None
+    return (weights * counts.sum() / (weights * counts).sum()).float()
+
+
+def logit_shift(remedy: str, counts: Tensor) -> Tensor | None:
+    """(C,) added to the logits in training only: log of the class's share (Menon et al. 2021, eq. 10, τ = 1)."""
+    return (counts / counts.sum()).log() if remedy == "logit_adjustment" else None
+
+
+class Objective(nn.Module):
+    """Loss of one batch: cross-entropy shaped by the remedy, and for DynamicViT its ratio and distillation terms.
+
+    forward(model, images, targets) returns the loss to minimise, its parts by name, and the logits.
+    """
+
+    def __init__(self, config: RunConfig, counts: Tensor, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher = teacher
+        self.register_buffer("weights", class_weights(config.remedy, counts))
+        self.register_buffer("shift", logit_shift(config.remedy, counts))
+
+    def classify(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the batch of weight · cross-entropy; targets (B, C) sum to 1 a row."""
+        logits = logits.float() if self.shift is None else logits.float() + self.shift
+        return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.config.label_smoothing)
+
+    def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        if self.config.model != "dynamic_vit":
+            logits = model(images)
+            loss = self.classify(logits, targets)
+            return loss, {"cls": loss}, logits
+        trace: dict = {}
+        logits = model(images, trace)
+        parts = {"cls": self.classify(logits, targets), "ratio": ratio_loss(trace["keep"], model.targets())}
+        loss = parts["cls"] + self.config.ratio_weight * parts["ratio"]
+        if self.teacher is not None:
+            seen: dict = {}
+            with torch.no_grad():
+                teacher_logits = self.teacher(images, seen)
+            patches = slice(-model.num_patches, None)  # the class token's distance is in the logits already
+            parts["kl"] = F.kl_div(
+                logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1), log_target=True, reduction="batchmean"
+            )
+            parts["distill"] = distill_loss(trace["final"][:, patches], seen["tokens"][-1][:, patches], trace["keep"][-1])
+            loss = loss + self.config.distill_weight * (parts["kl"] + parts["distill"])
+        return loss, parts, logits

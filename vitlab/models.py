@@ -1,0 +1,31 @@
+"""The one place that maps a name to a model."""
+
+import torch
+from torch import nn
+
+from vitlab.config import LabError, RunConfig
+from vitlab.dynamic_vit import DynamicViT
+from vitlab.linear_vit import LinearViT, LinformerViT
+from vitlab.vit import ViT
+
+MODELS = {"vit": ViT, "dynamic_vit": DynamicViT, "linear_vit": LinearViT, "linformer_vit": LinformerViT}
+OPTIONS = {"dynamic_vit": ("keep_ratio",), "linformer_vit": ("linformer_k",)}  # what only these models take
+SHARED = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "dropout", "drop_path")
+
+
+def build_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module:
+    """The configured model with fresh weights, the same ones for the same seed; float32, on the CPU."""
+    torch.manual_seed(config.seed)
+    names = SHARED + OPTIONS.get(config.model, ())
+    options = {name: getattr(config, name) for name in names}
+    return MODELS[config.model](image_size=config.image_size, channels=channels, num_classes=num_classes, **options)
+
+
+def start_from(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Copy a trained ViT's weights into `model`; only the token predictors, which a ViT lacks, stay as they are."""
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise LabError(f"the run to start from has another shape: {str(error).splitlines()[-1].strip()}") from None
+    if unexpected or any(not name.startswith("predictors.") for name in missing):
+        raise LabError(f"the run to start from is another model: {[*missing, *unexpected][:3]} do not match")

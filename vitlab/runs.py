@@ -1,0 +1,154 @@
+"""Run directories: the only place where stages meet. Named by what they ran; complete once `summary.json` is there."""
+
+import contextlib
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor, nn
+
+from vitlab.config import ROOT, LabError, RunConfig, parse
+from vitlab.files import writing
+from vitlab.models import OPTIONS, build_model
+
+IRRELEVANT = {"data_dir", "preset"}  # where the data lie, and a name for dim, depth, heads, mlp_ratio
+MODEL_ONLY = {"keep_ratio", "ratio_weight", "distill_weight", "linformer_k"}  # recorded only for the model they shape
+
+
+def identity(config: RunConfig, digest: str) -> dict[str, Any]:
+    """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
+    used = set(OPTIONS.get(config.model, ())) | ({"ratio_weight", "distill_weight"} if config.model == "dynamic_vit" else set())
+    skip = IRRELEVANT | (MODEL_ONLY - used)
+    skip |= {"imbalance_ratio"} if config.imbalance == "none" else set()
+    skip |= {"muon_lr"} if config.optimizer != "muon" else set()
+    skip |= {"epochs"} if config.steps else {"steps"}
+    return {name: value for name, value in config.model_dump().items() if name not in skip} | {"data": digest}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    config.json (resolved configuration), environment.json (versions, machine, commit), history.csv (a row an epoch),
+    checkpoint.pt (to continue from), model.pt (the chosen epoch's weights), predictions.npz (test logits and labels),
+    summary.json (scores; written last), events.* (TensorBoard).
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, runs_dir: Path, config: RunConfig, digest: str) -> "Run":
+        """The directory of this very configuration on these very data, whether it exists or not."""
+        text = json.dumps(identity(config, digest), sort_keys=True)
+        words = [config.dataset, config.model, f"{config.dim}x{config.depth}", f"seed{config.seed}"]
+        return cls(runs_dir / "-".join([*words, hashlib.sha256(text.encode()).hexdigest()[:10]]))
+
+    @property
+    def complete(self) -> bool:
+        return (self.path / "summary.json").exists()
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text())
+
+    @cached_property
+    def config(self) -> RunConfig:
+        stored = json.loads((self.path / "config.json").read_text())
+        return parse(RunConfig, stored["config"])
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """A row an epoch: epoch, step, lr, losses, val_loss, val_accuracy, images_per_second, seconds, keep shares."""
+        return pd.read_csv(self.path / "history.csv")
+
+    @cached_property
+    def predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Test logits (N, classes) float32 and labels (N,)."""
+        with np.load(self.path / "predictions.npz", allow_pickle=False) as stored:
+            return stored["logits"], stored["labels"]
+
+    def model(self) -> nn.Module:
+        """The trained model of the chosen epoch, in evaluation mode."""
+        stored = json.loads((self.path / "config.json").read_text())
+        model = build_model(self.config, len(stored["classes"]), stored["channels"])
+        model.load_state_dict(self.weights())
+        return model.eval()
+
+    def weights(self) -> dict[str, Tensor]:
+        return torch.load(self.path / "model.pt", weights_only=True, map_location="cpu")
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        with writing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        with writing(self.path / name) as temporary:
+            torch.save(state, temporary)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep the checkpoint before as well: should this one turn out damaged, that one serves."""
+        current = self.path / "checkpoint.pt"
+        if current.exists():
+            current.replace(self.path / "checkpoint.previous.pt")
+        self.save(current.name, state)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None."""
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            with contextlib.suppress(FileNotFoundError, RuntimeError, EOFError, OSError):  # absent, cut short, or damaged
+                return torch.load(self.path / name, weights_only=True, map_location="cpu")
+        return None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process; LabError if another one is training into it."""
+        try:
+            with filelock.FileLock(self.path / ".lock", timeout=0):
+                yield
+        except filelock.Timeout:
+            raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, as recorded with every run and on the report's title page."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    packages = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "nbconvert")
+    return {
+        "device": device,
+        "cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The repository's commit, marked where files differ from it; "unknown" outside a repository."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()

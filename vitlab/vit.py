@@ -1,0 +1,215 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021), block by block; the other models are this one with a part replaced.
+
+Shapes: B images, N patches, T tokens (N, plus the class token if there is one), D = dim, H = heads.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# From this many tokens on the fused kernel beats the explicit product on a CPU; below it is the slower one.
+FUSED_FROM_TOKENS_ON_CPU = 512
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each to a token: (B, C, S, S) -> (B, N, D), eq. 1 of Dosovitskiy et al."""
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)  # (B, D, S/P, S/P) -> (B, N, D)
+
+
+class ConvEmbed(nn.Module):
+    """As many tokens as PatchEmbed, made by a small stack of 3×3 convolutions (Xiao et al. 2021; Hassani et al. 2021).
+
+    One convolution at full resolution, then one of stride 2 for every halving until one pixel is left a patch.
+    """
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        halvings = patch_size.bit_length() - 1
+        widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.GELU(), nn.Conv2d(before, after, 3, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).flatten(2).transpose(1, 2)
+
+
+TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed}
+
+
+def split_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(B, T, parts·D) -> parts tensors of shape (B, H, T, D/H)."""
+    batch, tokens, width = projected.shape
+    return projected.view(batch, tokens, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4).unbind()
+
+
+class Attention(nn.Module):
+    """Multi-head softmax attention, softmax(Q Kᵀ / √(D/H)) V (Vaswani et al. 2017, eq. 1).
+
+    `keep` (B, T), 1 for a token that may be attended to and 0 for a pruned one, masks the attention as
+    Rao et al. 2021, section 3.3: exp(score) · keep, normalised, where every token always sees itself. The product
+    lets a gradient reach `keep`. No ε is added: what is pruned has exactly no influence.
+    """
+
+    def __init__(self, dim: int, heads: int, num_tokens: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
+        fused = tokens.is_cuda or tokens.shape[1] >= FUSED_FROM_TOKENS_ON_CPU
+        if keep is None and trace is None and fused:
+            out = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            weights = self.weights(q, k, keep)
+            if trace is not None:
+                trace.setdefault("attention", []).append(weights.detach())
+            out = weights.to(v.dtype) @ v
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def weights(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
+        """(B, H, T, T) attention weights; each row sums to 1."""
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        if keep is None:
+            return scores.softmax(-1)
+        scores = scores.float()
+        allowed = keep[:, None, None, :] + (1 - keep)[:, None, None, :] * torch.eye(
+            keep.shape[1], device=keep.device
+        )  # (B, 1, T, T)
+        exp = (scores - scores.amax(-1, keepdim=True).detach()).exp() * allowed
+        return exp / exp.sum(-1, keepdim=True)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        hidden = int(dim * mlp_ratio)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(nn.functional.gelu(self.fc1(tokens)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drop a residual branch for whole samples, scale up the rest."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.rate
+        return branch * kept / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x)); eq. 2–3 of Dosovitskiy et al."""
+
+    def __init__(self, attention: nn.Module, dim: int, mlp_ratio: float, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_ratio, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
+        tokens = tokens + self.drop_path(self.dropout(self.attention(self.norm1(tokens), keep, trace)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+
+
+class ViT(nn.Module):
+    """Images (B, C, S, S), float in [−1, 1], to logits (B, classes).
+
+    With a dict as `trace`, the forward pass also leaves in it `tokens`, a list of the (B, T, D) tokens after the
+    embedding and after each block, and `attention`, a list of the (B, H, T, T) weights of each block (softmax
+    attention only).
+    """
+
+    attention: type[nn.Module] = Attention
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        num_classes: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        patch_size: int,
+        tokenizer: str = "patch",
+        pool: str = "cls",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        **attention_options: int,
+    ) -> None:
+        super().__init__()
+        self.grid = image_size // patch_size
+        self.num_patches = self.grid**2
+        self.embed = TOKENIZERS[tokenizer](channels, dim, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "cls" else None
+        num_tokens = self.num_patches + (pool == "cls")
+        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
+        self.dropout = nn.Dropout(dropout)
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(self.attention(dim, heads, num_tokens, **attention_options), dim, mlp_ratio, dropout, rate)
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        self.apply(_init)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def embed_tokens(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) -> (B, T, D): patches, the class token in front, positions added."""
+        tokens = self.embed(images)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        return self.dropout(tokens + self.pos_embed)
+
+    def pool_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Class token, or the mean of the patches (of the kept ones, if `keep` (B, T) says which): (B, T, D) -> (B, D)."""
+        if self.cls_token is not None:
+            return tokens[:, 0]
+        if keep is None:
+            return tokens.mean(1)
+        return (tokens * keep[:, :, None]).sum(1) / keep.sum(1, keepdim=True)
+
+    def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
+        tokens = self.embed_tokens(images)
+        for block in self.blocks:
+            if trace is not None:
+                trace.setdefault("tokens", []).append(tokens.detach())
+            tokens = block(tokens, None, trace)
+        tokens = self.norm(tokens)
+        if trace is not None:
+            trace["tokens"].append(tokens.detach())
+        return self.head(self.pool_tokens(tokens))
+
+
+def _init(module: nn.Module) -> None:
+    """Truncated normal weights of deviation 0.02 and zero biases, as in the paper's code; norms keep their ones."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
