@@ -62,6 +62,16 @@ def mcnemar(logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray) -> d
     return {"only_a": only_a, "only_b": only_b, "p": float(p)}
 
 
+def verdict(a: str, b: str, comparison: dict, level: float = 0.05) -> str:
+    """One sentence on two models from accuracy difference (b − a) and McNemar p-value: a gain only where p < level."""
+    points, p = abs(comparison["difference"]) * 100, comparison["p"]
+    p_text = f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+    if p >= level:
+        return f"between {a} and {b} there is no difference that this test set can show ({points:.1f} points, {p_text})"
+    ahead, behind = (b, a) if comparison["difference"] > 0 else (a, b)
+    return f"{ahead} is ahead of {behind} by {points:.1f} points ({p_text})"
+
+
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation over seeds; the deviation of a single value is nan."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

@@ -1,7 +1,7 @@
 """Executed notebooks in, one HTML file that opens offline and one PDF out.
 
-nbconvert sets the cells as HTML, pandoc turns the formulas into MathML, and a few passes over the tree number the
-sections, align the tables and link the references. The PDF is typeset by typst from that same tree, without the code.
+nbconvert sets the cells as HTML, pandoc turns the formulas into MathML, and a few passes over the tree number
+the sections, align the tables and link the references. typst sets the PDF from that same tree, without the code.
 """
 
 import base64
@@ -27,15 +27,18 @@ from vitlab.config import LabError
 from vitlab.files import writing
 
 TEMPLATES = Path(__file__).parent / "templates"
-PDF_IMAGE_BOX = (610, 640)  # CSS px: the text width of the PDF's A4 page, and a height that leaves room for a caption
+PDF_IMAGE_BOX = (610, 520)  # CSS px: the width of the PDF's text, and a little more than half its height
+LONG_CELL = 40  # characters from which the text of a table cell may take several lines
 
 CHAPTER = re.compile(r"(\d+|[A-Z])\.\s+(?=\S)")  # "2. Standard ViT"; appendices have a letter
-REFERENCE = re.compile(r"\b(Figure|Table|Chapter)s?\s\d+(?:\.\d+)?(?:(?:, | and |, and |–| to )\d+(?:\.\d+)?)*")
-REFERENCE_PART = re.compile(r"(?:[A-Z]\w+\s)?(\d+(?:\.\d+)?)")
-NUMERIC = re.compile(r"[-−+±]?\s?\d[\d.,\s]*(?:e[-+]?\d+)?\s?[\w%×µ/²]{0,6}(?:\s?(?:±|–|\[).*)?|[-–—]?|nan")
+NUMBER = r"(?:[A-Z]\.\d+|\d+(?:\.\d+)?)"
+REFERENCE = re.compile(rf"\b(Figure|Table|Chapter)s?\s{NUMBER}(?:(?:, | and |, and |–| to ){NUMBER})*")
+REFERENCE_PART = re.compile(rf"(?:[A-Z]\w+\s)?({NUMBER})")
+NUMERIC = re.compile(r"[-−+±]?\s?\d[\d.,\s]*(?:e[-+]?\d+)?\s?[\w%×µ/²]{0,10}(?:\s?(?:±|–|\[).*)?|[-–—]?|nan")
 RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")
 CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!data:|#|['\"])", re.IGNORECASE)
 LOADING_ATTRIBUTES = ("src", "srcset", "href", "xlink:href", "poster", "data", "action", "background")
+SPACING_ACCENTS = {"\u0302": "ˆ", "\u0303": "˜", "\u0304": "¯", "\u0307": "˙"}  # their combining marks stand askew
 
 
 class PdfError(LabError):
@@ -43,14 +46,14 @@ class PdfError(LabError):
 
 
 def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: bool = True) -> list[Path]:
-    """Write `out_dir/report.html` and, if `pdf`, `out_dir/report.pdf` from executed notebooks; return their paths.
+    """Write `out_dir/report.html` and, if `pdf`, `out_dir/report.pdf` from executed notebooks; return the paths.
 
-    `title` holds `title`, `subtitle` and `summary` (Markdown), `facts` as (label, value) pairs for the title page,
-    and optionally `parameters` as (name, value, help) for an appendix and `author` for the PDF's metadata.
+    `title` holds `title`, `subtitle`, `summary` (Markdown) and `facts`, the (label, value) pairs of the title
+    page; optionally `parameters` as (name, value, help) for an appendix and `author` for the PDF's metadata.
 
-    Raises LabError for content that cannot be set: a failed notebook, a missing chapter number, a formula that is no
-    TeX, a figure without alternative text, a reference to another file. Raises PdfError, after the HTML has been
-    written, when only the PDF fails.
+    Raises LabError for content that cannot be set: a failed notebook, a missing chapter number, a formula that
+    is no TeX, a figure without alternative text, anything to be loaded from elsewhere. Raises PdfError, once the
+    HTML is written, when only the PDF fails.
     """
     html_path, pdf_path = out_dir / "report.html", out_dir / "report.pdf"
     notebook, chapters = merge(notebooks)
@@ -60,26 +63,26 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
         filters={"markdown2html": markdown_to_html},
         config={"TagRemovePreprocessor": {"remove_cell_tags": ["remove_cell"]}},
     )
-    cells, _ = exporter.from_notebook_node(notebook, resources={"title": title})
-    tree = BeautifulSoup(cells, "html.parser")
+    content, _ = exporter.from_notebook_node(notebook, resources={"title": title})
+    tree = BeautifulSoup(content, "html.parser")
     set_formulas(tree)
     contents = number_sections(tree)
     size_images(tree)
     align_tables(tree)
     link_references(tree, chapters)
     page = exporter.environment.get_template("page.html.j2")
-    html = page.render(title=title["title"], contents=contents, content=tree, math_font=math_font(tree)) + "\n"
+    html = page.render(title=title["title"], contents=contents, content=tree, math_font=math_font(tree))
     check(html)
     with writing(html_path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html + "\n", encoding="utf-8")
     if not pdf:
         return [html_path]
     try:
         document = typeset(tree, title)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        cure = "check that the packages typst and pypandoc_binary are installed, or render without PDF"
-        raise PdfError(f"the PDF could not be made ({reason}); {html_path} is complete: {cure}") from error
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        cure = "reinstall the packages typst and pypandoc_binary, or render without the PDF"
+        raise PdfError(f"no PDF ({reason}): {cure}; {html_path} is complete") from error
     with writing(pdf_path) as temporary:
         temporary.write_bytes(document)
     return [html_path, pdf_path]
@@ -92,20 +95,20 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
         notebook = nbformat.read(path, as_version=4)
         first = re.match(rf"#\s+{CHAPTER.pattern}", notebook.cells[0].source if notebook.cells else "")
         if not first:
-            raise LabError(f"{path}: the first cell must be a heading with a chapter number, such as '# 2. Results'")
+            raise LabError(f"{path}: the first cell must be a heading with a chapter number: '# 2. Results'")
         chapters[path.name] = f"chapter-{first[1]}"
         for number, cell in enumerate(notebook.cells):
             cell.id = f"{first[1]}-{number}"  # cells of two notebooks may share an id
-            failed = [output for output in cell.get("outputs", []) if output.output_type == "error"]
-            if failed:
-                raise LabError(f"{path}: cell {number} failed with {failed[0].ename}: {failed[0].evalue}; run it again")
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    raise LabError(f"{path}: cell {number} failed ({output.ename}: {output.evalue}); run it again")
         merged.cells += notebook.cells
         merged.metadata = notebook.metadata
     return merged, chapters
 
 
 class MathRenderer(IPythonRenderer):
-    """Markdown to HTML with each formula as `<span class="math">` around its TeX, for `set_formulas` to find."""
+    """Markdown to HTML with each formula as `<span class="math">` around its TeX, for `set_formulas`."""
 
     def inline_math(self, body: str) -> str:
         return f'<span class="math">{escape(body)}</span>'
@@ -123,7 +126,7 @@ def markdown_to_html(text: str) -> str:
 
 
 def set_formulas(tree: BeautifulSoup) -> None:
-    """Replace every formula's TeX by MathML, all in one call of pandoc; a formula it cannot read is a LabError."""
+    """Replace each formula's TeX by MathML, all in one call of pandoc; LabError names one it cannot read."""
     formulas = tree.select("span.math")
     blocks = []
     for formula in formulas:
@@ -134,28 +137,41 @@ def set_formulas(tree: BeautifulSoup) -> None:
     for formula, paragraph in zip(formulas, BeautifulSoup(html, "html.parser").find_all("p"), strict=True):
         tex = formula.get_text().strip()
         if paragraph.math is None:
-            chapter = formula.find_previous("h1")
-            place = f" in '{chapter.get_text()}'" if chapter else ""
-            raise LabError(f"the formula '{tex}'{place} is no TeX that pandoc can convert; write it in plain LaTeX")
+            heading = formula.find_previous("h1")
+            place = f" in '{heading.get_text()}'" if heading else ""
+            raise LabError(f"the formula '{tex}'{place} cannot be converted; write it in plain LaTeX")
         math = paragraph.math.extract()
         math["alttext"] = tex  # also what the PDF is set from
         math.annotation.decompose()
         math.semantics.unwrap()
+        for table in math.select("mtable:has(mtd[columnalign=right])"):
+            table["displaystyle"] = "true"  # aligned equations are as large as a single one
+        for accent in math.select("mover > mo[accent]"):
+            accent["stretchy"] = "false"  # a hat over one letter keeps its size
+            accent.string = SPACING_ACCENTS.get(accent.get_text(), accent.get_text())
+        for bar in math.select("mo[stretchy=true]"):
+            if bar.get_text() in "|‖" and not bar.parent.select("mfrac, munder, munderover, mtable, msqrt"):
+                bar["stretchy"] = "false"  # a norm of letters is as high as they are
         formula.clear()
         formula.append(math)
+        after = formula.next_sibling
+        if isinstance(after, NavigableString) and after[:1] in tuple(".,;:)"):  # no line may begin with it
+            formula.append(after[0])
+            after.replace_with(after[1:])
 
 
 def math_font(tree: BeautifulSoup) -> str:
-    """The glyphs of STIX Two Math that the document's formulas need, as base64 WOFF; brackets keep stretching."""
-    text = set("".join(math.get_text() for math in tree.find_all("math"))) | {"−"}  # drawn for a hyphen
-    for code in range(0x1D434, 0x1D7CC):  # a browser draws a one-letter <mi> with the alphabet's italic letter
-        if unicodedata.name(chr(code), "").startswith("MATHEMATICAL ITALIC"):
-            text |= {chr(code)} if unicodedata.normalize("NFKC", chr(code)) in text else set()
-    options = subset.Options(flavor="woff", layout_features=["ssty", "dtls", "flac"], desubroutinize=True)
+    """The glyphs of STIX Two Math that the formulas need, as base64 WOFF; its brackets keep stretching."""
+    text = {*"".join(math.get_text() for math in tree.find_all("math")), *"√−ℎ"}  # drawn for msqrt, -, h
+    for code in range(0x1D434, 0x1D7CC):  # a browser draws <mi>x</mi> with the alphabet's italic letter
+        letter = chr(code)
+        if "MATHEMATICAL ITALIC" in unicodedata.name(letter, "") and unicodedata.normalize("NFKC", letter) in text:
+            text.add(letter)
+    options = subset.Options(flavor="woff", layout_features=["ssty", "dtls", "flac"])
     with as_file(files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf") as path:
         font = subset.load_font(path, options)
     subsetter = subset.Subsetter(options)
-    subsetter.populate(text="".join(sorted(text | {"ℎ"})))  # the italic h has its own place in Unicode
+    subsetter.populate(text="".join(sorted(text)))
     subsetter.subset(font)
     buffer = io.BytesIO()
     subset.save_font(font, buffer, options)
@@ -166,24 +182,22 @@ def number_sections(tree: BeautifulSoup) -> list[dict[str, Any]]:
     """Give chapters and sections their ids and numbers; return the contents as nested id, label, sections."""
     contents: list[dict[str, Any]] = []
     for heading in tree.select("main h1, main h2"):
+        entry: dict[str, Any] = {"sections": []}
         if heading.name == "h1":
             match = CHAPTER.match(heading.get_text())
             if not match or not isinstance(heading.contents[0], NavigableString):
                 raise LabError(f"the heading '# {heading.get_text()}' needs a chapter number: '# 2. Title'")
-            number, sections = match[1], []
-            heading["id"] = f"chapter-{number}"
             heading.contents[0].replace_with(heading.contents[0][match.end() :])
-            entry = {"id": heading["id"], "sections": sections}
+            chapter, shown, entry["id"] = match[1], f"{match[1]}.", f"chapter-{match[1]}"
             contents.append(entry)
-            shown = f"{number}."
         else:
-            shown = f"{number}.{len(sections) + 1}"
-            heading["id"] = f"section-{shown.replace('.', '-')}"
-            entry = {"id": heading["id"]}
-            sections.append(entry)
-        tag = tree.new_tag("span", attrs={"class": "number"})
-        tag.string = shown
-        heading.insert(0, tag, " ")
+            contents[-1]["sections"].append(entry)
+            count = len(contents[-1]["sections"])
+            shown, entry["id"] = f"{chapter}.{count}", f"section-{chapter}-{count}"
+        heading["id"] = entry["id"]
+        number = tree.new_tag("span", attrs={"class": "number"})
+        number.string = shown
+        heading.insert(0, number, " ")
         entry["label"] = heading.decode_contents()
     return contents
 
@@ -198,21 +212,24 @@ def size_images(tree: BeautifulSoup) -> None:
 def align_tables(tree: BeautifulSoup) -> None:
     """Set columns of numbers flush right, join pandas' two header rows into one, make wide tables scroll."""
     for table in tree.select("table"):
-        for tag in table.select("tr[style], [border]") + [table]:
+        for tag in [table, *table.select("tr[style]")]:
             del tag["style"], tag["border"]
         head = table.select("thead tr")
-        if len(head) == 2:  # pandas puts the names of columns and of the index in two rows, each half empty
+        if len(head) == 2:  # pandas puts the names of the columns and of the index in two half empty rows
             pairs = list(zip(head[0].find_all("th"), head[1].find_all("th"), strict=False))
-            if all(not (upper.get_text(strip=True) and lower.get_text(strip=True)) for upper, lower in pairs):
+            if not any(upper.get_text(strip=True) and lower.get_text(strip=True) for upper, lower in pairs):
                 for upper, lower in pairs:
                     upper.extend(list(lower.contents))
                 head[1].decompose()
         rows = [row.find_all("td") for row in table.select("tbody tr")]
         for offset, column in enumerate(zip(*rows, strict=False)):
             if all(NUMERIC.fullmatch(cell.get_text(strip=True)) for cell in column):
-                headers = head[0].find_all("th")[offset - len(rows[0]) :][:1] if head else []
-                for cell in [*column, *headers]:
+                header = head[0].find_all("th")[offset - len(rows[0]) :][:1] if head else []
+                for cell in [*column, *header]:
                     cell["class"], cell["style"] = "numeric", "text-align: right"
+            for cell in column:
+                if len(cell.get_text(strip=True)) > LONG_CELL:
+                    cell["class"] = "long"
         if not table.find_parent(class_="scroll"):
             table.wrap(tree.new_tag("div", attrs={"class": "scroll"}))
     for box in tree.select("div.scroll"):
@@ -223,45 +240,45 @@ def link_references(tree: BeautifulSoup, chapters: dict[str, str]) -> None:
     """Link "Figure 2.3", "Tables 4.1 and 4.2" and links between notebooks to their place in the report."""
     ids = {tag["id"] for tag in tree.find_all(id=True)}
     for text in tree.find_all(string=REFERENCE):
-        figure = text.find_parent("figure")
-        if text.find_parent(["a", "h1", "h2", "h3", "h4", "code", "pre", "details", "math"]):
-            continue
-
-        def linked(match: re.Match[str], own: str = figure["id"] if figure and figure.get("id") else "") -> str:
-            def part(found: re.Match[str]) -> str:
-                target = f"{match[1].lower()}-{found[1].replace('.', '-')}"
-                return f'<a href="#{target}">{found[0]}</a>' if target in ids - {own} else found[0]
-
-            return REFERENCE_PART.sub(part, match[0])
-
-        html = REFERENCE.sub(linked, escape(text, quote=False))
-        text.replace_with(*list(BeautifulSoup(html, "html.parser").contents))
+        if not text.find_parent(["a", "h1", "h2", "h3", "h4", "code", "pre", "details", "math"]):
+            own = {parent.get("id") for parent in text.parents}  # a caption does not link to itself
+            linked = BeautifulSoup(_linked(escape(text, quote=False), ids - own), "html.parser")
+            text.replace_with(*list(linked.contents))
     for link in tree.select("a[href]"):
-        target = link["href"]
-        if chapter := chapters.get(Path(target).name):
+        if chapter := chapters.get(Path(link["href"]).name):
             link["href"] = f"#{chapter}"
-        elif not re.match(r"https?:|mailto:|#", target):
+        elif not re.match(r"https?:|mailto:|#", link["href"]):
             link.unwrap()  # a file beside the notebook is not beside the report
 
 
+def _linked(html: str, ids: set[str]) -> str:
+    def link(reference: re.Match[str]) -> str:
+        def part(match: re.Match[str]) -> str:
+            target = f"{reference[1].lower()}-{match[1].replace('.', '-')}"
+            return f'<a class="reference" href="#{target}">{match[0]}</a>' if target in ids else match[0]
+
+        return REFERENCE_PART.sub(part, reference[0])
+
+    return REFERENCE.sub(link, html)
+
+
 def check(html: str) -> None:
-    """LabError if the page loads anything from outside, repeats an id, shows raw TeX or lacks alternative text."""
+    """LabError if the page loads anything, repeats an id, shows raw TeX or lacks alternative text."""
     tree = BeautifulSoup(html, "html.parser")
     ids = [tag["id"] for tag in tree.find_all(id=True)]
-    faults = [f"the id '{name}' occurs twice: is a figure or table number used twice?" for name in ids
-              if ids.count(name) > 1]  # fmt: skip
+    faults = [f"the id '{name}' is used twice (a figure or table number?)" for name in ids if ids.count(name) > 1]
     for tag in tree.find_all(True):
         for name in LOADING_ATTRIBUTES:
             value = tag.get(name)
-            if value and not value.startswith(("data:", "#")) and not (tag.name == "a" and name == "href"):
+            if value and not value.startswith(("data:", "#")) and (tag.name, name) != ("a", "href"):
                 faults.append(f"<{tag.name} {name}='{value[:80]}'> loads something from outside the file")
-        style = tag.get_text() if tag.name == "style" else tag.get("style", "")
-        if CSS_LOAD.search(style):
+        if CSS_LOAD.search(tag.get_text() if tag.name == "style" else tag.get("style", "")):
             faults.append(f"a style of <{tag.name}> loads something from outside the file")
         if tag.name == "a" and tag.get("href", "").startswith("#") and tag["href"][1:] not in ids:
             faults.append(f"the link '{tag.get_text()}' leads to '{tag['href']}', which is not in the report")
         if tag.name == "img" and not tag.get("alt", "").strip():
-            faults.append(f"an image after '{tag.find_previous(['h1', 'h2']).get_text()}' has no alternative text")
+            heading = tag.find_previous(["h1", "h2"])
+            faults.append(f"an image in '{heading and heading.get_text()}' has no alternative text")
     for tag in tree.select("script, style, pre, code"):
         tag.decompose()
     faults += [f"raw TeX is left in '{text.strip()[:80]}'" for text in tree.find_all(string=RAW_TEX)]
@@ -270,17 +287,16 @@ def check(html: str) -> None:
 
 
 def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
-    """The PDF of the report's tree, without the code, set in typst's own fonts so that it is the same everywhere."""
+    """The PDF of the report's tree, without the code, in typst's own fonts so that it is the same everywhere."""
     import typst  # here, so that a platform without it still gets the HTML
 
     tree = BeautifulSoup(str(tree), "html.parser")
     for tag in tree.select("details, hr"):
         tag.decompose()
     for math in tree.find_all("math"):
-        display = "; mode=display" if math.get("display") == "block" else ""
-        script = tree.new_tag("script", attrs={"type": f"math/tex{display}"})  # what pandoc reads as a formula
-        # the space that \! takes away is an overlap after a script letter
-        script.string = math["alttext"].replace(r"\!", "")
+        mode = "; mode=display" if math.get("display") == "block" else ""
+        script = tree.new_tag("script", attrs={"type": f"math/tex{mode}"})  # pandoc reads it as a formula
+        script.string = math["alttext"]
         math.replace_with(script)
     for figure in tree.select("figure.table"):
         caption = figure.figcaption.extract()
@@ -293,26 +309,35 @@ def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
         for number, image in enumerate(tree.find_all("img")):
             name = f"image{number}.png"
             Path(folder, name).write_bytes(base64.b64decode(image["src"].partition(",")[2]))
-            alternatives[name] = image["alt"]
+            alternatives[f'image("{name}"'] = json.dumps(image["alt"], ensure_ascii=False)
             width, height = int(image.get("width", PDF_IMAGE_BOX[0])), int(image.get("height", 1))
             image["width"] = round(width * min(1, PDF_IMAGE_BOX[0] / width, PDF_IMAGE_BOX[1] / height))
-            del image["height"]
             image["src"] = name
-        body = _typst(tree.main)
-        for name, alternative in alternatives.items():
-            quoted = json.dumps(alternative, ensure_ascii=False)
-            body = body.replace(f'image("{name}"', f'image("{name}", alt: {quoted}')
+            del image["height"]
+        body = _typst_markup(tree.main)
+        for call, alternative in alternatives.items():  # pandoc drops it
+            body = body.replace(call, f"{call}, alt: {alternative}")
         Path(folder, "body.typ").write_text(body, encoding="utf-8")
-        Path(folder, "summary.typ").write_text(_typst(tree.select_one(".summary")), encoding="utf-8")
-        Path(folder, "main.typ").write_bytes((TEMPLATES / "report.typ").read_bytes())
-        facts = [[str(label), str(value)] for label, value in title["facts"]]
-        data = {"title": title["title"], "subtitle": title.get("subtitle", ""), "author": title.get("author", "vitlab")}
-        inputs = {"report": json.dumps(data | {"facts": facts})}
-        return typst.compile(Path(folder, "main.typ"), root=folder, ignore_system_fonts=True, sys_inputs=inputs)
+        Path(folder, "summary.typ").write_text(_typst_markup(tree.select_one(".summary")), encoding="utf-8")
+        Path(folder, "report.typ").write_bytes((TEMPLATES / "report.typ").read_bytes())
+        data = {name: title.get(name, "") for name in ("title", "subtitle")}
+        data["author"] = title.get("author", "vitlab")
+        data["facts"] = [[str(label), str(value)] for label, value in title["facts"]]
+        inputs = {"report": json.dumps(data)}
+        return typst.compile(Path(folder, "report.typ"), root=folder, ignore_system_fonts=True, sys_inputs=inputs)
 
 
-def _typst(tag: Tag) -> str:
-    """Typst markup of an element. Symbols that typst renamed after pandoc learnt them get their new names."""
+def _typst_markup(tag: Tag) -> str:
+    """An element in typst's language, with what pandoc gets wrong in formulas put right."""
     options = ["--wrap=none", "--syntax-highlighting=none"]
-    body = pypandoc.convert_text(str(tag), "typst", "html-native_divs-native_spans", extra_args=options)
-    return "#let sect = sym.inter\n" + re.sub(r"\b(dot|minus|times)\.circle\b", r"\1.o", body)
+    markup = pypandoc.convert_text(str(tag), "typst", "html-native_divs-native_spans", extra_args=options)
+
+    def mend(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[0]  # code, where a dollar is a dollar
+        formula = match[0].replace("#h(0em)", "thick").replace("#h(-1em)", "#h(-0.167em)")  # \; \! rounded
+        formula = re.sub(r"\b(dot|minus|times)\.circle\b", r"\1.o", formula)  # names that typst has changed
+        formula = re.sub(r"\bsect\b", "inter", formula)
+        return re.sub(r'(?<!\()"([\w ]+)"', r'op("\1")', formula)  # named operators, spaced as such
+
+    return re.sub(r"(`+).*?\1|(?<!\\)\$[^$]+\$", mend, markup, flags=re.DOTALL)

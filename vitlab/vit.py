@@ -3,6 +3,8 @@
 Shapes: B images, N patches, T tokens (N, plus the class token if there is one), D = dim, H = heads.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,7 @@ class ConvEmbed(nn.Module):
         halvings = patch_size.bit_length() - 1
         widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.GELU(), nn.Conv2d(before, after, 3, stride=2, padding=1)]
         self.layers = nn.Sequential(*layers)
 

@@ -1,0 +1,221 @@
+"""What a model costs: parameters, multiply-adds from the formula and by counting, time, memory, file size.
+
+MACs are multiply-accumulates of matrix products and convolutions; FLOPs = 2 × MACs. Norms, softmax, activations and
+additions are left out everywhere, as is usual: they are below 1 % of the operations at these sizes.
+"""
+
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.config import RunConfig
+from vitlab.dynamic_vit import NUM_STAGES, DynamicViT
+from vitlab.linear_vit import LinearAttention, LinformerAttention
+from vitlab.models import build_model
+from vitlab.vit import Attention
+
+
+def attention_macs(model: str, tokens: int, dim: int, heads: int, linformer_k: int) -> int:
+    """MACs of one attention between its projections: the part that differs between the variants."""
+    if model == "linear_vit":  # φ(K)ᵀV, φ(Q)(…), φ(Q)Σφ(K)
+        return 2 * tokens * dim * (dim // heads) + tokens * dim
+    if model == "linformer_vit":  # E K, F V, Q(EK)ᵀ, (…)(FV)
+        return 4 * tokens * linformer_k * dim
+    return 2 * tokens**2 * dim  # Q Kᵀ and (…)V
+
+
+def formula_macs(config: RunConfig, num_classes: int, channels: int) -> dict[str, int]:
+    """MACs of one image in inference, by component; the sum is the model's."""
+    n, dim, extra = config.num_tokens, config.dim, int(config.pool == "cls")
+    patches = [n] * config.depth  # patches that each block sees
+    predictors = 0
+    if config.model == "dynamic_vit":
+        for stage in range(NUM_STAGES):
+            first = config.depth * (stage + 1) // (NUM_STAGES + 1)
+            predictors += patches[first] * _predictor_macs(dim)
+            left = max(1, int(config.keep_ratio ** (stage + 1) * n))
+            patches[first:] = [left] * (config.depth - first)
+    tokens = [left + extra for left in patches]
+    hidden = int(dim * config.mlp_ratio)
+    return {
+        "tokenizer": _tokenizer_macs(config, channels),
+        "projections": sum(4 * t * dim * dim for t in tokens),
+        "attention": sum(attention_macs(config.model, t, dim, config.heads, config.linformer_k) for t in tokens),
+        "mlp": sum(2 * t * dim * hidden for t in tokens),
+        "predictors": predictors,
+        "head": dim * num_classes,
+    }
+
+
+def _predictor_macs(dim: int) -> int:
+    """Of one token: dim→dim, dim→dim/2, dim/2→dim/4, dim/4→2."""
+    return dim * dim + dim * (dim // 2) + (dim // 2) * (dim // 4) + (dim // 4) * 2
+
+
+def _tokenizer_macs(config: RunConfig, channels: int) -> int:
+    if config.tokenizer == "patch":
+        return config.num_tokens * channels * config.patch_size**2 * config.dim
+    halvings = config.patch_size.bit_length() - 1
+    widths = [channels] + [max(config.dim >> (halvings - i), 8) for i in range(halvings)] + [config.dim]
+    sides = [config.image_size] + [config.image_size >> i for i in range(1, halvings + 1)]
+    return sum(9 * a * b * s * s for (a, b), s in zip(pairwise(widths), sides, strict=True))
+
+
+@torch.inference_mode()
+def counted_macs(model: nn.Module, images: Tensor) -> int:
+    """MACs of one image, counted by torch while the modules run on a batch.
+
+    The trace makes softmax attention take the explicit product: torch's counter sees nothing of the fused kernel on
+    a CPU.
+    """
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(images, {})
+    return round(counter.get_total_flops() / 2 / len(images))
+
+
+def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
+    """MACs of one image as ptflops reports them: its hooks see the modules, not the attention's own products."""
+    from ptflops import get_model_complexity_info
+
+    macs, _ = get_model_complexity_info(
+        model.eval(), shape, as_strings=False, print_per_layer_stat=False, backend="pytorch", verbose=False
+    )
+    return int(macs)
+
+
+def seconds(work: Callable[[], object], at_least: float = 0.4, repeats: int = 5) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of `work`'s wall time in seconds, after warming up for two calls."""
+    work(), work()
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < at_least:
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    low, middle, high = statistics.quantiles(times, n=4)
+    return middle, low, high
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Bytes that `work` allocates at its peak beyond what was allocated before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return int(max(np.cumsum(changes), default=0))
+
+
+def file_bytes(model: nn.Module) -> int:
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return buffer.tell()
+
+
+@torch.inference_mode()
+def measure(config: RunConfig, num_classes: int = 10, channels: int = 3, batch: int = 64, model: nn.Module | None = None) -> dict:
+    """Cost of a configured model in float32 inference: a row of chapter 05's table. Fresh weights cost what trained ones do."""
+    model = (model or build_model(config, num_classes, channels)).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = (channels, config.image_size, config.image_size)
+    images = torch.randn(batch, *shape)
+    counted, hooked = counted_macs(model, images[:2]), ptflops_macs(model, shape)
+    model, images = model.to(device), images.to(device)
+    one, low, high = seconds(lambda: model(images[:1]))
+    many, slow, fast = seconds(lambda: model(images))
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "macs": sum(formula_macs(config, num_classes, channels).values()),
+        "macs_counted": counted,
+        "macs_ptflops": hooked,
+        "latency_ms": one * 1e3,
+        "latency_quartiles_ms": [low * 1e3, high * 1e3],
+        "images_per_second": batch / many,
+        "images_per_second_quartiles": [batch / fast, batch / slow],
+        "batch": batch,
+        "peak_mib": peak_memory(lambda: model(images)) / 2**20,
+        "file_mib": file_bytes(model) / 2**20,
+    }
+
+
+@torch.inference_mode()
+def growth(dim: int, heads: int, token_counts: list[int], linformer_k: int) -> pd.DataFrame:
+    """One attention layer at batch 1, a row for each kind and number of tokens: MACs, seconds, bytes at the peak."""
+    kinds = {
+        "softmax": ("vit", Attention, {}),
+        "kernelised": ("linear_vit", LinearAttention, {}),
+        "Linformer": ("linformer_vit", LinformerAttention, {"linformer_k": linformer_k}),
+    }
+    rows = []
+    for tokens in token_counts:
+        inputs = torch.randn(1, tokens, dim)
+        for kind, (name, cls, options) in kinds.items():
+            layer = cls(dim, heads, tokens, **options).eval()
+            median, low, high = seconds(lambda layer=layer, inputs=inputs: layer(inputs))
+            rows.append(
+                {
+                    "attention": kind,
+                    "tokens": tokens,
+                    "macs": 4 * tokens * dim**2 + attention_macs(name, tokens, dim, heads, linformer_k),
+                    "seconds": median,
+                    "low": low,
+                    "high": high,
+                    "bytes": peak_memory(lambda layer=layer, inputs=inputs: layer(inputs)),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def exponent(tokens: pd.Series, values: pd.Series) -> float:
+    """Slope of log values over log tokens: 1 grows linearly, 2 quadratically."""
+    return float(np.polyfit(np.log(tokens), np.log(values), 1)[0])
+
+
+def crossover(frame: pd.DataFrame, kind: str) -> float:
+    """Tokens from which `kind` is faster than softmax for good, interpolated on logarithmic axes; inf if it never is."""
+    times = frame.pivot(index="tokens", columns="attention", values="seconds")
+    gap = np.log(times[kind] / times["softmax"])
+    slower = np.flatnonzero(gap > 0)
+    if len(slower) == 0:
+        return float(times.index[0])
+    last = slower[-1]
+    if last == len(gap) - 1:
+        return math.inf
+    at = gap.iloc[last] / (gap.iloc[last] - gap.iloc[last + 1])
+    logs = np.log(times.index[last : last + 2].to_numpy())
+    return float(np.exp(logs[0] + at * (logs[1] - logs[0])))
+
+
+@torch.inference_mode()
+def by_keep_ratio(model: DynamicViT, config: RunConfig, images: Tensor, ratios: list[float], num_classes: int) -> pd.DataFrame:
+    """The same DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
+    trained_at = model.keep_ratio
+    rows = []
+    for ratio in ratios:
+        model.keep_ratio = ratio
+        at_ratio = config.but(keep_ratio=ratio)
+        many = seconds(lambda: model(images))[0]
+        rows.append(
+            {
+                "keep_ratio": ratio,
+                "macs": sum(formula_macs(at_ratio, num_classes, images.shape[1]).values()),
+                "latency_ms": seconds(lambda: model(images[:1]))[0] * 1e3,
+                "images_per_second": len(images) / many,
+            }
+        )
+    model.keep_ratio = trained_at
+    return pd.DataFrame(rows)

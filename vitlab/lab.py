@@ -1,0 +1,212 @@
+"""The lab as a whole: which runs each chapter makes, where they lie, and the tables that several chapters read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from vitlab import complexity, metrics
+from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute, from_notebook
+from vitlab.data import Data, Source, load_source, split
+from vitlab.files import writing
+from vitlab.models import build_model
+from vitlab.runs import Run, environment
+from vitlab.train import fit
+
+NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+REMEDIES = get_args(Remedy)
+BALANCED = "balanced"  # the study's upper reference: no imbalance, no remedy
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Parameters and data of one lab; the same parameters find the same runs, whichever chapter asks."""
+
+    params: LabConfig
+    source: Source
+
+    @classmethod
+    def open(cls, namespace: dict[str, Any]) -> "Lab":
+        """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
+        return cls.of(from_notebook(namespace))
+
+    @classmethod
+    def of(cls, params: LabConfig) -> "Lab":
+        return cls(params, load_source(params))
+
+    @cached_property
+    def runs_dir(self) -> Path:
+        """Parameter runs_dir, or the environment's VITLAB_RUNS, with which tests keep away from real runs."""
+        return Path(os.environ.get("VITLAB_RUNS") or absolute(self.params.runs_dir))
+
+    @cached_property
+    def data(self) -> Data:
+        """The balanced data that chapters 02 to 06 share."""
+        return self.data_of(self.params.run())
+
+    def data_of(self, config: RunConfig) -> Data:
+        return split(self.source, config)
+
+    @cached_property
+    def plan(self) -> dict[str, dict[str, RunConfig]]:
+        """Chapter -> name -> configuration of every run but the study's. Only what a name says differs."""
+        p = self.params
+        vit = p.run(model="vit")
+        longer = {
+            "init_from": self.run_of(vit).path.name,
+            "epochs": p.fine_tune_epochs,
+            "lr": p.fine_tune_lr,
+            "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
+        }
+        other = "conv" if p.tokenizer == "patch" else "patch"
+        return {
+            "02": {"ViT": vit, f"ViT, {other} tokenizer": vit.but(tokenizer=other)},
+            "03": {"ViT, trained on": vit.but(**longer), "DynamicViT": vit.but(model="dynamic_vit", **longer)},
+            "04": {"Linear ViT": vit.but(model="linear_vit"), "Linformer ViT": vit.but(model="linformer_vit")},
+        }
+
+    @cached_property
+    def study(self) -> dict[tuple[str, int], RunConfig]:
+        """(remedy or BALANCED, seed) -> configuration of the imbalance study; all take the same number of steps."""
+        p = self.params
+        shaped = {"imbalance": p.imbalance}
+        size = len(self.data_of(p.run(**shaped)).train)
+        steps = p.study_epochs * max(1, size // min(p.batch_size, size))
+        configs = {}
+        for seed in range(p.seed, p.seed + p.study_seeds):
+            if p.imbalance != "none":  # a folder that comes imbalanced has no balanced twin
+                configs[BALANCED, seed] = p.run(seed=seed, steps=steps)
+            for remedy in REMEDIES:
+                configs[remedy, seed] = p.run(remedy=remedy, seed=seed, steps=steps, **shaped)
+        return configs
+
+    @property
+    def names(self) -> list[str]:
+        return [name for chapter in self.plan.values() for name in chapter]
+
+    def config(self, name: str) -> RunConfig:
+        return next(runs[name] for runs in self.plan.values() if name in runs)
+
+    def run_of(self, config: RunConfig) -> Run:
+        return Run.of(self.runs_dir, config, self.source.digest)
+
+    def train(self, config: RunConfig) -> Run:
+        """The run of this configuration: loaded if it is complete, else trained or continued."""
+        teacher = self.load("ViT") if config.init_from else None
+        return fit(self.run_of(config), config, self.data_of(config), self.source.digest, teacher)
+
+    def load(self, name: str) -> Run:
+        """A complete run by name; LabError says which notebook makes it."""
+        run = self.run_of(self.config(name))
+        if not run.complete:
+            chapter = next(chapter for chapter, runs in self.plan.items() if name in runs)
+            raise LabError(f"the run {name!r} of these parameters is not in {self.runs_dir}: {_make(chapter)}")
+        return run
+
+    def load_study(self) -> dict[tuple[str, int], Run]:
+        runs = {key: self.run_of(config) for key, config in self.study.items()}
+        if not all(run.complete for run in runs.values()):
+            raise LabError(f"the imbalance study of these parameters is not in {self.runs_dir}: {_make('01')}")
+        return runs
+
+    def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
+        """A measurement kept as a file: taken once for a key and this machine, then read. Without `measure` only read."""
+        machine = environment()
+        about = {"what": what, "key": key, "machine": {k: machine[k] for k in ("device", "threads", "versions")}}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
+        path = self.runs_dir / "complexity" / f"{what}-{digest}.json"
+        if not path.exists():
+            if measure is None:
+                raise LabError(f"{what} has not been measured in {self.runs_dir}: {_make('05')}")
+            result = measure()
+            with writing(path) as temporary:
+                temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n")
+        return json.loads(path.read_text())["result"]
+
+    def cost(self, config: RunConfig, num_classes: int, channels: int, only_read: bool = False) -> dict[str, Any]:
+        """`complexity.measure` of a configuration, kept as a file; equal shapes share it."""
+        names = ("model", "image_size", "patch_size", "dim", "depth", "heads", "mlp_ratio", "tokenizer", "pool")
+        key = {name: getattr(config, name) for name in (*names, "keep_ratio", "linformer_k")}
+        key |= {"num_classes": num_classes, "channels": channels}
+        return self.measured("model", key, None if only_read else lambda: complexity.measure(config, num_classes, channels))
+
+    def results(self) -> pd.DataFrame:
+        """A row for each run of chapters 02 to 04: what it scores and what it costs. Reads files alone."""
+        rows = []
+        for name in self.names:
+            run, config = self.load(name), self.config(name)
+            summary, test = run.summary, run.summary["test"]
+            cost = self.cost(config, len(self.source.classes), self.data.train.images.shape[1], only_read=True)
+            rows.append(
+                {
+                    "model": name,
+                    "accuracy": test["accuracy"],
+                    "accuracy_low": test["interval"][0],
+                    "accuracy_high": test["interval"][1],
+                    "macro_f1": test["f1"]["macro"],
+                    "calibration_error": test["calibration_error"],
+                    "parameters": cost["parameters"],
+                    "macs": cost["macs"],
+                    "latency_ms": cost["latency_ms"],
+                    "images_per_second": cost["images_per_second"],
+                    "training_seconds": summary["seconds"],
+                    "epochs": summary["epochs"],
+                    "epoch_chosen": summary["epoch"],
+                    "test_images": test["n"],
+                    "seed": config.seed,
+                    "run": run.path.name,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def study_scores(self) -> pd.DataFrame:
+        """A row for each run of the study: remedy, seed, accuracy, macro F1, recall of the rarest and commonest classes."""
+        rows = []
+        for (remedy, seed), run in self.load_study().items():
+            test = run.summary["test"]
+            recall = pd.Series(test["per_class"]["recall"])
+            order = self.study_counts.argsort(descending=True, stable=True).tolist()
+            rows.append(
+                {
+                    "remedy": remedy,
+                    "seed": seed,
+                    "accuracy": test["accuracy"],
+                    "macro_f1": test["f1"]["macro"],
+                    "recall_common": recall[order[:3]].mean(),
+                    "recall_rare": recall[order[-3:]].mean(),
+                    "calibration_error": test["calibration_error"],
+                    "run": run.path.name,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def study_counts(self):
+        """(classes,) training images of each class in the study."""
+        return self.data_of(self.study["none", self.params.seed]).counts
+
+    def compare(self, a: str, b: str) -> dict[str, Any]:
+        """Two runs on the same test images: difference of accuracy (b − a) and the exact McNemar test."""
+        logits_a, labels = self.load(a).predictions
+        logits_b, _ = self.load(b).predictions
+        difference = float((logits_b.argmax(1) == labels).mean() - (logits_a.argmax(1) == labels).mean())
+        return {"difference": difference, **metrics.mcnemar(logits_a, logits_b, labels)}
+
+
+def check(params: LabConfig) -> Lab:
+    """Load the data and build every model of the lab once: a wrong parameter shows before any work starts."""
+    lab = Lab.of(params)
+    for name in lab.names:
+        build_model(lab.config(name), len(lab.source.classes), lab.source.train.images.shape[1])
+    return lab
+
+
+def _make(chapter: str) -> str:
+    notebook = NOTEBOOKS[chapter].relative_to(ROOT)
+    return f"run {notebook} first, in JupyterLab or with `papermill {notebook} out.ipynb` and the same parameters"

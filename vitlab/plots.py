@@ -1,0 +1,345 @@
+"""One function a figure. Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor
+
+WIDTH = 7.2  # inches: the text width of the report
+PALETTE = sns.color_palette("colorblind")
+MARKERS = "osD^vPX*"  # so that lines differ in grey print as well
+
+
+def use_theme() -> None:
+    """Set the look of all figures of this process: one family, colours that colour-blind readers can tell apart."""
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette=PALETTE,
+        rc={"axes.grid": True, "grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9},
+    )
+
+
+def _canvas(rows: int = 1, columns: int = 1, height: float = 2.6, **options) -> tuple[Figure, np.ndarray]:
+    use_theme()
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
+    return figure, axes
+
+
+def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = 8) -> None:
+    """Draw a uint8 (C, S, S) image without axes."""
+    pixels = image.permute(1, 2, 0).numpy()
+    axis.imshow(pixels.squeeze() if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+    axis.set_title(title, fontsize=size)
+    axis.set_axis_off()
+
+
+# ---------------------------------------------------------------- 01 data and imbalance
+
+
+def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
+    """Bars of images per class, one group of bars a data set: name -> (C,) counts."""
+    figure, [[axis]] = _canvas(height=2.7)
+    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=list(classes))
+    frame.plot.bar(ax=axis, width=0.8, color=PALETTE[: len(counts)], edgecolor="white")
+    few = len(frame.columns) * len(frame) <= 20
+    for container in axis.containers if few else []:
+        axis.bar_label(container, fontsize=6, padding=1)
+    axis.set(xlabel="class", ylabel="training images")
+    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+    axis.grid(visible=False, axis="x")
+    axis.legend(frameon=False)
+    return figure
+
+
+def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
+    """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
+    shown = classes[:10]
+    figure, axes = _canvas(len(shown), columns, height=0.62 * len(shown))
+    for k, row in enumerate(axes):
+        members = images[labels == k][:columns]
+        for axis in row:
+            axis.set_axis_off()
+        for axis, image in zip(row, members, strict=False):
+            _picture(axis, image)
+        row[0].text(-0.15, 0.5, shown[k], transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
+    """A row of (N, C, S, S) uint8 originals above a row for each augmentation: name -> images."""
+    rows = {"original": original} | variants
+    figure, axes = _canvas(len(rows), len(original), height=0.8 * len(rows))
+    for (name, images), row in zip(rows.items(), axes, strict=True):
+        for axis, image in zip(row, images, strict=True):
+            _picture(axis, image)
+        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+    return figure
+
+
+def class_shares(shares: dict[str, Tensor], classes: tuple[str, ...], ylabel: str) -> Figure:
+    """Lines over the classes, one for each name -> (C,) values; a logarithmic axis."""
+    figure, [[axis]] = _canvas(height=2.6)
+    for (name, values), marker in zip(shares.items(), MARKERS, strict=False):
+        axis.plot(classes, values.numpy(), marker=marker, markersize=4, label=name)
+    axis.set(xlabel="class, commonest first", ylabel=ylabel, yscale="log")
+    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+    axis.legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+def remedy_scores(frame: pd.DataFrame) -> Figure:
+    """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean."""
+    columns = {"macro_f1": "macro F1", "recall_common": "recall, 3 commonest", "recall_rare": "recall, 3 rarest"}
+    figure, [axes] = _canvas(1, 3, height=2.6, sharey=True)
+    order = list(dict.fromkeys(frame["remedy"]))
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
+        means = frame.groupby("remedy")[column].mean()
+        places = frame["remedy"].map(order.index)
+        axis.scatter(frame[column], places, s=14, color=PALETTE[0], alpha=0.6, label="one seed")
+        axis.scatter([means[name] for name in order], range(len(order)), marker="|", s=140, color="black", label="mean")
+        axis.set(xlabel=label)
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
+    axes[0].invert_yaxis()
+    axes[0].legend(frameon=False, fontsize=7, loc="lower left")
+    return figure
+
+
+def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...], xlabel: str = "class") -> Figure:
+    """Recall of each class, a line for each name -> (C,) recall."""
+    figure, [[axis]] = _canvas(height=2.6)
+    for (name, values), marker in zip(recalls.items(), MARKERS, strict=False):
+        axis.plot(classes, values, marker=marker, markersize=4, label=name.replace("_", " "))
+    axis.set(xlabel=xlabel, ylabel="test recall")
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+    axis.legend(frameon=False, fontsize=7, ncols=2)
+    return figure
+
+
+# ---------------------------------------------------------------- 02 ViT
+
+
+def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
+    """One uint8 (C, S, S) image, and the N patches it is cut into in the order of the tokens."""
+    size = image.shape[-1] // patch_size
+    cut = image.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)  # (C, size, size, P, P)
+    cut = cut.flatten(1, 2).transpose(0, 1)  # (N, C, P, P)
+    per_row = min(16, len(cut))
+    rows = -(-len(cut) // per_row)
+    figure = plt.figure(figsize=(WIDTH, max(1.6, 0.42 * rows + 0.2)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 3.6])
+    whole = left.subplots()
+    _picture(whole, image, "image")
+    for place in range(1, size):
+        whole.axhline(place * patch_size - 0.5, color=PALETTE[1], linewidth=0.6)
+        whole.axvline(place * patch_size - 0.5, color=PALETTE[1], linewidth=0.6)
+    for axis, i in zip(right.subplots(rows, per_row).flat, range(rows * per_row), strict=True):
+        axis.set_axis_off()
+        if i < len(cut):
+            _picture(axis, cut[i], str(i + 1), size=5)
+    return figure
+
+
+def position_similarity(positions: Tensor, grid: int) -> Figure:
+    """Cosine similarity of each patch's position embedding (N, D) to all others, a small map a patch."""
+    unit = positions / positions.norm(dim=-1, keepdim=True)
+    maps = (unit @ unit.T).view(grid, grid, grid, grid).numpy()
+    step = max(1, grid // 4)  # more than 4×4 maps are too small to read
+    picks = range(step // 2, grid, step)
+    figure, axes = _canvas(len(picks), len(picks), height=4.2)
+    for row, i in zip(axes, picks, strict=True):
+        for axis, j in zip(row, picks, strict=True):
+            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap="RdBu_r")
+            axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=7)
+            axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.7)
+    return figure
+
+
+def training_curves(histories: dict[str, pd.DataFrame], chosen: dict[str, int]) -> Figure:
+    """Training loss and validation accuracy by epoch; a ring marks the epoch whose weights were kept."""
+    figure, [[loss, accuracy]] = _canvas(1, 2, height=2.6)
+    for (name, history), marker in zip(histories.items(), MARKERS, strict=False):
+        every = max(1, len(history) // 8)
+        style = {"marker": marker, "markevery": every, "markersize": 4, "linewidth": 1.2}
+        loss.plot(history["epoch"], history["cls"], label=name, **style)
+        if "val_accuracy" in history:
+            [line] = accuracy.plot(history["epoch"], history["val_accuracy"], **style)
+            row = history[history["epoch"] == chosen[name]]
+            accuracy.plot(row["epoch"], row["val_accuracy"], "o", markersize=9, fillstyle="none", color=line.get_color())
+    loss.set(xlabel="epoch", ylabel="training cross-entropy")
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    loss.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
+    """Confusion matrix (C, C), rows = truth: colour is the share of the row, numbers are counts."""
+    figure, [[axis]] = _canvas(height=4.2)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    sns.heatmap(
+        shares,
+        annot=matrix if len(classes) <= 20 else None,
+        fmt="d",
+        cmap="Blues",
+        vmin=0,
+        vmax=1,
+        square=True,
+        ax=axis,
+        xticklabels=classes,
+        yticklabels=classes,
+        annot_kws={"fontsize": 7},
+        cbar_kws={"label": "share of the true class", "shrink": 0.8},
+    )
+    axis.set(xlabel="predicted class", ylabel="true class")
+    return figure
+
+
+def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
+    """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
+    figure, axes = _canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
+    for i, row in enumerate(axes):
+        _picture(row[0], images[i], titles[i])
+        for axis, values, name in zip(
+            row[1:], [rolled[i], *heads[i]], ["rollout", *(f"head {h + 1}" for h in range(heads.shape[1]))], strict=True
+        ):
+            _picture(axis, images[i], name if i == 0 else "")
+            over = torch.nn.functional.interpolate(values[None, None], size=images.shape[-1], mode="nearest")[0, 0]
+            axis.imshow(over, cmap="magma", alpha=0.75)
+    return figure
+
+
+def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: list[float]) -> Figure:
+    """Up to twelve wrongly classified images (M, C, S, S) with truth, answer and confidence."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    figure, axes = _canvas(rows, columns, height=1.75 * rows)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
+        _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure", size=7)
+    return figure
+
+
+# ---------------------------------------------------------------- 03 DynamicViT
+
+
+def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
+    """Images (M, C, S, S) and what is left after each stage: kept is a list of (M, n) patch indices; dropped is white."""
+    figure, axes = _canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
+    scale = images.shape[-1] // grid
+    for i, title in enumerate(titles):
+        _picture(axes[0, i], images[i], title, size=7)
+        for stage, index in enumerate(kept):
+            mask = torch.zeros(grid * grid, dtype=torch.bool)
+            mask[index[i]] = True
+            mask = mask.view(grid, grid).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+            _picture(axes[stage + 1, i], torch.where(mask, images[i], 255))
+            axes[stage + 1, i].patch.set_edgecolor("0.7")
+    names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
+    for row, name in zip(axes, names, strict=True):
+        row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
+    return figure
+
+
+def keep_ratio_curve(frame: pd.DataFrame, teacher: float, trained_at: float) -> Figure:
+    """Accuracy and throughput over the keep ratio at inference; columns keep_ratio, accuracy, low, high, images_per_second."""
+    figure, [[accuracy, speed]] = _canvas(1, 2, height=2.6)
+    bars = [frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]]
+    accuracy.errorbar(frame["keep_ratio"], frame["accuracy"], yerr=bars, marker="o", capsize=2, label="DynamicViT")
+    accuracy.axhline(teacher, color="black", linestyle="--", linewidth=1, label="its teacher")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracy.set(xlabel="keep ratio ρ", ylabel="test accuracy")
+    speed.plot(frame["keep_ratio"], frame["images_per_second"], marker="s", color=PALETTE[1])
+    speed.set(xlabel="keep ratio ρ", ylabel="images per second", ylim=(0, None))
+    for axis in (accuracy, speed):
+        axis.axvline(trained_at, color="0.6", linestyle=":", label="trained at")
+    accuracy.legend(frameon=False, fontsize=7)
+    return figure
+
+
+# ---------------------------------------------------------------- 04 and 05 cost
+
+
+def attention_matrices(weights: dict[str, Tensor]) -> Figure:
+    """Maps of the attention that each query token (row) pays to each key token (column): name -> (T, T)."""
+    figure, [axes] = _canvas(1, len(weights), height=2.7)
+    for axis, (name, matrix) in zip(axes, weights.items(), strict=True):
+        shown = axis.imshow(matrix, cmap="magma", vmin=0)
+        axis.set(title=name, xlabel="key token", ylabel="query token")
+        axis.grid(visible=False)
+        figure.colorbar(shown, ax=axis, shrink=0.75, label="weight")
+    return figure
+
+
+def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
+    """Stacked bars of MACs: model -> component -> MACs."""
+    figure, [[axis]] = _canvas(height=0.34 * len(rows) + 1.1)
+    frame = pd.DataFrame(rows).T / 1e6
+    frame.loc[::-1, frame.sum() > 0].plot.barh(stacked=True, ax=axis, width=0.75, color=sns.color_palette("colorblind"))
+    axis.set(xlabel="million MACs per image", ylabel="")
+    axis.grid(visible=False, axis="y")
+    axis.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0))
+    return figure
+
+
+def growth(frame: pd.DataFrame) -> Figure:
+    """MACs, time and memory of one attention layer over the number of tokens; columns as `complexity.growth` makes them."""
+    figure, [axes] = _canvas(1, 3, height=2.7)
+    for (kind, rows), marker in zip(frame.groupby("attention", sort=False), MARKERS, strict=False):
+        for axis, values in zip(axes, (rows["macs"] / 1e6, rows["seconds"] * 1e3, rows["bytes"] / 2**20), strict=True):
+            axis.loglog(rows["tokens"], values, marker=marker, markersize=4, label=kind)
+    for axis, label in zip(axes, ("million MACs", "milliseconds", "MiB at the peak"), strict=True):
+        axis.set(xlabel="tokens", ylabel=label)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
+    """MACs, latency and throughput over the keep ratio, each relative to keep ratio 1."""
+    figure, [[axis]] = _canvas(height=2.6)
+    whole = frame.loc[frame["keep_ratio"].idxmax()]
+    columns = {"macs": "MACs", "latency_ms": "latency, batch 1", "images_per_second": "throughput"}
+    for (column, label), marker in zip(columns.items(), MARKERS, strict=False):
+        axis.plot(frame["keep_ratio"], frame[column] / whole[column], marker=marker, label=label)
+    axis.axhline(1, color="0.5", linewidth=0.8)
+    axis.set(xlabel="keep ratio ρ", ylabel="relative to ρ = 1")
+    axis.legend(frameon=False)
+    return figure
+
+
+# ---------------------------------------------------------------- 06 comparison
+
+
+def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
+    """Test accuracy with its 95 % interval over MACs, latency and training time; a point a model."""
+    figure, [axes] = _canvas(1, 3, height=3.1, sharey=True)
+    costs = (("macs", 1e6, "million MACs"), ("latency_ms", 1, "latency, batch 1 (ms)"), ("training_seconds", 60, "training (minutes)"))
+    for axis, (column, unit, label) in zip(axes, costs, strict=True):
+        for (_, row), marker, colour in zip(frame.iterrows(), MARKERS, PALETTE, strict=False):
+            bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
+            axis.errorbar(row[column] / unit, row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"])
+        axis.set(xlabel=label, xlim=(0, None))
+        axis.margins(x=0.15)
+    axes[0].set_ylabel("test accuracy")
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    return figure
+
+
+def recall_map(recalls: pd.DataFrame) -> Figure:
+    """Recall of each class (columns) by each model (rows), as a labelled map."""
+    figure, [[axis]] = _canvas(height=0.36 * len(recalls) + 1.2)
+    sns.heatmap(
+        recalls * 100, annot=recalls.shape[1] <= 20, fmt=".0f", cmap="viridis", ax=axis, annot_kws={"fontsize": 7}, cbar_kws={"label": "recall (%)"}
+    )
+    axis.set(xlabel="class", ylabel="")
+    return figure
