@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.config import RunConfig
-from vitlab.dynamic_vit import NUM_STAGES, DynamicViT
+from vitlab.dynamic_vit import NUM_STAGES
 from vitlab.linear_vit import LinearAttention, LinformerAttention
 from vitlab.models import build_model
 from vitlab.vit import Attention
@@ -201,21 +201,20 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
 
 
 @torch.inference_mode()
-def by_keep_ratio(model: DynamicViT, config: RunConfig, images: Tensor, ratios: list[float], num_classes: int) -> pd.DataFrame:
-    """The same DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
-    trained_at = model.keep_ratio
+def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int, batch: int = 64) -> pd.DataFrame:
+    """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(config, num_classes, channels).eval().to(device)
+    images = torch.randn(batch, channels, config.image_size, config.image_size, device=device)
     rows = []
     for ratio in ratios:
         model.keep_ratio = ratio
-        at_ratio = config.but(keep_ratio=ratio)
-        many = seconds(lambda: model(images))[0]
         rows.append(
             {
                 "keep_ratio": ratio,
-                "macs": sum(formula_macs(at_ratio, num_classes, images.shape[1]).values()),
+                "macs": sum(formula_macs(config.but(keep_ratio=ratio), num_classes, channels).values()),
                 "latency_ms": seconds(lambda: model(images[:1]))[0] * 1e3,
-                "images_per_second": len(images) / many,
+                "images_per_second": batch / seconds(lambda: model(images))[0],
             }
         )
-    model.keep_ratio = trained_at
     return pd.DataFrame(rows)

@@ -15,7 +15,7 @@ from vitlab import complexity, metrics
 from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute, from_notebook
 from vitlab.data import Data, Source, load_source, split
 from vitlab.files import writing
-from vitlab.models import build_model
+from vitlab.models import OPTIONS, build_model
 from vitlab.runs import Run, environment
 from vitlab.train import fit
 
@@ -129,12 +129,27 @@ class Lab:
                 temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n")
         return json.loads(path.read_text())["result"]
 
-    def cost(self, config: RunConfig, num_classes: int, channels: int, only_read: bool = False) -> dict[str, Any]:
-        """`complexity.measure` of a configuration, kept as a file; equal shapes share it."""
-        names = ("model", "image_size", "patch_size", "dim", "depth", "heads", "mlp_ratio", "tokenizer", "pool")
-        key = {name: getattr(config, name) for name in (*names, "keep_ratio", "linformer_k")}
-        key |= {"num_classes": num_classes, "channels": channels}
+    def cost(self, config: RunConfig, only_read: bool = False, num_classes: int = 0, channels: int = 0) -> dict[str, Any]:
+        """`complexity.measure` of a configuration, kept as a file; on this lab's data unless classes and channels are given."""
+        num_classes = num_classes or len(self.source.classes)
+        channels = channels or self.source.train.images.shape[1]
+        key = _shape(config) | {"num_classes": num_classes, "channels": channels}
         return self.measured("model", key, None if only_read else lambda: complexity.measure(config, num_classes, channels))
+
+    def macs(self, config: RunConfig) -> dict[str, int]:
+        """MACs of one image by component, on this lab's data."""
+        return complexity.formula_macs(config, len(self.source.classes), self.data.train.images.shape[1])
+
+    def keep_ratio_cost(self, config: RunConfig, ratios: tuple[float, ...], num_classes: int = 0, channels: int = 0) -> pd.DataFrame:
+        """Cost of a DynamicViT by keep ratio, kept as a file; on this lab's data unless classes and channels are given."""
+        num_classes = num_classes or len(self.source.classes)
+        channels = channels or self.source.train.images.shape[1]
+
+        def measure() -> list[dict]:
+            return complexity.by_keep_ratio(config, ratios, num_classes, channels).to_dict("records")
+
+        key = _shape(config) | {"ratios": ratios, "num_classes": num_classes, "channels": channels}
+        return pd.DataFrame(self.measured("keep_ratio", key, measure))
 
     def results(self) -> pd.DataFrame:
         """A row for each run of chapters 02 to 04: what it scores and what it costs. Reads files alone."""
@@ -142,7 +157,7 @@ class Lab:
         for name in self.names:
             run, config = self.load(name), self.config(name)
             summary, test = run.summary, run.summary["test"]
-            cost = self.cost(config, len(self.source.classes), self.data.train.images.shape[1], only_read=True)
+            cost = self.cost(config, only_read=True)
             rows.append(
                 {
                     "model": name,
@@ -205,6 +220,12 @@ def check(params: LabConfig) -> Lab:
     for name in lab.names:
         build_model(lab.config(name), len(lab.source.classes), lab.source.train.images.shape[1])
     return lab
+
+
+def _shape(config: RunConfig) -> dict[str, Any]:
+    """What of a configuration decides the cost of inference."""
+    names = ("model", "image_size", "dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool")
+    return {name: getattr(config, name) for name in (*names, *OPTIONS.get(config.model, ()))}
 
 
 def _make(chapter: str) -> str:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -75,3 +76,26 @@ def verdict(a: str, b: str, comparison: dict, level: float = 0.05) -> str:
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation over seeds; the deviation of a single value is nan."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def best_remedy(scores: dict[str, list[float]]) -> str:
+    """One sentence on the remedies: remedy -> macro F1 of each seed. A gain over `none` counts only beyond the spread."""
+    best = max((remedy for remedy in scores if remedy != "none"), key=lambda remedy: np.mean(scores[remedy]))
+    (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
+    figures = f"macro F1 {mean:.3f} against {base:.3f} without a remedy"
+    name = best.replace("_", " ")
+    if math.isnan(spread):
+        return f"The best remedy is **{name}**, {figures}; with one seed there is no spread to compare that with."
+    if mean - base > max(spread, base_spread):
+        return f"The best remedy is **{name}**: {figures}, a gain beyond the spread over seeds ({max(spread, base_spread):.3f})."
+    return f"No remedy gains more than the spread over seeds ({max(spread, base_spread):.3f}); the best is {name}, {figures}."
+
+
+def frontier(results: pd.DataFrame) -> str:
+    """One sentence naming the models that no other beats in accuracy at equal or fewer MACs."""
+    on_it = [
+        row.model
+        for row in results.sort_values("macs").itertuples()
+        if not ((results["macs"] <= row.macs) & (results["accuracy"] > row.accuracy)).any()
+    ]
+    return f"No other model is more accurate at the same or fewer multiply-adds than {', '.join(on_it)}."

@@ -1,7 +1,7 @@
 """Executed notebooks in, one HTML file that opens offline and one PDF out.
 
 nbconvert sets the cells as HTML, pandoc turns the formulas into MathML, and a few passes over the tree number
-the sections, align the tables and link the references. typst sets the PDF from that same tree, without the code.
+the sections, align the tables and link the references. typst sets the same tree, without the code, as PDF.
 """
 
 import base64
@@ -38,7 +38,7 @@ NUMERIC = re.compile(r"[-−+±]?\s?\d[\d.,\s]*(?:e[-+]?\d+)?\s?[\w%×µ/²]{0,1
 RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")
 CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!data:|#|['\"])", re.IGNORECASE)
 LOADING_ATTRIBUTES = ("src", "srcset", "href", "xlink:href", "poster", "data", "action", "background")
-SPACING_ACCENTS = {"\u0302": "ˆ", "\u0303": "˜", "\u0304": "¯", "\u0307": "˙"}  # their combining marks stand askew
+SPACING_ACCENTS = {"\u0302": "ˆ", "\u0303": "˜", "\u0304": "¯", "\u0307": "˙"}  # combining ones stand askew
 
 
 class PdfError(LabError):
@@ -46,14 +46,14 @@ class PdfError(LabError):
 
 
 def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: bool = True) -> list[Path]:
-    """Write `out_dir/report.html` and, if `pdf`, `out_dir/report.pdf` from executed notebooks; return the paths.
+    """Write `out_dir/report.html` and, if `pdf`, `out_dir/report.pdf` from executed notebooks; return both.
 
     `title` holds `title`, `subtitle`, `summary` (Markdown) and `facts`, the (label, value) pairs of the title
     page; optionally `parameters` as (name, value, help) for an appendix and `author` for the PDF's metadata.
 
-    Raises LabError for content that cannot be set: a failed notebook, a missing chapter number, a formula that
-    is no TeX, a figure without alternative text, anything to be loaded from elsewhere. Raises PdfError, once the
-    HTML is written, when only the PDF fails.
+    Raises LabError for content that cannot be set: a failed notebook, a chapter without number, a formula
+    that is no TeX, a figure without alternative text, anything loaded from outside. PdfError says that only the
+    PDF failed: the HTML is written by then.
     """
     html_path, pdf_path = out_dir / "report.html", out_dir / "report.pdf"
     notebook, chapters = merge(notebooks)
@@ -61,13 +61,12 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
         template_name="report",
         extra_template_basedirs=[str(TEMPLATES)],
         filters={"markdown2html": markdown_to_html},
-        config={"TagRemovePreprocessor": {"remove_cell_tags": ["remove_cell"]}},
     )
     content, _ = exporter.from_notebook_node(notebook, resources={"title": title})
     tree = BeautifulSoup(content, "html.parser")
     set_formulas(tree)
     contents = number_sections(tree)
-    size_images(tree)
+    complete_images(tree)
     align_tables(tree)
     link_references(tree, chapters)
     page = exporter.environment.get_template("page.html.j2")
@@ -101,8 +100,9 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
             cell.id = f"{first[1]}-{number}"  # cells of two notebooks may share an id
             for output in cell.get("outputs", []):
                 if output.output_type == "error":
-                    raise LabError(f"{path}: cell {number} failed ({output.ename}: {output.evalue}); run it again")
-        merged.cells += notebook.cells
+                    fault = f"{output.ename}: {output.evalue}"
+                    raise LabError(f"{path}: cell {number} failed ({fault}); run the notebook again")
+        merged.cells += [cell for cell in notebook.cells if "remove_cell" not in cell.metadata.get("tags", [])]
         merged.metadata = notebook.metadata
     return merged, chapters
 
@@ -163,9 +163,8 @@ def set_formulas(tree: BeautifulSoup) -> None:
 def math_font(tree: BeautifulSoup) -> str:
     """The glyphs of STIX Two Math that the formulas need, as base64 WOFF; its brackets keep stretching."""
     text = {*"".join(math.get_text() for math in tree.find_all("math")), *"√−ℎ"}  # drawn for msqrt, -, h
-    for code in range(0x1D434, 0x1D7CC):  # a browser draws <mi>x</mi> with the alphabet's italic letter
-        letter = chr(code)
-        if "MATHEMATICAL ITALIC" in unicodedata.name(letter, "") and unicodedata.normalize("NFKC", letter) in text:
+    for letter in map(chr, range(0x1D434, 0x1D7CC)):  # a browser draws <mi>x</mi> with the italic letter
+        if unicodedata.normalize("NFKC", letter) in text and "L ITALIC" in unicodedata.name(letter, ""):
             text.add(letter)
     options = subset.Options(flavor="woff", layout_features=["ssty", "dtls", "flac"])
     with as_file(files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf") as path:
@@ -202,11 +201,13 @@ def number_sections(tree: BeautifulSoup) -> list[dict[str, Any]]:
     return contents
 
 
-def size_images(tree: BeautifulSoup) -> None:
-    """Give each embedded PNG its height, so that the page does not move while it is being drawn."""
+def complete_images(tree: BeautifulSoup) -> None:
+    """Give figures a height, so that the page does not move while drawn, and the caption if they lack alt."""
     for image in tree.select("img[src^='data:image/png'][width]"):
         width, height = struct.unpack(">II", base64.b64decode(image["src"].partition(",")[2])[16:24])
         image["height"] = round(int(image["width"]) * height / width)
+    for figure in tree.select("figure:has(img[alt='']):has(figcaption)"):
+        figure.img["alt"] = figure.figcaption.get_text().strip()
 
 
 def align_tables(tree: BeautifulSoup) -> None:
@@ -266,7 +267,8 @@ def check(html: str) -> None:
     """LabError if the page loads anything, repeats an id, shows raw TeX or lacks alternative text."""
     tree = BeautifulSoup(html, "html.parser")
     ids = [tag["id"] for tag in tree.find_all(id=True)]
-    faults = [f"the id '{name}' is used twice (a figure or table number?)" for name in ids if ids.count(name) > 1]
+    twice = {name for name in ids if ids.count(name) > 1}
+    faults = [f"the id '{name}' occurs twice; give each figure its own number" for name in sorted(twice)]
     for tag in tree.find_all(True):
         for name in LOADING_ATTRIBUTES:
             value = tag.get(name)
@@ -287,7 +289,7 @@ def check(html: str) -> None:
 
 
 def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
-    """The PDF of the report's tree, without the code, in typst's own fonts so that it is the same everywhere."""
+    """The PDF of the report's tree, without the code, in the fonts that typst brings: the same everywhere."""
     import typst  # here, so that a platform without it still gets the HTML
 
     tree = BeautifulSoup(str(tree), "html.parser")
@@ -323,8 +325,8 @@ def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
         data = {name: title.get(name, "") for name in ("title", "subtitle")}
         data["author"] = title.get("author", "vitlab")
         data["facts"] = [[str(label), str(value)] for label, value in title["facts"]]
-        inputs = {"report": json.dumps(data)}
-        return typst.compile(Path(folder, "report.typ"), root=folder, ignore_system_fonts=True, sys_inputs=inputs)
+        main, inputs = Path(folder, "report.typ"), {"report": json.dumps(data)}
+        return typst.compile(main, root=folder, ignore_system_fonts=True, sys_inputs=inputs)
 
 
 def _typst_markup(tag: Tag) -> str:
