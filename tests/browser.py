@@ -10,14 +10,15 @@ import pytest
 def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "") -> dict[str, Any]:
     """Open an HTML file offline in a window `width` CSS px wide; skip the test where there is no browser.
 
-    `click` is a selector to click once. Returns `requests` (addresses asked for beyond the file itself, data:
-    URLs apart), `errors` (of the console and of scripts), `text` (all that is visible), `empty_images` (number
-    of images without size), `overflow` (CSS px by which the page is wider than the window) and `open_details`
-    (number of unfolded blocks in the text).
+    `click` is a selector to click once. Returns `requests` (addresses asked for besides the file; not data:),
+    `errors` (of the console and of scripts), `text` (all that is visible), `empty_images` (number of images
+    without size), `overflow` (CSS px by which the page is wider than the window), `open_details` (number of
+    unfolded blocks in the text).
     """
-    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser_path = next(filter(None, map(shutil.which, names)), None)
     if browser_path is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on PATH")
+        pytest.skip(f"none of {', '.join(names)} is on PATH")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     address = path.resolve().as_uri()
     requests: list[str] = []
@@ -38,7 +39,7 @@ def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str =
         result = page.evaluate(
             """() => ({
                 text: document.body.innerText,
-                empty_images: [...document.images].filter((image) => !(image.naturalWidth && image.width)).length,
+                empty_images: [...document.images].filter((i) => !i.naturalWidth || !i.width).length,
                 overflow: document.documentElement.scrollWidth - window.innerWidth,
                 open_details: document.querySelectorAll("main details[open]").length,
             })"""

@@ -6,6 +6,7 @@ additions are left out everywhere, as is usual: they are below 1 % of the operat
 
 import io
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from vitlab.dynamic_vit import NUM_STAGES
 from vitlab.linear_vit import LinearAttention, LinformerAttention
 from vitlab.models import build_model
 from vitlab.vit import Attention
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, prints two lines a use
 
 
 def attention_macs(model: str, tokens: int, dim: int, heads: int, linformer_k: int) -> int:
@@ -92,9 +95,9 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
-def seconds(work: Callable[[], object], at_least: float = 0.4, repeats: int = 5) -> tuple[float, float, float]:
-    """Median, lower and upper quartile of `work`'s wall time in seconds, after warming up for two calls."""
-    work(), work()
+def seconds(work: Callable[[], object], at_least: float = 0.3, repeats: int = 5) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
+    work()
     times: list[float] = []
     while len(times) < repeats or sum(times) < at_least:
         start = time.perf_counter()
@@ -127,7 +130,7 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(config: RunConfig, num_classes: int = 10, channels: int = 3, batch: int = 64, model: nn.Module | None = None) -> dict:
+def measure(config: RunConfig, num_classes: int = 10, channels: int = 3, batch: int = 16, model: nn.Module | None = None) -> dict:
     """Cost of a configured model in float32 inference: a row of chapter 05's table. Fresh weights cost what trained ones do."""
     model = (model or build_model(config, num_classes, channels)).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,7 +204,7 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
 
 
 @torch.inference_mode()
-def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int, batch: int = 64) -> pd.DataFrame:
+def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int, batch: int = 16) -> pd.DataFrame:
     """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(config, num_classes, channels).eval().to(device)

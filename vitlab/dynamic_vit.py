@@ -33,7 +33,8 @@ class Predictor(nn.Module):
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
         local, pooled = self.features(tokens).chunk(2, dim=-1)  # (B, N, D/2) each
         weight = keep[:, :, None].to(pooled.dtype)
-        pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        # a sampled decision may drop every token of an image
+        pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
         return F.log_softmax(self.score(torch.cat([local, pooled.expand_as(local)], -1)).float(), dim=-1)
 
 

@@ -32,9 +32,10 @@ LONG_CELL = 40  # characters from which the text of a table cell may take severa
 
 CHAPTER = re.compile(r"(\d+|[A-Z])\.\s+(?=\S)")  # "2. Standard ViT"; appendices have a letter
 NUMBER = r"(?:[A-Z]\.\d+|\d+(?:\.\d+)?)"
-REFERENCE = re.compile(rf"\b(Figure|Table|Chapter)s?\s{NUMBER}(?:(?:, | and |, and |–| to ){NUMBER})*")
-REFERENCE_PART = re.compile(rf"(?:[A-Z]\w+\s)?({NUMBER})")
+REFERENCE = re.compile(rf"\b(Figure|Table|[Cc]hapter)s?\s{NUMBER}(?:(?:, | and |, and |–| to ){NUMBER})*")
+REFERENCE_PART = re.compile(rf"(?:[FTCc]\w+\s)?({NUMBER})")
 NUMERIC = re.compile(r"[-−+±]?\s?\d[\d.,\s]*(?:e[-+]?\d+)?\s?[\w%×µ/²]{0,10}(?:\s?(?:±|–|\[).*)?|[-–—]?|nan")
+CASES = re.compile(r"\\begin\{cases\}.*?\\end\{cases\}", re.DOTALL)
 RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")
 CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!data:|#|['\"])", re.IGNORECASE)
 LOADING_ATTRIBUTES = ("src", "srcset", "href", "xlink:href", "poster", "data", "action", "background")
@@ -52,8 +53,8 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
     page; optionally `parameters` as (name, value, help) for an appendix and `author` for the PDF's metadata.
 
     Raises LabError for content that cannot be set: a failed notebook, a chapter without number, a formula
-    that is no TeX, a figure without alternative text, anything loaded from outside. PdfError says that only the
-    PDF failed: the HTML is written by then.
+    that is no TeX, a figure without alternative text, anything loaded from outside. PdfError says that only
+    the PDF failed: the HTML is written by then.
     """
     html_path, pdf_path = out_dir / "report.html", out_dir / "report.pdf"
     notebook, chapters = merge(notebooks)
@@ -102,7 +103,7 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
                 if output.output_type == "error":
                     fault = f"{output.ename}: {output.evalue}"
                     raise LabError(f"{path}: cell {number} failed ({fault}); run the notebook again")
-        merged.cells += [cell for cell in notebook.cells if "remove_cell" not in cell.metadata.get("tags", [])]
+        merged.cells += [c for c in notebook.cells if "remove_cell" not in c.metadata.get("tags", ())]
         merged.metadata = notebook.metadata
     return merged, chapters
 
@@ -147,8 +148,8 @@ def set_formulas(tree: BeautifulSoup) -> None:
         for table in math.select("mtable:has(mtd[columnalign=right])"):
             table["displaystyle"] = "true"  # aligned equations are as large as a single one
         for accent in math.select("mover > mo[accent]"):
-            accent["stretchy"] = "false"  # a hat over one letter keeps its size
-            accent.string = SPACING_ACCENTS.get(accent.get_text(), accent.get_text())
+            if mark := SPACING_ACCENTS.get(accent.get_text()):
+                accent.string, accent["stretchy"], accent.parent["accent"] = mark, "false", "true"
         for bar in math.select("mo[stretchy=true]"):
             if bar.get_text() in "|‖" and not bar.parent.select("mfrac, munder, munderover, mtable, msqrt"):
                 bar["stretchy"] = "false"  # a norm of letters is as high as they are
@@ -298,7 +299,8 @@ def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
     for math in tree.find_all("math"):
         mode = "; mode=display" if math.get("display") == "block" else ""
         script = tree.new_tag("script", attrs={"type": f"math/tex{mode}"})  # pandoc reads it as a formula
-        script.string = math["alttext"]
+        # typst sets the columns of cases without a gap
+        script.string = CASES.sub(lambda match: match[0].replace("&", r"&\quad "), math["alttext"])
         math.replace_with(script)
     for figure in tree.select("figure.table"):
         caption = figure.figcaption.extract()

@@ -195,7 +195,7 @@ class ViT(nn.Module):
             return tokens[:, 0]
         if keep is None:
             return tokens.mean(1)
-        return (tokens * keep[:, :, None]).sum(1) / keep.sum(1, keepdim=True)
+        return (tokens * keep[:, :, None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
 
     def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
         tokens = self.embed_tokens(images)

@@ -1,0 +1,57 @@
+"""What the tests share: scikit-learn's digits at 8×8, a few of them, and the smallest configuration that trains."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+
+from vitlab.config import RunConfig
+from vitlab.data import Source, Split, load_source, split
+from vitlab.runs import Run
+from vitlab.train import fit
+
+mpl.use("Agg")
+torch.set_num_threads(1)  # models this small only lose by more
+
+
+@pytest.fixture(autouse=True)
+def _no_runs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VITLAB_RUNS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> RunConfig:
+    """Four tokens, width 16, four blocks (DynamicViT's least), two epochs."""
+    return RunConfig(
+        image_size=8, patch_size=4, dim=16, depth=4, heads=2, mlp_ratio=2.0, epochs=2, batch_size=32, precision="fp32"
+    )
+
+
+@pytest.fixture(scope="session")
+def digits() -> Source:
+    return load_source(RunConfig(image_size=8))
+
+
+@pytest.fixture(scope="session")
+def few(digits: Source) -> Source:
+    """Twenty training and six test images of each digit: five steps an epoch at batch 32, after validation took two."""
+    return Source(
+        _first(digits.train, 20), _first(digits.test, 6), digits.classes, digest="few", notes=()
+    )
+
+
+def _first(part: Split, per_class: int) -> Split:
+    return part.take(torch.cat([(part.labels == k).nonzero()[:per_class, 0] for k in range(10)]))
+
+
+@pytest.fixture
+def train(few: Source, tmp_path: Path) -> Callable[..., Run]:
+    """train(config, source=few, runs_dir=tmp_path): what `Lab.train` does, without a lab."""
+
+    def run(config: RunConfig, source: Source = few, runs_dir: Path = tmp_path, teacher: Run | None = None) -> Run:
+        where = Run.of(runs_dir, config, source.digest)
+        return fit(where, config, split(source, config), source.digest, teacher)
+
+    return run

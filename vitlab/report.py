@@ -1,0 +1,154 @@
+"""`make report`: check everything, run the six notebooks with papermill, write results.csv, render HTML and PDF."""
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from vitlab.config import ROOT, LabConfig, LabError, load_params
+from vitlab.files import require_writable, writing
+from vitlab.lab import NOTEBOOKS, Lab, check
+from vitlab.render import PdfError, render
+from vitlab.runs import environment
+
+TITLE = "Vision Transformers, built, trained and measured"
+SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
+
+
+def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
+    """Make `out/{report.html, report.pdf, results.csv}`; a fault that the user can mend is a LabError before any work."""
+    params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
+    require_writable(out, megabytes=16)
+    lab = check(params)
+    require_writable(lab.runs_dir, megabytes=16)
+    usual = LabConfig(preset=params.preset).model_dump() | {"preset": LabConfig().preset}
+    values = {name: value for name, value in params.model_dump().items() if value != usual[name]}
+    executed = [out / "notebooks" / path.name for path in NOTEBOOKS.values()]
+    stamp = out / "notebooks" / "stamp.txt"
+    if not all(path.exists() for path in executed) or not stamp.exists() or stamp.read_text() != _stamp(lab):
+        stamp.unlink(missing_ok=True)
+        for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
+            _say(f"[{number}/{len(executed)}] {source.stem} …")
+            started = time.perf_counter()
+            run_notebook(source, target, values)
+            _say(f"[{number}/{len(executed)}] {source.stem} done in {time.perf_counter() - started:.0f} s")
+        with writing(stamp) as temporary:
+            temporary.write_text(_stamp(lab))
+    else:
+        _say("All six chapters are up to date: rendering them.")
+    with writing(out / "results.csv") as temporary:
+        lab.results().to_csv(temporary, index=False)
+    for path in [*render(executed, out, title_page(lab, profile)), out / "results.csv"]:
+        _say(f"made {os.path.relpath(path)}")
+
+
+def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
+    """Execute a notebook with parameters; its error messages are passed on as a LabError, finished runs stay."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # kernels talk over sockets in the file system where there are any: TCP draws a warning from ipykernel 7
+    options = {"config": Config({"KernelManager": {"transport": "ipc"}})} if os.name == "posix" else {}
+    try:
+        papermill.execute_notebook(
+            source,
+            target,
+            values,
+            kernel_name="python3",
+            progress_bar=False,
+            coalesce_streams=True,
+            stderr_file=sys.stderr,
+            **options,
+        )
+    except PapermillExecutionError as error:
+        raise LabError(
+            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. The executed notebook is "
+            f"{os.path.relpath(target)}; finished runs are kept, the same command goes on from there"
+        ) from None
+
+
+def title_page(lab: Lab, profile: str) -> dict[str, Any]:
+    """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs."""
+    machine, params, results = environment(), lab.params, lab.results()
+    vit = results.set_index("model").loc["ViT"]
+    dynamic = results.set_index("model").loc["DynamicViT"]
+    summary = (
+        f"A Vision Transformer of {vit['parameters']:,} parameters, trained from nothing on {len(lab.data.train):,} images of "
+        f"{params.dataset}, classifies **{vit['accuracy']:.1%}** of {vit['test_images']:,} test images (95 % interval "
+        f"{vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). DynamicViT at keep ratio {params.keep_ratio:g} needs "
+        f"{dynamic['macs'] / vit['macs']:.0%} of its multiply-adds and reaches {dynamic['accuracy']:.1%}. The best of the "
+        f"{len(results)} models is {results.loc[results['accuracy'].idxmax(), 'model']} with {results['accuracy'].max():.1%}."
+    )
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    facts = [
+        ("Profile", profile),
+        ("Data", f"{params.dataset}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
+        ("Seed", str(params.seed)),
+        ("Machine", f"{machine['device']}, {machine['threads']} threads, {machine['memory_gib']:g} GiB, {machine['system']}"),
+        ("Software", f"Python {machine['python']}, {versions}"),
+        ("Date", datetime.date.today().isoformat()),
+        ("Commit", machine["commit"]),
+    ]
+    known = papermill.inspect_notebook(NOTEBOOKS["01"])
+    values = params.model_dump(exclude={"data_dir"})  # a path of this machine says nothing to the reader
+    rows = [(name, str(value), known.get(name, {}).get("help", "")) for name, value in values.items()]
+    return {"title": TITLE, "subtitle": SUBTITLE, "summary": summary, "facts": facts, "parameters": rows}
+
+
+def _stamp(lab: Lab) -> str:
+    """Digest of all that the executed notebooks depend on: sources, parameters, and the runs that they read."""
+    digest = hashlib.sha256(lab.params.model_dump_json().encode())
+    digest.update(lab.source.digest.encode())
+    for path in [*NOTEBOOKS.values(), *sorted((ROOT / "vitlab").rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    for config in [*(config for runs in lab.plan.values() for config in runs.values()), *lab.study.values()]:
+        summary = lab.run_of(config).path / "summary.json"
+        digest.update(summary.read_bytes() if summary.exists() else b"missing")
+    return digest.hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+    return name, yaml.safe_load(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make report", description=__doc__)
+    parser.add_argument("--profile", default="quick", help="params/<profile>.yaml (make: PROFILE=…)")
+    parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
+    parser.add_argument("--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')")
+    parser.add_argument("--out", default="", help="where to put the report; default: reports/<profile>")
+    arguments = parser.parse_args()
+    overrides = dict(arguments.set)
+    if arguments.data:
+        overrides |= {"dataset": "folder", "data_dir": str(Path(arguments.data).expanduser().resolve())}
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        report(arguments.profile, overrides, Path(arguments.out or ROOT / "reports" / arguments.profile).resolve())
+    except (LabError, PdfError) as error:
+        print(f"make report: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("make report: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())
