@@ -1,4 +1,4 @@
-"""What the tests share: scikit-learn's digits at 8×8, a few of them, and the smallest configuration that trains."""
+"""What the tests share: scikit-learn's digits at 8×8, a few of them, and the smallest run that trains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
+from torch import nn
 
 from vitlab.config import RunConfig
 from vitlab.data import Source, Split, load_source, split
@@ -36,10 +37,21 @@ def digits() -> Source:
 
 @pytest.fixture(scope="session")
 def few(digits: Source) -> Source:
-    """Twenty training and six test images of each digit: five steps an epoch at batch 32, after validation took two."""
+    """Twenty training and six test images of each digit; validation takes two: five steps an epoch at batch 32."""
     return Source(
         _first(digits.train, 20), _first(digits.test, 6), digits.classes, digest="few", notes=()
     )
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """Random weights large enough that attention is far from uniform, as a trained model's; evaluation mode."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+        else:  # norms stay around one, biases around zero
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
 
 
 def _first(part: Split, per_class: int) -> Split:
@@ -50,7 +62,7 @@ def _first(part: Split, per_class: int) -> Split:
 def train(few: Source, tmp_path: Path) -> Callable[..., Run]:
     """train(config, source=few, runs_dir=tmp_path): what `Lab.train` does, without a lab."""
 
-    def run(config: RunConfig, source: Source = few, runs_dir: Path = tmp_path, teacher: Run | None = None) -> Run:
+    def run(config: RunConfig, source: Source = few, runs_dir: Path = tmp_path, teacher: Run | None = None):
         where = Run.of(runs_dir, config, source.digest)
         return fit(where, config, split(source, config), source.digest, teacher)
 

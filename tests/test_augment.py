@@ -1,5 +1,7 @@
 """Augmentation draws for every sample anew, and the targets tell what the pixels show."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def constant() -> tuple[Tensor, Tensor]:
-    """Image i is filled with the value i and is of class i: every pixel then tells which image it came from."""
+    """Image i is filled with the value i and is of class i: every pixel tells which image it came from."""
     labels = torch.arange(50)
     return labels.to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16).clone(), labels
 
@@ -54,9 +56,8 @@ def test_crop_alone_shifts_with_a_reflected_border_by_every_offset(images: Tenso
     crop = 2
     images = images[:1].expand(400, -1, -1, -1)
     padded = torch.nn.functional.pad(images[:1].float(), (crop,) * 4, mode="reflect")
-    windows = {
-        (dy, dx): padded[0, :, dy : dy + 16, dx : dx + 16] for dy in range(2 * crop + 1) for dx in range(2 * crop + 1)
-    }
+    offsets = product(range(2 * crop + 1), repeat=2)
+    windows = {(dy, dx): padded[0, :, dy : dy + 16, dx : dx + 16] for dy, dx in offsets}
     seen = set()
     for image in shift_and_flip(images, crop, False):
         [offset] = [key for key, window in windows.items() if torch.equal(image.float(), window)]
@@ -70,8 +71,9 @@ def test_crop_keeps_the_type_and_the_set_of_values(images: Tensor) -> None:
     assert all(set(a.unique().tolist()) <= set(b.unique().tolist()) for a, b in zip(out, images, strict=True))
 
 
-@pytest.mark.parametrize("change", [{"crop": 2}, {"flip": True}, {"cutout": 0.5}, {"mixup": 1.0}, {"cutmix": 1.0}])
-def test_each_sample_has_its_own_draw(change: dict) -> None:
+@pytest.mark.parametrize("name", ["crop", "flip", "cutout", "mixup", "cutmix"])
+def test_each_sample_has_its_own_draw(name: str) -> None:
+    change = {name: {"crop": 2, "flip": True, "cutout": 0.5}.get(name, 1.0)}
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     images = torch.cat([image.expand(16, -1, -1, -1), 255 - image.expand(16, -1, -1, -1)])
     out, _ = augment(images, torch.arange(32) % 2, 2, PLAIN.but(**change))
@@ -110,10 +112,9 @@ def test_cutmix_target_is_the_share_of_pixels(constant: tuple[Tensor, Tensor]) -
     torch.testing.assert_close(targets.double(), shares, atol=1e-6, rtol=0)
     mixed = (targets > 0).sum(1) == 2
     assert mixed.sum() > 25
-    for picture, target in zip(values[mixed], targets[mixed], strict=True):  # the pasted part is one rectangle
-        pasted = [k for k in target.nonzero()[:, 0].tolist()]
-        boxes = [picture == k for k in pasted]
-        assert any(box.sum() == box.any(0).sum() * box.any(1).sum() for box in boxes)
+    for picture, target in zip(values[mixed], targets[mixed], strict=True):  # what was pasted is one rectangle
+        parts = [picture == k for k in target.nonzero()[:, 0]]
+        assert any(part.sum() == part.any(0).sum() * part.any(1).sum() for part in parts)
 
 
 def test_mixup_and_cutmix_together_draw_one_of_them_for_each_sample(constant: tuple[Tensor, Tensor]) -> None:

@@ -9,6 +9,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -87,7 +88,8 @@ def counted_macs(model: nn.Module, images: Tensor) -> int:
 
 def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     """MACs of one image as ptflops reports them: its hooks see the modules, not the attention's own products."""
-    from ptflops import get_model_complexity_info
+    with warnings.catch_warnings(action="ignore"):  # it asks for notebook widgets that nobody needs
+        from ptflops import get_model_complexity_info
 
     macs, _ = get_model_complexity_info(
         model.eval(), shape, as_strings=False, print_per_layer_stat=False, backend="pytorch", verbose=False
@@ -123,6 +125,11 @@ def peak_memory(work: Callable[[], object]) -> int:
     return int(max(np.cumsum(changes), default=0))
 
 
+def throughput_batch(macs: int) -> int:
+    """A batch that keeps the cores busy without taking long: a power of two between 16 and 128, smaller for large models."""
+    return 2 ** min(7, max(4, int(math.log2(max(1, 4e9 / macs)))))
+
+
 def file_bytes(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
@@ -130,11 +137,13 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(config: RunConfig, num_classes: int = 10, channels: int = 3, batch: int = 16, model: nn.Module | None = None) -> dict:
-    """Cost of a configured model in float32 inference: a row of chapter 05's table. Fresh weights cost what trained ones do."""
-    model = (model or build_model(config, num_classes, channels)).eval()
+def measure(config: RunConfig, num_classes: int = 10, channels: int = 3) -> dict:
+    """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it."""
+    model = build_model(config, num_classes, channels).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = (channels, config.image_size, config.image_size)
+    macs = sum(formula_macs(config, num_classes, channels).values())
+    batch = throughput_batch(macs)
     images = torch.randn(batch, *shape)
     counted, hooked = counted_macs(model, images[:2]), ptflops_macs(model, shape)
     model, images = model.to(device), images.to(device)
@@ -142,7 +151,7 @@ def measure(config: RunConfig, num_classes: int = 10, channels: int = 3, batch: 
     many, slow, fast = seconds(lambda: model(images))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": sum(formula_macs(config, num_classes, channels).values()),
+        "macs": macs,
         "macs_counted": counted,
         "macs_ptflops": hooked,
         "latency_ms": one * 1e3,
@@ -204,10 +213,11 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
 
 
 @torch.inference_mode()
-def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int, batch: int = 16) -> pd.DataFrame:
+def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int) -> pd.DataFrame:
     """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(config, num_classes, channels).eval().to(device)
+    batch = throughput_batch(sum(formula_macs(config, num_classes, channels).values()))
     images = torch.randn(batch, channels, config.image_size, config.image_size, device=device)
     rows = []
     for ratio in ratios:

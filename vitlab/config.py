@@ -1,6 +1,8 @@
 """Parameters of the lab and of one run: declared once, validated before any work, errors in one sentence."""
 
 import difflib
+import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -19,6 +21,7 @@ PRESETS = {
 }
 Model = Literal["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
 Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
+Imbalance = Literal["none", "linear", "exponential"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -34,56 +37,52 @@ class LabError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-class RunConfig(BaseModel):
-    """Everything that decides the result of one training run. The defaults train a ViT on digits in seconds."""
+class Common(BaseModel):
+    """What a run and a whole lab have in common. The defaults train a ViT on digits in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # data
-    dataset: Literal["digits", "cifar10", "folder"] = "digits"
+    dataset: Literal["digits", "cifar10", "folder"] = "digits"  # digits is built in, cifar10 downloaded, folder yours
     data_dir: str = ""  # class folders, or where CIFAR-10 lies or goes; empty: data/
     image_size: Count = 16  # pixels a side; other images are resized
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of train; 0: no validation, the last epoch counts
-    imbalance: Literal["none", "linear", "exponential"] = "none"
+    imbalance: Imbalance = "none"  # class sizes in training fall along a line or exponentially
     imbalance_ratio: Annotated[float, Field(ge=1)] = 10.0  # images of the commonest class over the rarest's
-    remedy: Remedy = "none"
     # augmentation, each drawn per sample
     crop: Annotated[int, Field(ge=0)] = 1  # pixels of random shift; the border is reflected
-    flip: bool = False
+    flip: bool = False  # mirror half of the images left to right
     cutout: Share = 0.0  # side of the hidden square over the image's side
-    mixup: NotNegative = 0.0  # alpha of the Beta distribution; 0: off
-    cutmix: NotNegative = 0.0
-    label_smoothing: Share = 0.1
+    mixup: NotNegative = 0.0  # alpha of MixUp's Beta distribution; 0: off
+    cutmix: NotNegative = 0.0  # the same for CutMix
+    label_smoothing: Share = 0.1  # share of the target spread over all classes
     # model
-    model: Model = "vit"
-    preset: Literal[tuple(PRESETS)] = "nano"
-    dim: Count | None = None  # None, here and in the next three: the preset's
-    depth: Count | None = None
-    heads: Count | None = None
-    mlp_ratio: Positive | None = None
-    patch_size: Count = 4
-    tokenizer: Literal["patch", "conv"] = "patch"
-    pool: Literal["cls", "mean"] = "cls"
-    dropout: Share = 0.0
+    preset: Literal[tuple(PRESETS)] = "nano"  # size: nano, tiny, small or base
+    dim: Count | None = None  # width of a token; None, here and below: the preset's
+    depth: Count | None = None  # blocks
+    heads: Count | None = None  # of attention
+    mlp_ratio: Positive | None = None  # hidden width of a block's MLP over dim
+    patch_size: Count = 4  # pixels a side of what becomes one token
+    tokenizer: Literal["patch", "conv"] = "patch"  # how patches become tokens; chapter 02 trains the other one too
+    pool: Literal["cls", "mean"] = "cls"  # what is classified: the class token, or the mean of the patches
+    dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
-    ratio_weight: NotNegative = 2.0  # DynamicViT's loss weights, Rao et al. 2021, section 3.4
-    distill_weight: NotNegative = 0.5
+    ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
+    distill_weight: NotNegative = 0.5  # of both distillation losses
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
     # training
-    epochs: Count = 60
-    steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
-    batch_size: Count = 64
-    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
-    lr: Positive = 2e-3  # peak; with muon: AdamW's, for all that is not a matrix of a block
-    muon_lr: Positive = 0.02  # peak, of the blocks' matrices with muon
-    weight_decay: NotNegative = 0.05
+    epochs: Count = 60  # of chapters 02 and 04
+    batch_size: Count = 64  # images a step
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for the blocks' matrices, AdamW for the rest
+    lr: Positive = 2e-3  # peak learning rate (with muon: AdamW's)
+    muon_lr: Positive = 0.02  # Muon's peak learning rate
+    weight_decay: NotNegative = 0.05  # of matrices and kernels alone
     warmup: Share = 0.1  # share of all steps; then cosine
-    clip: Positive = 1.0  # norm of the gradient
+    clip: Positive = 1.0  # largest norm of the gradient
     ema: Share = 0.0  # decay of the averaged weights; 0: off
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
-    init_from: str = ""  # run directory that the weights start from; DynamicViT's teacher too
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
+    seed: Annotated[int, Field(ge=0)] = 0  # of the splits, the weights and every step
 
     @model_validator(mode="before")
     @classmethod
@@ -105,8 +104,6 @@ class RunConfig(BaseModel):
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}: choose a number that does")
         if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):
             raise ValueError(f"tokenizer conv needs patch_size 1, 2, 4, 8, …, got {self.patch_size}")
-        if self.model == "dynamic_vit" and self.depth < 4:
-            raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {self.depth}")
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
         return self
@@ -124,24 +121,46 @@ class RunConfig(BaseModel):
         return (self.image_size // self.patch_size) ** 2
 
 
-class LabConfig(RunConfig):
-    """A notebook's parameters: those of its runs, and what the chapters vary. Defaults equal params/quick.yaml."""
+class RunConfig(Common):
+    """Everything that decides the result of one training run."""
 
-    imbalance: Literal["none", "linear", "exponential"] = "exponential"  # of chapter 01's study; others balanced
-    imbalance_ratio: Annotated[float, Field(ge=1)] = 50.0
-    study_epochs: Count = 30  # of each run of the imbalance study
-    study_seeds: Count = 3
-    fine_tune_epochs: Count = 30  # of DynamicViT, and of the ViT that just trains on
-    fine_tune_lr: Positive = 5e-4
-    runs_dir: str = "runs"
+    model: Model = "vit"
+    remedy: Remedy = "none"  # for imbalance
+    steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
+    init_from: str = ""  # run directory that the weights start from; DynamicViT's teacher too
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        if self.model == "dynamic_vit" and self.depth < 4:
+            raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {self.depth}")
+        return self
+
+
+class LabConfig(Common):
+    """A notebook's parameters: what its runs share, and what the chapters vary. Defaults equal params/quick.yaml."""
+
+    imbalance: Imbalance = "exponential"  # of chapter 01's study; the other chapters use balanced data
+    imbalance_ratio: Annotated[float, Field(ge=1)] = 50.0  # images of the commonest class over the rarest's
+    study_epochs: Count = 25  # of each run of the imbalance study
+    study_seeds: Count = 3  # seeds of each run of that study
+    fine_tune_epochs: Count = 15  # of DynamicViT, and of the ViT that just trains on
+    fine_tune_lr: Positive = 5e-4  # peak learning rate of these two
+    runs_dir: str = "runs"  # where runs are kept, and found again
 
     def run(self, **changes: Any) -> RunConfig:
         """Configuration of one run of this lab: balanced data unless `changes` says otherwise."""
-        shared = {name: getattr(self, name) for name in RunConfig.model_fields}
+        shared = {name: getattr(self, name) for name in Common.model_fields}
         return parse(RunConfig, shared | {"imbalance": "none"} | changes)
 
+    @classmethod
+    def help(cls) -> dict[str, str]:
+        """Parameter -> what it means: the comments beside the fields of this file."""
+        lines = (inspect.getsource(Common) + inspect.getsource(cls)).splitlines()
+        found = (re.match(r"    (\w+): .*?  # (.*)", line) for line in lines)
+        return {match[1]: match[2] for match in found if match}
 
-C = TypeVar("C", bound=RunConfig)
+
+C = TypeVar("C", bound=Common)
 
 
 def parse(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -152,7 +171,7 @@ def parse(cls: type[C], values: Mapping[str, Any]) -> C:
         raise LabError("; ".join(_sentence(cls, fault) for fault in error.errors())) from None
 
 
-def _sentence(cls: type[RunConfig], fault: Mapping[str, Any]) -> str:
+def _sentence(cls: type[Common], fault: Mapping[str, Any]) -> str:
     if not fault["loc"]:
         return fault["msg"].removeprefix("Value error, ")
     name = str(fault["loc"][0])

@@ -142,7 +142,9 @@ def _cifar10(root: Path, image_size: int) -> Source:
     for part in parts:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
         if image_size != images.shape[-1]:
-            images = F.interpolate(images.float(), size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
+            images = (
+                F.interpolate(images.float(), size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
+            )
         splits.append(_whole(images, torch.tensor(part.targets)))
     notes = [] if image_size == 32 else [f"All images were resized from 32×32 to {image_size}×{image_size}."]
     return _save(cache, _source(*splits, parts[0].classes, notes))
@@ -157,7 +159,9 @@ def _folder(root: Path, image_size: int) -> Source:
     classes = sorted(listings[0], key=_natural)
     if len(classes) < 2:
         have = f"only the class folder {classes[0]}" if classes else "no class folders with images"
-        raise LabError(f"{root} holds {have}: put at least two class folders with images into it, or into train/ and test/")
+        raise LabError(
+            f"{root} holds {have}: put at least two class folders with images into it, or into train/ and test/"
+        )
     if any(sorted(listing, key=_natural) != classes for listing in listings):
         raise LabError(f"{root}/train and {root}/test hold different classes: give both the same class folders")
     key = hashlib.sha256(repr((image_size, listings)).encode()).hexdigest()[:16]
@@ -169,7 +173,9 @@ def _folder(root: Path, image_size: int) -> Source:
         images, resized = _decode([path for name in classes for path, *_ in listing[name]], image_size)
         splits.append(_whole(images, torch.tensor([k for k, name in enumerate(classes) for _ in listing[name]])))
         if resized:
-            notes.append(f"{resized:,} of {len(images):,} images were cropped and resized to {image_size}×{image_size}.")
+            notes.append(
+                f"{resized:,} of {len(images):,} images were cropped and resized to {image_size}×{image_size}."
+            )
     if len(splits) == 1:
         splits = _hold_out(splits[0].images, splits[0].labels)
         notes.append(f"The folder brings no test part: {len(splits[1]):,} images were held out for it.")

@@ -129,18 +129,24 @@ class Lab:
                 temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n")
         return json.loads(path.read_text())["result"]
 
-    def cost(self, config: RunConfig, only_read: bool = False, num_classes: int = 0, channels: int = 0) -> dict[str, Any]:
+    def cost(
+        self, config: RunConfig, only_read: bool = False, num_classes: int = 0, channels: int = 0
+    ) -> dict[str, Any]:
         """`complexity.measure` of a configuration, kept as a file; on this lab's data unless classes and channels are given."""
         num_classes = num_classes or len(self.source.classes)
         channels = channels or self.source.train.images.shape[1]
         key = _shape(config) | {"num_classes": num_classes, "channels": channels}
-        return self.measured("model", key, None if only_read else lambda: complexity.measure(config, num_classes, channels))
+        return self.measured(
+            "model", key, None if only_read else lambda: complexity.measure(config, num_classes, channels)
+        )
 
     def macs(self, config: RunConfig) -> dict[str, int]:
         """MACs of one image by component, on this lab's data."""
         return complexity.formula_macs(config, len(self.source.classes), self.data.train.images.shape[1])
 
-    def keep_ratio_cost(self, config: RunConfig, ratios: tuple[float, ...], num_classes: int = 0, channels: int = 0) -> pd.DataFrame:
+    def keep_ratio_cost(
+        self, config: RunConfig, ratios: tuple[float, ...], num_classes: int = 0, channels: int = 0
+    ) -> pd.DataFrame:
         """Cost of a DynamicViT by keep ratio, kept as a file; on this lab's data unless classes and channels are given."""
         num_classes = num_classes or len(self.source.classes)
         channels = channels or self.source.train.images.shape[1]

@@ -67,8 +67,13 @@ class Objective(nn.Module):
                 teacher_logits = self.teacher(images, seen)
             patches = slice(-model.num_patches, None)  # the class token's distance is in the logits already
             parts["kl"] = F.kl_div(
-                logits.float().log_softmax(-1), teacher_logits.float().log_softmax(-1), log_target=True, reduction="batchmean"
+                logits.float().log_softmax(-1),
+                teacher_logits.float().log_softmax(-1),
+                log_target=True,
+                reduction="batchmean",
             )
-            parts["distill"] = distill_loss(trace["final"][:, patches], seen["tokens"][-1][:, patches], trace["keep"][-1])
+            parts["distill"] = distill_loss(
+                trace["final"][:, patches], seen["tokens"][-1][:, patches], trace["keep"][-1]
+            )
             loss = loss + self.config.distill_weight * (parts["kl"] + parts["distill"])
         return loss, parts, logits

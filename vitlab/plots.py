@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 WIDTH = 7.2  # inches: the text width of the report
@@ -20,7 +20,13 @@ def use_theme() -> None:
         context="paper",
         style="ticks",
         palette=PALETTE,
-        rc={"axes.grid": True, "grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False, "font.size": 9},
+        rc={
+            "axes.grid": True,
+            "grid.color": "0.9",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 9,
+        },
     )
 
 
@@ -52,7 +58,7 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     axis.set(xlabel="class", ylabel="training images")
     axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
     axis.grid(visible=False, axis="x")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, ncols=len(counts), loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -172,7 +178,11 @@ def training_curves(histories: dict[str, pd.DataFrame], chosen: dict[str, int]) 
         if "val_accuracy" in history:
             [line] = accuracy.plot(history["epoch"], history["val_accuracy"], **style)
             row = history[history["epoch"] == chosen[name]]
-            accuracy.plot(row["epoch"], row["val_accuracy"], "o", markersize=9, fillstyle="none", color=line.get_color())
+            accuracy.plot(
+                row["epoch"], row["val_accuracy"], "o", markersize=9, fillstyle="none", color=line.get_color()
+            )
+    for axis in (loss, accuracy):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set(xlabel="epoch", ylabel="training cross-entropy")
     accuracy.set(xlabel="epoch", ylabel="validation accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -321,11 +331,17 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
 def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
     """Test accuracy with its 95 % interval over MACs, latency and training time; a point a model."""
     figure, [axes] = _canvas(1, 3, height=3.1, sharey=True)
-    costs = (("macs", 1e6, "million MACs"), ("latency_ms", 1, "latency, batch 1 (ms)"), ("training_seconds", 60, "training (minutes)"))
+    costs = (
+        ("macs", 1e6, "million MACs"),
+        ("latency_ms", 1, "latency, batch 1 (ms)"),
+        ("training_seconds", 60, "training (minutes)"),
+    )
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
         for (_, row), marker, colour in zip(frame.iterrows(), MARKERS, PALETTE, strict=False):
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            axis.errorbar(row[column] / unit, row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"])
+            axis.errorbar(
+                row[column] / unit, row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"]
+            )
         axis.set(xlabel=label, xlim=(0, None))
         axis.margins(x=0.15)
     axes[0].set_ylabel("test accuracy")
@@ -339,7 +355,13 @@ def recall_map(recalls: pd.DataFrame) -> Figure:
     """Recall of each class (columns) by each model (rows), as a labelled map."""
     figure, [[axis]] = _canvas(height=0.36 * len(recalls) + 1.2)
     sns.heatmap(
-        recalls * 100, annot=recalls.shape[1] <= 20, fmt=".0f", cmap="viridis", ax=axis, annot_kws={"fontsize": 7}, cbar_kws={"label": "recall (%)"}
+        recalls * 100,
+        annot=recalls.shape[1] <= 20,
+        fmt=".0f",
+        cmap="viridis",
+        ax=axis,
+        annot_kws={"fontsize": 7},
+        cbar_kws={"label": "recall (%)"},
     )
     axis.set(xlabel="class", ylabel="")
     return figure

@@ -59,9 +59,7 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
     html_path, pdf_path = out_dir / "report.html", out_dir / "report.pdf"
     notebook, chapters = merge(notebooks)
     exporter = HTMLExporter(
-        template_name="report",
-        extra_template_basedirs=[str(TEMPLATES)],
-        filters={"markdown2html": markdown_to_html},
+        template_name="report", extra_template_basedirs=[str(TEMPLATES)], filters={"markdown2html": markdown_to_html}
     )
     content, _ = exporter.from_notebook_node(notebook, resources={"title": title})
     tree = BeautifulSoup(content, "html.parser")

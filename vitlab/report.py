@@ -93,14 +93,17 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
         ("Profile", profile),
         ("Data", f"{params.dataset}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
         ("Seed", str(params.seed)),
-        ("Machine", f"{machine['device']}, {machine['threads']} threads, {machine['memory_gib']:g} GiB, {machine['system']}"),
+        (
+            "Machine",
+            f"{machine['device']}, {machine['threads']} threads, {machine['memory_gib']:g} GiB, {machine['system']}",
+        ),
         ("Software", f"Python {machine['python']}, {versions}"),
         ("Date", datetime.date.today().isoformat()),
         ("Commit", machine["commit"]),
     ]
-    known = papermill.inspect_notebook(NOTEBOOKS["01"])
-    values = params.model_dump(exclude={"data_dir"})  # a path of this machine says nothing to the reader
-    rows = [(name, str(value), known.get(name, {}).get("help", "")) for name, value in values.items()]
+    meaning = LabConfig.help()
+    values = params.model_dump(exclude={"data_dir", "runs_dir"})  # paths of this machine say nothing to the reader
+    rows = [(name, str(value), meaning[name]) for name, value in values.items()]
     return {"title": TITLE, "subtitle": SUBTITLE, "summary": summary, "facts": facts, "parameters": rows}
 
 
@@ -131,7 +134,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make report", description=__doc__)
     parser.add_argument("--profile", default="quick", help="params/<profile>.yaml (make: PROFILE=…)")
     parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
-    parser.add_argument("--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')")
+    parser.add_argument(
+        "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
+    )
     parser.add_argument("--out", default="", help="where to put the report; default: reports/<profile>")
     arguments = parser.parse_args()
     overrides = dict(arguments.set)

@@ -29,7 +29,9 @@ MODEL_ONLY = {"keep_ratio", "ratio_weight", "distill_weight", "linformer_k"}  # 
 
 def identity(config: RunConfig, digest: str) -> dict[str, Any]:
     """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
-    used = set(OPTIONS.get(config.model, ())) | ({"ratio_weight", "distill_weight"} if config.model == "dynamic_vit" else set())
+    used = set(OPTIONS.get(config.model, ())) | (
+        {"ratio_weight", "distill_weight"} if config.model == "dynamic_vit" else set()
+    )
     skip = IRRELEVANT | (MODEL_ONLY - used)
     skip |= {"imbalance_ratio"} if config.imbalance == "none" else set()
     skip |= {"muon_lr"} if config.optimizer != "muon" else set()
@@ -107,7 +109,9 @@ class Run:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None."""
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            with contextlib.suppress(FileNotFoundError, RuntimeError, EOFError, OSError):  # absent, cut short, or damaged
+            with contextlib.suppress(
+                FileNotFoundError, RuntimeError, EOFError, OSError
+            ):  # absent, cut short, or damaged
                 return torch.load(self.path / name, weights_only=True, map_location="cpu")
         return None
 
@@ -150,5 +154,9 @@ def commit() -> str:
 
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if cpuinfo.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()

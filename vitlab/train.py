@@ -120,10 +120,16 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
                 sums = {}
                 if row.get("val_accuracy", math.inf) > best["val_accuracy"]:  # with no validation the last epoch counts
                     weights_now = {name: value.detach().clone() for name, value in average.state_dict().items()}
-                    best = {"val_accuracy": row.get("val_accuracy", -1.0), "epoch": row["epoch"], "weights": weights_now}
+                    best = {
+                        "val_accuracy": row.get("val_accuracy", -1.0),
+                        "epoch": row["epoch"],
+                        "weights": weights_now,
+                    }
                 for name, value in row.items():
                     events.add_scalar(name, value, step)
-                bar.set_postfix_str(f"{row['images_per_second']:,.0f} images/s, validation {row.get('val_accuracy', math.nan):.1%}")
+                bar.set_postfix_str(
+                    f"{row['images_per_second']:,.0f} images/s, validation {row.get('val_accuracy', math.nan):.1%}"
+                )
             elif time.perf_counter() - saved < CHECKPOINT_SECONDS:
                 continue
             saved = time.perf_counter()

@@ -1,0 +1,278 @@
+"""DynamicViT learns which tokens to drop, and what it learns with masks is what it computes when they are gone."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from conftest import lively
+from torch import Tensor
+
+from vitlab import dynamic_vit
+from vitlab.config import RunConfig
+from vitlab.dynamic_vit import DynamicViT
+from vitlab.losses import Objective
+from vitlab.models import build_model, start_from
+from vitlab.vit import Attention, Block
+
+CONFIG = RunConfig(model="dynamic_vit", image_size=16, patch_size=4, dim=32, depth=4, heads=4, mlp_ratio=2.0)
+
+
+def build(**changes) -> DynamicViT:
+    return lively(build_model(CONFIG.but(**changes), 10, 3))
+
+
+def pictures(batch: int = 4, size: int = 16) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def silent(parameters) -> list[str]:
+    return [name for name, p in parameters if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_one_step_with_a_teacher_gives_every_predictor_parameter_a_gradient(pool: str) -> None:
+    config = CONFIG.but(pool=pool)
+    model = build_model(config, 10, 3).train()
+    teacher = build_model(config.but(model="vit"), 10, 3)
+    objective = Objective(config, torch.full((10,), 5), teacher)
+    torch.manual_seed(0)
+    loss, parts, _ = objective(model, pictures(16), torch.eye(10)[torch.arange(16) % 10])
+    loss.backward()
+    assert set(parts) == {"cls", "ratio", "kl", "distill"}
+    assert silent(model.named_parameters()) == []
+
+
+def test_the_classification_alone_reaches_the_predictors_through_the_masked_attention() -> None:
+    config = CONFIG.but(ratio_weight=0, distill_weight=0)
+    model = build().train()
+    objective = Objective(config, torch.full((10,), 5))
+    objective(model, pictures(16), torch.eye(10)[torch.arange(16) % 10])[0].backward()
+    assert silent(model.predictors.named_parameters()) == []
+
+
+def test_the_ratio_loss_alone_drives_the_kept_share_to_its_target() -> None:
+    config = CONFIG.but(keep_ratio=0.3)
+    model = build_model(config, 10, 3).train()
+    optimizer = torch.optim.Adam(model.predictors.parameters(), lr=0.01)
+    torch.manual_seed(0)
+    for _ in range(60):
+        trace: dict = {}
+        model(pictures(16), trace)
+        optimizer.zero_grad()
+        dynamic_vit.ratio_loss(trace["keep"], model.targets()).backward()
+        optimizer.step()
+    shares = [float(keep.mean()) for keep in trace["keep"]]
+    assert shares == pytest.approx(model.targets(), abs=0.1)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_keeping_everything_is_the_plain_vit(pool: str) -> None:
+    plain = lively(build_model(CONFIG.but(model="vit", pool=pool), 10, 3))
+    dynamic = build(pool=pool, keep_ratio=1.0)
+    start_from(dynamic, plain.state_dict())
+    ours: dict = {}
+    theirs: dict = {}
+    with torch.inference_mode():
+        torch.testing.assert_close(dynamic(pictures(), ours), plain(pictures(), theirs), atol=1e-5, rtol=1e-5)
+    for name in ("tokens", "attention"):  # both leave the same trace, as the docstring says
+        assert len(ours[name]) == len(theirs[name])
+        for a, b in zip(ours[name], theirs[name], strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- masked equals gathered
+
+# as many tokens kept in each image, but others; then not even as many
+POLICIES = [
+    [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 0, 0]],
+    [[1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1]],
+    [[1, 1, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0]],
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", ["attention", "block"])
+def test_masked_layer_equals_the_layer_on_the_kept_tokens(kind: str, policy: list[list[int]]) -> None:
+    attention = Attention(dim=16, heads=4, num_tokens=6)
+    layer = lively(attention if kind == "attention" else Block(attention, 16, 2.0, 0.0, 0.0))
+    tokens, keep = torch.randn(2, 6, 16), torch.tensor(policy, dtype=torch.float)
+    with torch.inference_mode():
+        masked = layer(tokens, keep)
+        for i in range(2):
+            kept = keep[i].bool()
+            gathered = layer(tokens[i : i + 1, kept])[0]
+            torch.testing.assert_close(masked[i, kept], gathered, atol=1e-4, rtol=1e-4)
+
+
+def test_mask_of_ones_is_no_mask() -> None:
+    layer = lively(Attention(dim=16, heads=4, num_tokens=6))
+    tokens = torch.randn(2, 6, 16)
+    torch.testing.assert_close(layer(tokens, torch.ones(2, 6)), layer(tokens), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000])
+def test_dropped_token_has_no_influence_whatever_it_holds(size: float) -> None:
+    layer = lively(Attention(dim=16, heads=4, num_tokens=6))
+    tokens, keep = torch.randn(1, 6, 16), torch.tensor([[1.0, 1, 1, 0, 1, 1]])
+    changed = tokens.clone()
+    changed[:, 3] = size * torch.randn(16)
+    kept = keep[0].bool()
+    with torch.inference_mode():
+        expected, got = layer(tokens, keep)[:, kept], layer(changed, keep)[:, kept]
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+        assert (layer(tokens)[:, kept] - layer(changed)[:, kept]).abs().max() > 1e-2
+
+
+class BestTokens:
+    """In place of the Gumbel draw: keep the best-scored of the tokens still there, as inference does."""
+
+    def __init__(self, model: DynamicViT) -> None:
+        self.left = list(model.tokens_per_stage())
+        self.keep: Tensor | None = None
+
+    def __call__(self, scores: Tensor, hard: bool) -> Tensor:
+        assert hard
+        ranked = scores[..., 0].detach()
+        if self.keep is not None:
+            ranked = ranked.masked_fill(self.keep == 0, -torch.inf)
+        best = ranked.topk(self.left.pop(0)).indices
+        self.keep = torch.zeros_like(ranked).scatter(1, best, 1.0)
+        return torch.stack([self.keep, 1 - self.keep], -1)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("keep_ratio", [0.3, 0.7])
+def test_masked_training_equals_pruned_inference(pool: str, keep_ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(pool=pool, keep_ratio=keep_ratio)
+    with torch.inference_mode():
+        gone: dict = {}
+        pruned = model(pictures(), gone)
+        monkeypatch.setattr(dynamic_vit.F, "gumbel_softmax", BestTokens(model))
+        masked_trace: dict = {}
+        masked = model.train()(pictures(), masked_trace)
+    for decision, index in zip(masked_trace["keep"], gone["kept"], strict=True):
+        assert decision.nonzero()[:, 1].view(4, -1).tolist() == index.tolist()
+    assert len({tuple(row) for row in gone["kept"][-1].tolist()}) > 1  # the images keep different tokens
+    torch.testing.assert_close(masked, pruned, atol=1e-4, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def exact_tokens(num_patches: int, keep_ratio: str) -> list[int]:
+    """Whole tokens in N·ρ, N·ρ², N·ρ³, one at least; in exact arithmetic."""
+    return [max(1, int(num_patches * Fraction(keep_ratio) ** s)) for s in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("keep_ratio", ["1", "0.9", "0.7", "0.5", "0.3", "0.05"])
+@pytest.mark.parametrize(("image_size", "patch_size"), [(8, 4), (16, 4), (16, 2), (20, 2), (32, 4)])
+def test_tokens_of_each_stage_are_exact_and_really_gone(image_size: int, patch_size: int, keep_ratio: str) -> None:
+    model = build(image_size=image_size, patch_size=patch_size, keep_ratio=float(keep_ratio))
+    expected = exact_tokens((image_size // patch_size) ** 2, keep_ratio)
+    seen: list[int] = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1] - 1))
+    trace: dict = {}
+    with torch.inference_mode():
+        model(pictures(2, image_size), trace)
+    assert model.tokens_per_stage() == expected
+    assert [index.shape[1] for index in trace["kept"]] == expected
+    assert seen == [model.num_patches, *expected]
+
+
+def test_known_numbers_of_the_papers_ratio() -> None:
+    assert build(image_size=32, keep_ratio=0.7).tokens_per_stage() == [44, 31, 21]
+
+
+def test_stages_stand_before_blocks_at_a_quarter_a_half_and_three_quarters() -> None:
+    assert build(depth=4).stages == [1, 2, 3]
+    assert build(depth=6).stages == [1, 3, 4]
+    assert build(depth=12).stages == [3, 6, 9]
+
+
+def test_decisions_are_hard_and_only_remove() -> None:
+    model = build().train()
+    trace: dict = {}
+    model(pictures(32), trace)
+    first, second, third = (keep.detach() for keep in trace["keep"])
+    for keep in (first, second, third):
+        torch.testing.assert_close(keep, keep.round())
+        assert set(keep.round().unique().tolist()) == {0.0, 1.0}
+    assert (second <= first).all()
+    assert (third <= second).all()
+    assert third.sum() < second.sum() < first.sum()
+
+
+def test_what_inference_keeps_at_a_stage_it_had_kept_before() -> None:
+    trace: dict = {}
+    with torch.inference_mode():
+        build()(pictures(8), trace)
+    for before, after in zip(trace["kept"], trace["kept"][1:], strict=False):
+        assert all(set(b.tolist()) <= set(a.tolist()) for a, b in zip(before, after, strict=True))
+        assert (after.diff(dim=1) > 0).all()  # in the image's order
+
+
+def test_inference_keeps_the_tokens_that_the_predictor_scores_highest() -> None:
+    model = build()
+    scores = []
+    model.predictors[0].register_forward_hook(lambda *args: scores.append(args[-1][..., 0]))
+    trace: dict = {}
+    with torch.inference_mode():
+        model(pictures(4), trace)
+    for values, kept in zip(scores[0], trace["kept"][0], strict=True):
+        dropped = [i for i in range(16) if i not in kept.tolist()]
+        assert values[kept].min() >= values[dropped].max()
+
+
+def test_inference_draws_nothing_and_training_does() -> None:
+    model = build()
+    assert torch.equal(model(pictures()), model(pictures()))
+    model.train()
+    traces: list[dict] = [{}, {}]
+    for trace in traces:
+        model(pictures(), trace)
+    assert not torch.equal(traces[0]["keep"][0], traces[1]["keep"][0])
+
+
+def test_keep_ratio_can_be_changed_at_inference() -> None:
+    model = build(keep_ratio=0.7)
+    with torch.inference_mode():
+        before = model(pictures())
+        model.keep_ratio = 0.3
+        trace: dict = {}
+        assert not torch.equal(model(pictures(), trace), before)
+        assert trace["kept"][-1].shape[1] == 1
+        model.keep_ratio = 0.7
+        assert torch.equal(model(pictures()), before)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("image_size", [8, 16, 32])
+def test_hard_pruning_trains_without_nan_even_where_an_image_loses_every_token(image_size: int, pool: str) -> None:
+    config = CONFIG.but(image_size=image_size, keep_ratio=0.3, pool=pool)
+    model = build_model(config, 10, 3).train()
+    objective = Objective(config, torch.full((10,), 5), build_model(config.but(model="vit"), 10, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(0)
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss, _, logits = objective(model, pictures(32, image_size), torch.eye(10)[torch.arange(32) % 10])
+        assert logits.isfinite().all()
+        assert loss.isfinite()
+        loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+    assert model.eval()(pictures(4, image_size)).isfinite().all()
+
+
+def test_image_that_loses_every_token_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop_all(scores: Tensor, hard: bool) -> Tensor:
+        return torch.stack([scores[..., 0] * 0, scores[..., 0] * 0 + 1], -1)
+
+    monkeypatch.setattr(dynamic_vit.F, "gumbel_softmax", drop_all)
+    for pool in ("cls", "mean"):
+        model = build(pool=pool).train()
+        logits = model(pictures())
+        logits.sum().backward()
+        assert logits.isfinite().all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

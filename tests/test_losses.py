@@ -1,0 +1,186 @@
+"""Each remedy does what its name says to the loss that is minimised, and DynamicViT's terms are the paper's."""
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitlab.config import Remedy, RunConfig
+from vitlab.dynamic_vit import distill_loss, ratio_loss
+from vitlab.losses import Objective, class_weights, logit_shift, sampling_weights
+from vitlab.models import build_model
+
+COUNTS = torch.tensor([60, 30, 10])
+CONFIG = RunConfig(label_smoothing=0)
+DYNAMIC = CONFIG.but(model="dynamic_vit", dim=16, depth=4, heads=2)
+
+
+class Constant(nn.Module):
+    """A model whose logits are its parameters."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits
+
+
+def step(remedy: str, logits: Tensor, labels: Tensor, **changes) -> tuple[float, Tensor]:
+    """Loss and its gradient by the logits."""
+    model = Constant(logits.clone())
+    objective = Objective(CONFIG.but(remedy=remedy, **changes), COUNTS)
+    loss, parts, _ = objective(model, torch.empty(0), F.one_hot(labels, 3).float())
+    loss.backward()
+    assert torch.equal(loss, parts["cls"])
+    return float(loss.detach()), model.logits.grad
+
+
+LOGITS = torch.tensor([[0.5, -1.0, 2.0], [0.0, 0.3, -0.2], [1.0, 1.5, -1.0], [0.2, 0.1, 0.0]])
+LABELS = torch.tensor([0, 1, 2, 2])
+
+
+def test_inverse_class_weights_by_hand() -> None:
+    # 1/60, 1/30, 1/10 scaled so that 60 a + 30 b + 10 c = 100
+    assert class_weights("class_weights", COUNTS).tolist() == pytest.approx([5 / 9, 10 / 9, 10 / 3])
+    assert torch.equal(class_weights("both", COUNTS), class_weights("class_weights", COUNTS))
+
+
+def test_effective_number_weights_by_hand() -> None:
+    raw = [0.001 / (1 - 0.999**n) for n in (60, 30, 10)]
+    scale = 100 / (60 * raw[0] + 30 * raw[1] + 10 * raw[2])
+    assert class_weights("effective_number", COUNTS).tolist() == pytest.approx([scale * w for w in raw])
+
+
+def test_effective_number_is_flatter_than_inverse_frequency() -> None:
+    counts = torch.tensor([5000, 50])
+    inverse, effective = (class_weights(remedy, counts) for remedy in ("class_weights", "effective_number"))
+    assert 1 < effective[1] / effective[0] < inverse[1] / inverse[0]
+
+
+@pytest.mark.parametrize("remedy", ["class_weights", "both", "effective_number"])
+def test_weights_have_mean_one_over_the_training_images(remedy: str) -> None:
+    weights = class_weights(remedy, COUNTS)
+    assert float((weights * COUNTS).sum() / COUNTS.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("remedy", ["sampler", "both"])
+def test_sampler_gives_every_class_the_same_total(remedy: str) -> None:
+    labels = torch.repeat_interleave(torch.arange(3), COUNTS)
+    weights = sampling_weights(remedy, labels, COUNTS)
+    assert [float(weights[labels == k].sum()) for k in range(3)] == pytest.approx([1, 1, 1])
+
+
+def test_logit_shift_is_the_log_of_the_share() -> None:
+    assert logit_shift("logit_adjustment", COUNTS).tolist() == pytest.approx([math.log(s) for s in (0.6, 0.3, 0.1)])
+
+
+def test_no_two_remedies_are_the_same_on_imbalanced_counts() -> None:
+    labels = torch.repeat_interleave(torch.arange(3), COUNTS)
+
+    def triple(remedy: str) -> tuple:
+        parts = class_weights(remedy, COUNTS), sampling_weights(remedy, labels, COUNTS), logit_shift(remedy, COUNTS)
+        return tuple(None if part is None else tuple(part.tolist()) for part in parts)
+
+    remedies = get_args(Remedy)
+    assert len({triple(remedy) for remedy in remedies}) == len(remedies)
+    assert triple("none") == (None, None, None)
+
+
+def test_every_remedy_leaves_balanced_data_alone() -> None:
+    balanced = torch.tensor([20, 20, 20])
+    for remedy in ("class_weights", "effective_number"):
+        assert class_weights(remedy, balanced).tolist() == pytest.approx([1, 1, 1])
+    probabilities = (LOGITS + logit_shift("logit_adjustment", balanced)).softmax(1)
+    torch.testing.assert_close(probabilities, LOGITS.softmax(1))
+
+
+@pytest.mark.parametrize("remedy", ["none", "sampler"])
+def test_plain_loss_is_the_mean_cross_entropy(remedy: str) -> None:
+    loss, gradient = step(remedy, LOGITS, LABELS)
+    assert loss == pytest.approx(float(F.cross_entropy(LOGITS, LABELS)))
+    torch.testing.assert_close(gradient, (LOGITS.softmax(1) - F.one_hot(LABELS, 3)) / 4)
+
+
+@pytest.mark.parametrize("remedy", ["class_weights", "both", "effective_number"])
+def test_weights_reach_the_loss_and_its_gradient(remedy: str) -> None:
+    weights = class_weights(remedy, COUNTS)[LABELS]
+    loss, gradient = step(remedy, LOGITS, LABELS)
+    each = -LOGITS.log_softmax(1)[range(4), LABELS]
+    assert loss == pytest.approx(float((weights * each).mean()))
+    torch.testing.assert_close(gradient, weights[:, None] * (LOGITS.softmax(1) - F.one_hot(LABELS, 3)) / 4)
+
+
+def test_logit_adjustment_reaches_the_loss_and_its_gradient() -> None:
+    shifted = LOGITS + torch.tensor([0.6, 0.3, 0.1]).log()
+    loss, gradient = step("logit_adjustment", LOGITS, LABELS)
+    assert loss == pytest.approx(float(F.cross_entropy(shifted, LABELS)))
+    torch.testing.assert_close(gradient, (shifted.softmax(1) - F.one_hot(LABELS, 3)) / 4)
+
+
+def test_label_smoothing_by_hand() -> None:
+    loss, _ = step("none", LOGITS, LABELS, label_smoothing=0.3)
+    smooth = 0.7 * F.one_hot(LABELS, 3) + 0.1
+    assert loss == pytest.approx(float(-(smooth * LOGITS.log_softmax(1)).sum(1).mean()))
+
+
+def test_ratio_loss_by_hand() -> None:
+    first = torch.tensor([[1.0, 1, 1, 0], [1, 1, 0, 0]])  # shares 3/4 and 1/2
+    second = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])  # 1/4 and 0
+    expected = ((0.75 - 0.7) ** 2 + (0.5 - 0.7) ** 2 + (0.25 - 0.49) ** 2 + 0.49**2) / 4
+    assert float(ratio_loss([first, second], [0.7, 0.49])) == pytest.approx(expected)
+
+
+def test_distill_loss_looks_at_the_kept_tokens_alone_by_hand() -> None:
+    student, teacher = torch.zeros(1, 3, 2), torch.tensor([[[1.0, 3.0], [2.0, 0.0], [9.0, 9.0]]])
+    keep = torch.tensor([[1.0, 1.0, 0.0]])
+    assert float(distill_loss(student, teacher, keep)) == pytest.approx(((1 + 9) / 2 + 4 / 2) / 2)
+    assert float(distill_loss(student, teacher, keep * 0)) == 0
+
+
+def dynamic_step(teacher: nn.Module | None, config: RunConfig = DYNAMIC) -> tuple[Tensor, dict, Tensor, Tensor]:
+    """Loss, its parts, images and logits of one step of DynamicViT."""
+    model = build_model(config, 3, 1).train()
+    torch.manual_seed(0)
+    images = torch.randn(8, 1, 16, 16)
+    objective = Objective(config, COUNTS, teacher)
+    torch.manual_seed(1)
+    loss, parts, logits = objective(model, images, F.one_hot(torch.arange(8) % 3, 3).float())
+    loss.backward()
+    return loss, parts, images, logits
+
+
+def test_dynamic_loss_is_the_weighted_sum_of_its_parts() -> None:
+    config = DYNAMIC.but(ratio_weight=3, distill_weight=0.25)
+    loss, parts, *_ = dynamic_step(build_model(DYNAMIC.but(model="vit", seed=1), 3, 1), config)
+    expected = parts["cls"] + 3 * parts["ratio"] + 0.25 * (parts["kl"] + parts["distill"])
+    assert float(loss) == pytest.approx(float(expected))
+    assert all(float(part) > 0 for part in parts.values())
+
+
+def test_kl_term_is_the_divergence_of_the_students_from_the_teachers_answers() -> None:
+    teacher = build_model(DYNAMIC.but(model="vit", seed=1), 3, 1)
+    _, parts, images, logits = dynamic_step(teacher)
+    p = teacher(images).softmax(1)
+    expected = (p * (p.log() - logits.log_softmax(1))).sum(1).mean()
+    assert float(parts["kl"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_without_a_teacher_there_is_no_distillation() -> None:
+    loss, parts, *_ = dynamic_step(None)
+    assert set(parts) == {"cls", "ratio"}
+    assert float(loss) == pytest.approx(float(parts["cls"] + 2 * parts["ratio"]))
+
+
+def test_teacher_gets_no_gradient() -> None:
+    teacher = build_model(DYNAMIC.but(model="vit", seed=1), 3, 1)
+    dynamic_step(teacher)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_remedy_reaches_dynamic_vit_as_well() -> None:
+    plain, weighted = (dynamic_step(None, DYNAMIC.but(remedy=remedy))[1]["cls"] for remedy in ("none", "class_weights"))
+    assert float(plain) != pytest.approx(float(weighted), abs=1e-3)

@@ -1,0 +1,143 @@
+"""`make report` as its user meets it: the command is run as a process, on the real notebooks, with the training cut short."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from browser import open_offline
+from PIL import Image
+
+from vitlab.config import ROOT
+
+SHORT = ["epochs=2", "fine_tune_epochs=1", "study_epochs=1", "study_seeds=1"]
+
+
+def command(out, *options):
+    return [sys.executable, "-m", "vitlab.report", "--out", str(out), *options]
+
+
+def run(out, runs, *options):
+    environment = os.environ | {"VITLAB_RUNS": str(runs)}
+    return subprocess.run(command(out, *options), env=environment, cwd="/", capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    return folder / "out", folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def made(place):
+    """The report of a lab with short trainings, first killed in the middle and then made."""
+    out, runs = place
+    process = subprocess.Popen(
+        command(out, "--set", *SHORT), env=os.environ | {"VITLAB_RUNS": str(runs)}, start_new_session=True, cwd="/"
+    )
+    while process.poll() is None and len(list(runs.glob("*/summary.json"))) < 3:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
+    result = run(out, runs, "--set", *SHORT)
+    return result, done
+
+
+def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_again(made, place):
+    result, done = made
+    assert result.returncode == 0, result.stderr
+    assert len(done) >= 3
+    assert all(path.stat().st_mtime_ns == before for path, before in done.items())
+    assert {"report.html", "report.pdf", "results.csv"} <= {path.name for path in place[0].iterdir()}
+
+
+def test_second_call_trains_and_executes_nothing(made, place):
+    out, runs = place
+    summaries = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
+    result = run(out, runs, "--set", *SHORT)
+    assert result.returncode == 0
+    assert "up to date" in result.stdout
+    assert all(path.stat().st_mtime_ns == before for path, before in summaries.items())
+    assert len(list(runs.glob("*/summary.json"))) == len(summaries)
+
+
+def test_output_is_free_of_warnings_and_tracebacks(made):
+    result, _ = made
+    assert not re.findall(r"warning|traceback|deprecat", result.stdout + result.stderr, re.IGNORECASE)
+
+
+def test_results_hold_every_model_once(made, place):
+    frame = pd.read_csv(place[0] / "results.csv")
+    assert frame["model"].is_unique
+    assert len(frame) == 6
+    assert frame["accuracy"].between(frame["accuracy_low"], frame["accuracy_high"]).all()
+
+
+def test_every_number_of_the_comparison_stands_in_results(made, place):
+    html = (place[0] / "report.html").read_text()
+    for row in pd.read_csv(place[0] / "results.csv").itertuples():
+        assert f"{row.accuracy:.1%}" in html
+        assert f"{row.parameters:,}" in html
+
+
+def test_page_opens_offline_in_a_browser(made, place):
+    path = place[0] / "report.html"
+    assert path.stat().st_size < 6 * 2**20
+    for width in (1280, 400):
+        page = open_offline(path, width=width)
+        assert page["requests"] == []
+        assert page["errors"] == []
+        assert page["empty_images"] == 0
+        assert page["overflow"] <= 0
+        assert not re.search(r"\$\$|\\frac|\\operatorname|\\mathrm", page["text"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--set", "epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "lr=fast"], "parameter lr"),
+        (["--set", "patch_size=5"], "does not divide image_size"),
+        (["--set", "heads=3"], "does not divide dim"),
+        (["--profile", "quik"], "choose one of cifar10_cpu, cifar10_gpu, quick"),
+        (["--data", "/nowhere"], "there is no folder"),
+    ],
+)
+def test_wrong_input_is_one_sentence_before_any_work(tmp_path, options, expected):
+    result = run(tmp_path / "out", tmp_path / "runs", *options)
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*/config.json"))
+
+
+def test_broken_image_is_named(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / "good.png")
+    (tmp_path / "data" / "dog" / "torn.png").write_bytes(b"\x89PNG\r\n")
+    result = run(tmp_path / "out", tmp_path / "runs", "--data", str(tmp_path / "data"))
+    assert result.returncode == 1
+    assert "torn.png is not a readable image" in result.stderr
+
+
+def test_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run(tmp_path / "file" / "out", tmp_path / "runs")
+    assert result.returncode == 1
+    assert "cannot write" in result.stderr
+
+
+def test_full_disk_is_said_before_any_work(tmp_path):
+    """A limit on file sizes stands in for a full disk: the same error from the same call."""
+    limited = f'ulimit -f 512; exec "$0" -m vitlab.report --out {tmp_path / "out"}'
+    environment = os.environ | {"VITLAB_RUNS": str(tmp_path / "runs")}
+    result = subprocess.run(["bash", "-c", limited, sys.executable], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1
+    assert "free some space" in result.stderr
+    assert not list(tmp_path.glob("runs/*/config.json"))

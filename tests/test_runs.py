@@ -1,0 +1,188 @@
+"""A run's directory is named by what decides its result; what is loaded from it is data, never code."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitlab import runs
+from vitlab.config import LabError, RunConfig
+from vitlab.runs import Run, commit, environment, identity
+
+CONFIG = RunConfig()
+
+
+def name(config: RunConfig, digest: str = "abc") -> str:
+    return Run.of(Path("runs"), config, digest).path.name
+
+
+DYNAMIC = CONFIG.but(model="dynamic_vit")
+LINFORMER = CONFIG.but(model="linformer_vit")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (CONFIG, {}),
+        (CONFIG, {"data_dir": "/elsewhere"}),
+        (CONFIG, {"keep_ratio": 0.3}),
+        (CONFIG, {"ratio_weight": 1.0}),
+        (CONFIG, {"linformer_k": 4}),
+        (CONFIG, {"imbalance_ratio": 3.0}),
+        (CONFIG, {"muon_lr": 1.0}),
+        (LINFORMER, {"keep_ratio": 0.3}),
+        (DYNAMIC, {"linformer_k": 4}),
+        (CONFIG.but(steps=10), {"epochs": 3}),
+    ],
+)
+def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict) -> None:
+    assert name(config.but(**changes)) == name(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (CONFIG, {"lr": 1e-4}),
+        (CONFIG, {"seed": 1}),
+        (CONFIG, {"model": "linear_vit"}),
+        (CONFIG, {"epochs": 3}),
+        (CONFIG, {"steps": 10}),
+        (CONFIG, {"val_fraction": 0.0}),
+        (CONFIG, {"remedy": "sampler"}),
+        (CONFIG, {"imbalance": "linear"}),
+        (CONFIG, {"init_from": "another"}),
+        (DYNAMIC, {"keep_ratio": 0.3}),
+        (DYNAMIC, {"distill_weight": 1.0}),
+        (LINFORMER, {"linformer_k": 4}),
+        (CONFIG.but(imbalance="linear"), {"imbalance_ratio": 3.0}),
+        (CONFIG.but(optimizer="muon"), {"muon_lr": 1.0}),
+    ],
+)
+def test_what_has_an_effect_is_another_run(config: RunConfig, changes: dict) -> None:
+    assert name(config.but(**changes)) != name(config)
+
+
+def test_other_data_are_another_run() -> None:
+    assert name(CONFIG, "abc") != name(CONFIG, "abd")
+
+
+def test_preset_is_only_a_name_for_its_shape() -> None:
+    shape = {"dim": 128, "depth": 6, "heads": 4, "mlp_ratio": 2.0}
+    assert name(RunConfig(preset="tiny")) == name(RunConfig(preset="nano", **shape))
+
+
+def test_whole_numbers_and_floats_are_the_same_value() -> None:
+    assert name(RunConfig(clip=1, mixup=0)) == name(RunConfig(clip=1.0, mixup=0.0))
+
+
+def test_name_says_what_ran() -> None:
+    assert name(DYNAMIC.but(seed=7)).startswith("digits-dynamic_vit-64x4-seed7-")
+
+
+def test_identity_is_plain_data() -> None:
+    assert json.loads(json.dumps(identity(CONFIG, "abc"))) == identity(CONFIG, "abc")
+
+
+def test_run_is_complete_once_its_summary_is_there(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert not run.complete
+    run.write_json("config.json", {"config": CONFIG.model_dump()})
+    assert not run.complete
+    run.write_json("summary.json", {"run": "run"})
+    assert run.complete
+    assert run.config == CONFIG
+
+
+def test_no_temporary_file_is_left(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save("model.pt", {"a": torch.ones(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.save("model.pt", {"a": torch.ones(2)})
+
+    def break_off(state: dict, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", break_off)
+    with pytest.raises(LabError, match="free some space"):
+        run.save("model.pt", {"a": torch.zeros(2)})
+    assert torch.equal(run.weights()["a"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_newest_readable_checkpoint_is_loaded(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.load_checkpoint() is None
+    for step in (1, 2, 3):
+        run.save_checkpoint({"step": step})
+    assert run.load_checkpoint() == {"step": 3}
+    (tmp_path / "checkpoint.pt").unlink()
+    assert run.load_checkpoint() == {"step": 2}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(1000), b"garbage" * 100])
+def test_file_that_is_no_checkpoint_is_passed_over(content: bytes, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save_checkpoint({"step": 1})
+    run.save_checkpoint({"step": 2})
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    assert run.load_checkpoint() == {"step": 1}
+
+
+class Trap:
+    """Unpickled, it would leave a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda trap, path: path.write_bytes(pickle.dumps(trap))])
+@pytest.mark.parametrize("file", ["checkpoint.pt", "model.pt"])
+def test_nothing_that_is_loaded_can_run_code(save, file: str, tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    save(Trap(sprung), tmp_path / file)
+    run = Run(tmp_path)
+    try:
+        run.load_checkpoint() if file == "checkpoint.pt" else run.weights()
+    except pickle.UnpicklingError:
+        pass  # refusing it aloud is right as well
+    assert not sprung.exists()
+
+
+def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.savez(tmp_path / "predictions.npz", logits=np.array([{"a": 1}], dtype=object), labels=np.zeros(1))
+    with pytest.raises(ValueError, match="pickle"):
+        _ = Run(tmp_path).predictions
+
+
+def test_lock_is_free_again_after_a_failure(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    with pytest.raises(ZeroDivisionError), run.locked():
+        raise ZeroDivisionError
+    with run.locked(), pytest.raises(LabError, match=str(tmp_path)), Run(tmp_path).locked():
+        pytest.fail("two processes at once")
+
+
+def test_environment_names_machine_and_versions() -> None:
+    machine = environment()
+    assert machine["cores"] >= 1
+    assert machine["memory_gib"] > 0
+    assert {"torch", "numpy"} <= machine["versions"].keys()
+    json.dumps(machine)
+
+
+def test_commit_is_unknown_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"

@@ -1,0 +1,508 @@
+"""One loop trains every model: it learns, repeats itself exactly, survives being killed, and reads the test set once."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from vitlab import train as loop
+from vitlab.config import LabError, RunConfig
+from vitlab.data import Source, Split, split
+from vitlab.losses import Objective
+from vitlab.models import build_model
+from vitlab.runs import Run
+from vitlab.train import build_optimizers, fit, lr_factor, precision_of, predict, seed_step
+
+Train = Callable[..., Run]
+CPU = torch.device("cpu")
+CLOCK = ["seconds", "images_per_second"]  # the only columns that may differ between equal runs
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are trained from here on."""
+    done: list[int] = []
+    monkeypatch.setattr(loop, "seed_step", lambda seed, step, device: done.append(step) or seed_step(seed, step, device))
+    return done
+
+
+def same_weights(a: Run, b: Run) -> bool:
+    first, second = a.weights(), b.weights()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_same_run(a: Run, b: Run) -> None:
+    assert same_weights(a, b)
+    pd.testing.assert_frame_equal(a.history.drop(columns=CLOCK), b.history.drop(columns=CLOCK), check_exact=True)
+    np.testing.assert_array_equal(a.predictions[0], b.predictions[0])
+    for name in CLOCK:
+        assert a.summary.pop(name) > 0
+        assert b.summary.pop(name) > 0
+    assert a.summary == b.summary
+
+
+# ---------------------------------------------------------------- it learns
+
+
+@pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
+def test_learns_32_images_by_heart(model: str, tiny: RunConfig, few: Source, train: Train) -> None:
+    some = few.train.take(torch.arange(0, 192, 6))
+    source = Source(some, few.test, few.classes, "32", ())
+    config = tiny.but(model=model, dim=32, val_fraction=0, crop=0, label_smoothing=0, keep_ratio=0.9)
+    run = train(config.but(epochs=40, batch_size=8, lr=5e-3), source)
+    assert run.history["cls"].iloc[-5:].mean() < (0.5 if model == "dynamic_vit" else 0.05)
+    correct = predict(run.model(), some, config).argmax(1) == some.labels
+    assert correct.double().mean() >= (0.9 if model == "dynamic_vit" else 1.0)  # its training draws what to drop
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_each_optimiser_lowers_the_loss(optimizer: str, tiny: RunConfig, train: Train) -> None:
+    lr = {"sgd": 0.1, "adamw": 1e-2}.get(optimizer, 2e-3)
+    history = train(tiny.but(optimizer=optimizer, lr=lr, dim=32, epochs=8)).history
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] - 0.3
+
+
+def test_gradient_is_clipped(tiny: RunConfig, train: Train) -> None:
+    config = tiny.but(optimizer="sgd", lr=1.0, clip=1e-3, steps=1, weight_decay=0, warmup=0)
+    before, after = build_model(config, 10, 1).state_dict(), train(config).weights()
+    moved = math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
+    assert moved == pytest.approx(1.9e-3, rel=0.01)  # Nesterov's first step is 1 + momentum times the gradient
+
+
+@pytest.mark.parametrize("remedy", ["sampler", "class_weights", "logit_adjustment"])
+def test_remedy_changes_what_is_learnt(remedy: str, tiny: RunConfig, train: Train) -> None:
+    config = tiny.but(imbalance="exponential", imbalance_ratio=10, epochs=1)
+    assert not same_weights(train(config), train(config.but(remedy=remedy)))
+
+
+@pytest.mark.parametrize("option", [{"mixup": 0.5}, {"cutmix": 0.5}, {"cutout": 0.5}, {"flip": True}, {"crop": 0}])
+def test_augmentation_changes_what_is_learnt(option: dict, tiny: RunConfig, train: Train) -> None:
+    assert not same_weights(train(tiny.but(epochs=1)), train(tiny.but(epochs=1, **option)))
+
+
+# ---------------------------------------------------------------- seeds
+
+
+def test_same_seed_same_run_another_seed_another(tiny: RunConfig, train: Train, tmp_path: Path) -> None:
+    config = tiny.but(mixup=0.5, dropout=0.1)
+    first, again = train(config, runs_dir=tmp_path / "a"), train(config, runs_dir=tmp_path / "b")
+    assert_same_run(first, again)
+    other = train(config.but(seed=1)).history
+    assert not np.allclose(other["loss"], first.history["loss"])
+
+
+def test_what_a_step_draws_depends_on_seed_and_step() -> None:
+    def drawn(seed: int, step: int) -> list[float]:
+        seed_step(seed, step, CPU)
+        return torch.rand(4).tolist()
+
+    assert drawn(3, 5) == drawn(3, 5)
+    different = [drawn(0, 5), drawn(1, 5), drawn(2, 5), drawn(0, 6), drawn(1, 6), drawn(5, 1), drawn(5, 0)]
+    assert all(a != b for i, a in enumerate(different) for b in different[:i])
+
+
+# ---------------------------------------------------------------- killed and continued
+
+
+class Killed(Exception):
+    pass
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, at: int, checkpoint_seconds: float = 0) -> None:
+    """Stop the next training when it wants to begin step `at`; a checkpoint after every step before."""
+
+    def strike(seed: int, step: int, device: torch.device) -> None:
+        if step == at:
+            raise Killed
+        seed_step(seed, step, device)
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", checkpoint_seconds)
+    monkeypatch.setattr(loop, "seed_step", strike)
+
+
+EVERYTHING = {
+    "mixup": 0.8, "cutmix": 1.0, "cutout": 0.3, "flip": True, "dropout": 0.1, "drop_path": 0.2, "ema": 0.9,
+    "remedy": "sampler", "imbalance": "linear", "imbalance_ratio": 2.0, "epochs": 3, "batch_size": 24,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "at"),
+    [
+        (EVERYTHING, 1),
+        (EVERYTHING, 5),  # in the middle of an epoch: an epoch has 5 steps
+        (EVERYTHING, 7),
+        (EVERYTHING, 10),  # between two epochs
+        ({"optimizer": "muon", "ema": 0.9}, 7),
+        ({"optimizer": "sgd", "model": "dynamic_vit"}, 7),
+        ({"precision": "fp16"}, 7),  # the scale of the loss is a part of the state
+    ],
+)
+def test_killed_run_continues_bit_for_bit(
+    options: dict, at: int, tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    config = tiny.but(**options)
+    whole = train(config, runs_dir=tmp_path / "whole")
+    total = len(steps)
+    with monkeypatch.context() as killed:
+        kill(killed, at)
+        with pytest.raises(Killed):
+            train(config)
+    steps.clear()
+    run = train(config)
+    assert steps == list(range(at, total))
+    assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "zeros", "absent"])
+def test_damaged_checkpoint_is_replaced_by_the_one_before(
+    damage: str, tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    whole = train(tiny, runs_dir=tmp_path / "whole")
+    with monkeypatch.context() as killed:
+        kill(killed, at=8)
+        with pytest.raises(Killed):
+            train(tiny)
+    [path] = tmp_path.glob("*/checkpoint.pt")
+    content = path.read_bytes()
+    path.write_bytes({"cut short": content[: len(content) // 2], "zeros": bytes(len(content))}.get(damage, b""))
+    if damage == "absent":
+        path.unlink()
+    steps.clear()
+    run = train(tiny)
+    assert steps[0] == 7  # one step again, not all of them
+    assert_same_run(run, whole)
+
+
+def test_without_a_timed_checkpoint_it_continues_from_the_end_of_the_epoch(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    with monkeypatch.context() as killed:
+        kill(killed, at=8, checkpoint_seconds=3600)
+        with pytest.raises(Killed):
+            train(tiny)
+    train(tiny)
+    assert steps[0] == 5
+
+
+def test_run_killed_while_it_is_evaluated_trains_no_step_again(
+    tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    def strike(*_: object) -> None:
+        raise Killed
+
+    whole = train(tiny, runs_dir=tmp_path / "whole")
+    with monkeypatch.context() as killed:
+        killed.setattr(loop, "evaluate", strike)
+        with pytest.raises(Killed):
+            train(tiny)
+    steps.clear()
+    assert_same_run(train(tiny), whole)
+    assert steps == []
+
+
+def test_complete_run_is_not_trained_again(tiny: RunConfig, train: Train, steps: list[int]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in train(tiny).path.iterdir()}
+    steps.clear()
+    run = train(tiny)
+    assert steps == []
+    assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
+
+
+def test_complete_run_keeps_no_checkpoint(tiny: RunConfig, train: Train) -> None:
+    assert list(train(tiny).path.glob("checkpoint*")) == []
+
+
+def test_run_that_another_process_trains_is_refused(tiny: RunConfig, few: Source, tmp_path: Path, train: Train) -> None:
+    where = Run.of(tmp_path, tiny, few.digest)
+    where.path.mkdir()
+    with filelock.FileLock(where.path / ".lock"), pytest.raises(LabError, match="another process"):
+        train(tiny)
+    assert train(tiny).complete  # once it is free
+
+
+def test_place_that_cannot_be_written_is_refused_before_training(
+    tiny: RunConfig, train: Train, tmp_path: Path, steps: list[int]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LabError, match="cannot write"):
+        train(tiny, runs_dir=tmp_path / "file" / "runs")
+    assert steps == []
+
+
+def test_loss_that_is_no_number_stops_the_run_and_says_what_to_do(
+    tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augment = loop.augment
+
+    def poison(images: Tensor, labels: Tensor, classes: int, config: RunConfig) -> tuple[Tensor, Tensor]:
+        inputs, targets = augment(images, labels, classes, config)
+        return inputs * math.nan, targets
+
+    monkeypatch.setattr(loop, "augment", poison)
+    with pytest.raises(LabError, match="lower lr"):
+        train(tiny)
+    assert list(tmp_path.glob("*/summary.json")) == []
+
+
+# ---------------------------------------------------------------- schedule and optimisers
+
+
+def test_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
+    factors = [lr_factor(step, 10, 0.2) for step in range(10)]
+    assert factors[:3] == pytest.approx([0.5, 1, 1])
+    assert factors[6] == pytest.approx(0.5)
+    assert factors[9] == pytest.approx(0.5 * (1 + math.cos(7 / 8 * math.pi)))
+    assert lr_factor(0, 10, 0) == 1
+    assert [lr_factor(step, 15, 0.1) for step in (0, 1)] == pytest.approx([0.5, 1])
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
+def test_learning_rate_never_leaves_its_range(total: int, warmup: float) -> None:
+    assert all(0 < lr_factor(step, total, warmup) <= 1 for step in range(total))
+
+
+def test_schedule_reaches_the_optimiser(tiny: RunConfig, train: Train) -> None:
+    history = train(tiny.but(lr=0.01, warmup=0.2)).history  # 10 steps
+    assert history["lr"].tolist() == pytest.approx([0.01 * lr_factor(4, 10, 0.2), 0.01 * lr_factor(9, 10, 0.2)])
+
+
+def test_steps_are_a_budget_whatever_the_epochs(tiny: RunConfig, train: Train, steps: list[int]) -> None:
+    summary = train(tiny.but(steps=7, epochs=100)).summary
+    assert steps == list(range(7))
+    assert (summary["steps"], summary["epochs"]) == (7, 2)
+
+
+@pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linformer_vit"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_weight_decay_shrinks_matrices_alone(optimizer: str, model: str, tiny: RunConfig) -> None:
+    config = tiny.but(optimizer=optimizer, model=model, tokenizer="conv", weight_decay=0.5, lr=0.1, muon_lr=0.1)
+    net = build_model(config, 10, 1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # whatever moves now was moved by the decay
+    for each in build_optimizers(net, config):
+        each.step()
+    shrunk = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    matrices = {name for name, p in before.items() if p.ndim > 1 and name not in ("cls_token", "pos_embed")}
+    assert shrunk == matrices
+    factor = 1 - 0.1 * 0.5 * (1.9 if optimizer == "sgd" else 1)  # SGD's decay passes through Nesterov's momentum
+    for name in shrunk:
+        torch.testing.assert_close(dict(net.named_parameters())[name], before[name] * factor)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_every_parameter_has_one_optimiser(optimizer: str, tiny: RunConfig) -> None:
+    net = build_model(tiny.but(model="dynamic_vit"), 10, 1)
+    optimizers = build_optimizers(net, tiny.but(optimizer=optimizer))
+    owned = [id(p) for each in optimizers for group in each.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(map(id, net.parameters()))
+
+
+def test_muon_takes_the_matrices_of_the_blocks(tiny: RunConfig) -> None:
+    net = build_model(tiny, 10, 1)
+    muon, adamw = build_optimizers(net, tiny.but(optimizer="muon", lr=0.003, muon_lr=0.04))
+    assert isinstance(muon, torch.optim.Muon)
+    taken = {id(p) for p in muon.param_groups[0]["params"]}
+    assert taken == {id(p) for name, p in net.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    assert (muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"]) == (0.04, 0.003)
+
+
+# ---------------------------------------------------------------- average of weights
+
+
+def test_averaged_weights_are_those_that_are_kept(tiny: RunConfig, train: Train) -> None:
+    config = tiny.but(steps=1, warmup=0)
+    start, plain, averaged = build_model(config, 10, 1).state_dict(), train(config), train(config.but(ema=0.999))
+    for name, weight in averaged.weights().items():  # decay min(0.999, 1/10) in the first step
+        torch.testing.assert_close(weight, 0.1 * start[name] + 0.9 * plain.weights()[name])
+
+
+def test_averaging_records_no_graph(tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[nn.Module] = []
+    monkeypatch.setattr(loop, "predict", lambda model, *rest: evaluated.append(model) or predict(model, *rest))
+    train(tiny.but(ema=0.9))
+    assert all(p.grad_fn is None for p in evaluated[0].parameters())  # one would grow with every step
+
+
+# ---------------------------------------------------------------- validation and test
+
+
+def test_test_set_is_read_once_after_the_last_step(
+    tiny: RunConfig, few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    data = split(few, tiny)
+
+    def watch(model: nn.Module, part: Split, config: RunConfig) -> Tensor:
+        events.append({id(data.test): "test", id(data.val): "validation"}[id(part)])
+        return predict(model, part, config)
+
+    monkeypatch.setattr(loop, "predict", watch)
+    monkeypatch.setattr(loop, "seed_step", lambda *a: events.append("step") or seed_step(*a))
+    run = Run.of(tmp_path, tiny, few.digest)
+    fit(run, tiny, data, few.digest)
+    fit(run, tiny, data, few.digest)
+    epoch = ["step"] * 5 + ["validation"]
+    assert events == [*epoch, *epoch, "test"]
+
+
+def test_labels_of_the_test_set_have_no_say_in_training(tiny: RunConfig, few: Source, train: Train) -> None:
+    shuffled = Split(few.test.images.flip(0), (few.test.labels + 1) % 10, few.test.index)
+    assert same_weights(train(tiny), train(tiny, Source(few.train, shuffled, few.classes, "other", ())))
+
+
+def test_validation_chooses_the_epoch_whose_weights_are_kept(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Tensor]] = []
+    accuracies = iter([0.3, 0.9, 0.9, 0.5])
+
+    def watch(model: nn.Module, *rest: object) -> Tensor:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return predict(model, *rest)
+
+    monkeypatch.setattr(loop, "predict", watch)
+    monkeypatch.setattr(loop, "_accuracy", lambda *_: next(accuracies))
+    run = train(tiny.but(epochs=4))
+    assert (run.summary["epoch"], run.summary["epochs"], run.summary["val_accuracy"]) == (2, 4, 0.9)
+    kept = run.weights()
+    assert all(torch.equal(kept[name], seen[1][name]) for name in kept)
+    assert all(torch.equal(seen[-1][name], kept[name]) for name in kept)  # and those meet the test set
+
+
+def test_without_validation_the_last_epoch_counts(tiny: RunConfig, train: Train) -> None:
+    run = train(tiny.but(val_fraction=0, epochs=3))
+    assert run.summary["epoch"] == 3
+    assert run.summary["val_accuracy"] is None
+    assert "val_accuracy" not in run.history
+    assert run.summary["train_images"] == 200
+
+
+def test_validation_images_are_not_augmented_nor_trained_on(
+    tiny: RunConfig, few: Source, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    augment = loop.augment
+    monkeypatch.setattr(loop, "augment", lambda images, *rest: seen.append(images) or augment(images, *rest))
+    train(tiny)
+    data = split(few, tiny)
+    trained = {image.numpy().tobytes() for batch in seen for image in batch.cpu()}
+    assert len(trained) > 100
+    assert trained <= {image.numpy().tobytes() for image in data.train.images}
+    assert not trained & {image.numpy().tobytes() for image in data.val.images}
+
+
+def test_scores_are_those_of_the_stored_predictions(tiny: RunConfig, few: Source, train: Train) -> None:
+    run = train(tiny)
+    logits, labels = run.predictions
+    assert labels.tolist() == few.test.labels.tolist()
+    assert run.summary["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    again = predict(run.model(), few.test, tiny)
+    torch.testing.assert_close(torch.from_numpy(logits), again, atol=1e-5, rtol=1e-5)
+
+
+def test_predictions_do_not_depend_on_how_images_are_batched(
+    tiny: RunConfig, few: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tiny.but(dropout=0.5), 10, 1)
+    whole = predict(model, few.test, tiny)
+    monkeypatch.setattr(loop, "EVAL_BATCH", 7)
+    torch.testing.assert_close(predict(model, few.test, tiny), whole, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- teacher
+
+
+def test_student_starts_from_its_teacher_which_stays_as_it_is(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = train(tiny.but(dropout=0.1))
+    modes: list[bool] = []
+    first: dict[str, Tensor] = {}
+
+    class Watched(Objective):
+        def forward(self, model: nn.Module, images: Tensor, targets: Tensor):
+            modes.append(self.teacher.training)
+            if not first:
+                first.update({name: value.clone().cpu() for name, value in model.state_dict().items()})
+            answer = super().forward(model, images, targets)
+            assert all(parameter.grad is None for parameter in self.teacher.parameters())
+            return answer
+
+    monkeypatch.setattr(loop, "Objective", Watched)
+    student = train(tiny.but(dropout=0.1, model="dynamic_vit", init_from=teacher.path.name), teacher=teacher)
+    assert modes == [False] * 10
+    taught = teacher.weights()
+    assert all(torch.equal(first[name], taught[name]) for name in taught)
+    assert {name.split(".")[0] for name in first.keys() - taught.keys()} == {"predictors"}
+    assert {"kl", "distill", "ratio"} <= set(student.history)
+    assert not torch.equal(student.weights()["head.weight"], taught["head.weight"])
+
+
+@pytest.mark.parametrize("other", [{"dim": 32}, {"tokenizer": "conv"}, {"depth": 5}])
+def test_teacher_of_another_shape_is_refused(other: dict, tiny: RunConfig, train: Train) -> None:
+    teacher = train(tiny.but(steps=1, **other))
+    with pytest.raises(LabError, match="the run to start from"):
+        train(tiny.but(init_from=teacher.path.name), teacher=teacher)
+
+
+# ---------------------------------------------------------------- precision and records
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_trains_float32_weights_to_nearly_the_same_answers(
+    precision: str, tiny: RunConfig, train: Train
+) -> None:
+    exact, rounded = train(tiny), train(tiny.but(precision=precision))
+    assert all(weight.dtype == torch.float32 for weight in rounded.weights().values())
+    difference = np.abs(exact.predictions[0] - rounded.predictions[0]).max()
+    assert 0 < difference < 0.2
+
+
+def test_precision_of_a_wide_model_follows_the_device(tiny: RunConfig) -> None:
+    assert precision_of(tiny.but(precision="auto"), CPU) is torch.float32
+    wide = precision_of(tiny.but(precision="auto", dim=512, heads=8), CPU)
+    assert (wide is torch.bfloat16) == torch.cpu._is_avx512_bf16_supported()
+
+
+def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> None:
+    config = tiny.but(imbalance="linear", imbalance_ratio=2)
+    run = train(config)
+    record = json.loads((run.path / "config.json").read_text())
+    data = split(few, config)
+    assert RunConfig(**record["config"]) == config == run.config
+    assert record["counts"] == data.counts.tolist()
+    assert record["train_index"] == data.train.index.tolist()
+    assert record["classes"] == list(few.classes)
+    machine = json.loads((run.path / "environment.json").read_text())
+    assert machine["versions"]["torch"] in torch.__version__
+    assert {"commit", "device", "python"} <= machine.keys()
+    assert run.summary["parameters"] == sum(p.numel() for p in run.model().parameters())
+    assert run.history["step"].tolist() == [len(data.train) // 32, 2 * (len(data.train) // 32)]
+
+
+def test_tensorboard_shows_the_history(tiny: RunConfig, train: Train) -> None:
+    run = train(tiny)
+    events = EventAccumulator(str(run.path)).Reload()
+    for name in ("loss", "val_accuracy", "lr", "images_per_second"):
+        scalars = events.Scalars(name)
+        assert [event.step for event in scalars] == run.history["step"].tolist()
+        assert [event.value for event in scalars] == pytest.approx(run.history[name].tolist())
+
+
+def test_data_smaller_than_a_batch_is_one_batch(tiny: RunConfig, few: Source, train: Train, steps: list[int]) -> None:
+    train(tiny.but(batch_size=4096))
+    assert steps == [0, 1]

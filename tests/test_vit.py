@@ -1,0 +1,200 @@
+"""The ViT is the published one: the same function as timm's, exact sizes, tokens in order, positions that matter."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import lively
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from vitlab import vit
+from vitlab.config import PRESETS, RunConfig
+from vitlab.models import build_model
+from vitlab.vit import Attention, ConvEmbed, DropPath, PatchEmbed, ViT
+
+SHAPES = [
+    {"image_size": 8, "patch_size": 2, "channels": 1, "dim": 32, "depth": 2, "heads": 4, "mlp_ratio": 2.0},
+    {"image_size": 32, "patch_size": 4, "channels": 3, "dim": 48, "depth": 3, "heads": 3, "mlp_ratio": 4.0},
+    {"image_size": 16, "patch_size": 8, "channels": 3, "dim": 40, "depth": 4, "heads": 8, "mlp_ratio": 3.0},
+]
+
+
+def small(**options) -> ViT:
+    shape = {"image_size": 16, "channels": 3, "num_classes": 10, "dim": 32, "depth": 2, "heads": 4, "mlp_ratio": 2.0}
+    return lively(ViT(**(shape | {"patch_size": 4} | options)))
+
+
+def as_timm(name: str) -> str:
+    return name.replace("embed.proj", "patch_embed.proj").replace(".attention.", ".attn.")
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape['image_size']}x{shape['patch_size']}")
+def test_same_function_as_timms(shape: dict, pool: str) -> None:
+    ours = lively(ViT(**shape, num_classes=7, pool=pool))
+    theirs = VisionTransformer(
+        img_size=shape["image_size"], patch_size=shape["patch_size"], in_chans=shape["channels"], num_classes=7,
+        embed_dim=shape["dim"], depth=shape["depth"], num_heads=shape["heads"], mlp_ratio=shape["mlp_ratio"],
+        class_token=pool == "cls", global_pool="token" if pool == "cls" else "avg", fc_norm=False,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+    ).eval()  # fmt: skip
+    theirs.load_state_dict({as_timm(name): value for name, value in ours.state_dict().items()})
+    images = torch.randn(4, shape["channels"], shape["image_size"], shape["image_size"])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+def parameters_by_hand(dim: int, depth: int, mlp_ratio: float, tokens: int) -> int:
+    """CIFAR-10 with patch 4 and a class token; norms have two numbers a channel, every linear layer a bias."""
+    hidden = int(dim * mlp_ratio)
+    embed = 3 * 4 * 4 * dim + dim
+    positions = dim + (tokens + 1) * dim  # class token, then a position for it and for each patch
+    attention = dim * 3 * dim + 3 * dim + dim * dim + dim
+    mlp = dim * hidden + hidden + hidden * dim + dim
+    block = 2 * 2 * dim + attention + mlp
+    return embed + positions + depth * block + 2 * dim + dim * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("preset", "expected"), [("nano", 142_026), ("tiny", 811_146), ("small", 10_695_562), ("base", 18_979_338)]
+)
+def test_number_of_parameters_is_exact(preset: str, expected: int) -> None:
+    model = build_model(RunConfig(preset=preset, image_size=32, patch_size=4), 10, 3)
+    shape = PRESETS[preset]
+    assert parameters_by_hand(shape["dim"], shape["depth"], shape["mlp_ratio"], 64) == expected
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
+def shuffle_patches(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut square images into patches and put them back in another order."""
+    side = images.shape[-1]
+    patches = nn.functional.unfold(images, size, stride=size)
+    order = torch.randperm(patches.shape[-1], generator=torch.Generator().manual_seed(1))
+    return nn.functional.fold(patches[:, :, order], side, size, stride=size)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_order_of_tokens_counts_through_positions_alone(pool: str) -> None:
+    model = small(pool=pool)
+    images = torch.randn(2, 3, 16, 16)
+    shuffled = shuffle_patches(images, 4)
+    with torch.inference_mode():
+        assert (model(images) - model(shuffled)).abs().max() > 1e-2
+        model.pos_embed.zero_()
+        torch.testing.assert_close(model(images), model(shuffled), atol=1e-5, rtol=1e-5)
+
+
+def test_fused_and_explicit_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small(), torch.randn(2, 3, 16, 16)
+    calls = []
+    fused = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *a: calls.append(1) or fused(*a))
+    results = []
+    for from_tokens, expected_calls in ((10**9, 0), (0, 2)):
+        monkeypatch.setattr(vit, "FUSED_FROM_TOKENS_ON_CPU", from_tokens)
+        with torch.inference_mode():
+            results.append(model(images))
+        assert len(calls) == expected_calls
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
+def numbered_patches(grid: int, size: int) -> torch.Tensor:
+    """An image of one channel whose patch i, counted row by row, is filled with i."""
+    numbers = torch.arange(grid * grid, dtype=torch.float).view(grid, grid)
+    return numbers.repeat_interleave(size, 0).repeat_interleave(size, 1)[None, None]
+
+
+def test_token_i_is_patch_i_row_by_row() -> None:
+    embed = PatchEmbed(channels=1, dim=3, patch_size=4)
+    nn.init.constant_(embed.proj.weight, 1 / 16)  # the mean of the patch
+    nn.init.zeros_(embed.proj.bias)
+    tokens = embed(numbered_patches(grid=5, size=4))
+    torch.testing.assert_close(tokens, torch.arange(25.0)[None, :, None].expand(1, 25, 3))
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_convolutional_tokenizer_makes_as_many_tokens_in_the_same_order(patch_size: int) -> None:
+    torch.manual_seed(0)
+    embed = ConvEmbed(channels=3, dim=16, patch_size=patch_size)
+    images = torch.randn(1, 3, 32, 32)
+    grid = 32 // patch_size
+    changed = images.clone()
+    changed[:, :, :patch_size, -patch_size:] += 10  # top right
+    with torch.inference_mode():
+        tokens, moved = embed(images), (embed(changed) - embed(images)).abs().sum(-1)[0]
+    assert tokens.shape == (1, grid**2, 16)
+    reached = {divmod(i, grid) for i in moved.nonzero()[:, 0].tolist()}
+    assert (0, grid - 1) in reached
+    assert reached <= {(row, column) for row in (0, 1) for column in (grid - 2, grid - 1)}
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_rows_of_attention_sum_to_one_and_the_trace_is_complete(pool: str) -> None:
+    model, images = small(pool=pool), torch.randn(2, 3, 16, 16)
+    trace: dict = {}
+    with torch.no_grad():
+        logits = model(images, trace)
+        torch.testing.assert_close(logits, model(images))  # looking changes nothing
+    tokens = 16 + (pool == "cls")
+    assert [w.shape for w in trace["attention"]] == [(2, 4, tokens, tokens)] * 2
+    for weights in trace["attention"]:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, tokens))
+        assert weights.std() > 1e-3  # not uniform: the test would hold for anything then
+    assert len(trace["tokens"]) == 3
+    torch.testing.assert_close(model.head(model.pool_tokens(trace["tokens"][-1])), logits)
+
+
+@torch.no_grad()
+def test_attention_is_the_formula_of_the_paper() -> None:
+    layer = lively(Attention(dim=8, heads=2, num_tokens=5))
+    tokens = torch.randn(1, 5, 8)
+    q, k, v = (layer.qkv(tokens)[0].chunk(3, -1)[i] for i in range(3))
+    heads = []
+    for h in (slice(0, 4), slice(4, 8)):
+        scores = torch.tensor([[float(q[i, h] @ k[j, h]) / 2 for j in range(5)] for i in range(5)])  # √4 = 2
+        heads.append(scores.softmax(-1) @ v[:, h])
+    torch.testing.assert_close(layer(tokens)[0], layer.proj(torch.cat(heads, -1)))
+
+
+def test_each_image_is_seen_alone() -> None:
+    model, images = small(), torch.randn(4, 3, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images)[2:3], model(images[2:3]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokenizer", ["patch", "conv"])
+def test_gradient_reaches_every_parameter(tokenizer: str) -> None:
+    model = small(tokenizer=tokenizer).train()
+    model(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_same_seed_same_weights_and_another_seed_others() -> None:
+    first, again, other = (build_model(RunConfig(seed=s), 10, 1).head.weight for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_stochastic_depth_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer = DropPath(0.25).train()
+    out = layer(torch.ones(4000, 2, 3))
+    per_sample = out.flatten(1)
+    assert torch.equal(per_sample.amin(1), per_sample.amax(1))
+    assert per_sample[:, 0].unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float((per_sample[:, 0] == 0).double().mean()) == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(layer.eval()(torch.ones(2, 2, 3)), torch.ones(2, 2, 3))
+
+
+def test_stochastic_depth_grows_linearly_from_block_to_block() -> None:
+    model = build_model(RunConfig(drop_path=0.3), 10, 1)
+    assert [block.drop_path.rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    model = small(dropout=0.5)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(images), model(images))
+    model.train()
+    assert not torch.equal(model(images), model(images))
