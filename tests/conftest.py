@@ -38,9 +38,7 @@ def digits() -> Source:
 @pytest.fixture(scope="session")
 def few(digits: Source) -> Source:
     """Twenty training and six test images of each digit; validation takes two: five steps an epoch at batch 32."""
-    return Source(
-        _first(digits.train, 20), _first(digits.test, 6), digits.classes, digest="few", notes=()
-    )
+    return Source(_first(digits.train, 20), _first(digits.test, 6), digits.classes, digest="few", notes=())
 
 
 def lively(model: nn.Module) -> nn.Module:

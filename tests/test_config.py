@@ -12,9 +12,9 @@ from vitlab.models import OPTIONS, SHARED
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
 
 
-def message(values: dict[str, Any], cls: type[RunConfig] = RunConfig) -> str:
+def message(values: dict[str, Any]) -> str:
     with pytest.raises(LabError) as caught:
-        parse(cls, values)
+        parse(RunConfig, values)
     return str(caught.value)
 
 
@@ -40,7 +40,7 @@ def test_scientific_notation_that_yaml_reads_as_text_becomes_a_number(tmp_path: 
     assert load_params(tmp_path / "p.yaml").lr == 0.001
 
 
-@pytest.mark.parametrize("name", ["mixup", "crop", "epochs", "steps", "dim", "runs_dir", "optimizer"])
+@pytest.mark.parametrize("name", ["mixup", "crop", "epochs", "dim", "runs_dir", "optimizer"])
 def test_yamls_no_is_refused_where_a_number_or_word_is_meant(name: str, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(f"{name}: no\n")
     with pytest.raises(LabError, match=f"{name} is False"):
@@ -120,7 +120,7 @@ def test_runs_of_the_lab_are_balanced_unless_they_say_otherwise() -> None:
     assert lab.run().lr == 0.5
 
 
-@pytest.mark.parametrize("name", LabConfig.model_fields)
+@pytest.mark.parametrize("name", {**RunConfig.model_fields, **LabConfig.model_fields})
 def test_every_declared_field_is_read_outside_config(name: str) -> None:
     if name == "preset":  # it is read in config.py itself, where it fills the shape: see the tests of presets
         assert RunConfig(preset="base").dim != RunConfig(preset="nano").dim
@@ -128,6 +128,18 @@ def test_every_declared_field_is_read_outside_config(name: str) -> None:
     by_name = {*SHARED, *(option for options in OPTIONS.values() for option in options)}  # read by build_model
     source = "".join(p.read_text() for p in (ROOT / "vitlab").glob("*.py") if p.name != "config.py")
     assert name in by_name or re.search(rf"\b(config|params|p)\.{name}\b", source)
+
+
+def test_every_parameter_of_the_lab_is_explained() -> None:
+    explained = LabConfig.help()
+    assert explained.keys() == LabConfig.model_fields.keys()
+    assert all(len(text) > 5 for text in explained.values())
+
+
+@pytest.mark.parametrize("name", sorted(RunConfig.model_fields.keys() - LabConfig.model_fields.keys()))
+def test_what_a_chapter_decides_is_no_parameter_of_the_lab(name: str) -> None:
+    with pytest.raises(LabError, match=f"unknown parameter '{name}'"):
+        parse(LabConfig, {name: RunConfig.model_fields[name].default})
 
 
 def notebook(**parameters: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import urllib.error
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_counts_of_each_class_are_exact(cifar: Source, fraction: float, profile:
 def test_exponential_counts_fall_by_a_constant_factor() -> None:
     counts = imbalanced_counts([100_000] * 10, "exponential", 100)
     assert (counts[0], counts[-1]) == (100_000, 1000)
-    factors = [a / b for a, b in zip(counts, counts[1:], strict=False)]
+    factors = [a / b for a, b in pairwise(counts)]
     assert factors == pytest.approx([100 ** (1 / 9)] * 9, rel=1e-3)
 
 
@@ -175,7 +176,8 @@ def load(root: Path, size: int = 8) -> Source:
 @pytest.mark.parametrize(
     ("mode", "extension"),
     [
-        ("RGB", "png"), ("RGB", "jpg"), ("RGB", "bmp"), ("RGB", "gif"), ("RGB", "webp"), ("RGB", "tiff"), ("RGB", "JPEG"),
+        ("RGB", "png"), ("RGB", "jpg"), ("RGB", "bmp"), ("RGB", "gif"), ("RGB", "webp"), ("RGB", "tiff"),
+        ("RGB", "JPEG"),
         ("L", "png"), ("L", "jpg"), ("RGBA", "png"), ("P", "png"), ("P", "gif"), ("1", "png"), ("1", "bmp"),
         ("LA", "png"), ("CMYK", "jpg"),
     ],
@@ -400,9 +402,7 @@ def test_cifar_at_another_size_says_so(tmp_path: Path, monkeypatch: pytest.Monke
     assert "32×32 to 16×16" in source.notes[0]
 
 
-def test_existing_copy_of_cifar_may_lie_where_nobody_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_existing_copy_of_cifar_may_lie_where_nobody_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Archive)

@@ -89,6 +89,7 @@ def test_same_seed_starts_both_from_the_same_shared_weights() -> None:
     assert all(torch.equal(plain[name], linear[name]) for name in plain)
 
 
+@torch.no_grad()
 def test_kernelised_attention_is_normalised_in_float32_under_autocast(tokens: Tensor) -> None:
     layer = lively(LinearAttention(DIM, HEADS, TOKENS))
     exact = layer(tokens)

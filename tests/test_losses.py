@@ -82,7 +82,7 @@ def test_no_two_remedies_are_the_same_on_imbalanced_counts() -> None:
     labels = torch.repeat_interleave(torch.arange(3), COUNTS)
 
     def triple(remedy: str) -> tuple:
-        parts = class_weights(remedy, COUNTS), sampling_weights(remedy, labels, COUNTS), logit_shift(remedy, COUNTS)
+        parts = (class_weights(remedy, COUNTS), sampling_weights(remedy, labels, COUNTS), logit_shift(remedy, COUNTS))
         return tuple(None if part is None else tuple(part.tolist()) for part in parts)
 
     remedies = get_args(Remedy)
@@ -150,7 +150,7 @@ def dynamic_step(teacher: nn.Module | None, config: RunConfig = DYNAMIC) -> tupl
     torch.manual_seed(1)
     loss, parts, logits = objective(model, images, F.one_hot(torch.arange(8) % 3, 3).float())
     loss.backward()
-    return loss, parts, images, logits
+    return loss.detach(), {name: part.detach() for name, part in parts.items()}, images, logits
 
 
 def test_dynamic_loss_is_the_weighted_sum_of_its_parts() -> None:
@@ -166,7 +166,23 @@ def test_kl_term_is_the_divergence_of_the_students_from_the_teachers_answers() -
     _, parts, images, logits = dynamic_step(teacher)
     p = teacher(images).softmax(1)
     expected = (p * (p.log() - logits.log_softmax(1))).sum(1).mean()
-    assert float(parts["kl"]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(parts["kl"]) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+def test_distilled_are_the_patches_after_the_last_norm_that_are_left_at_the_end() -> None:
+    teacher = build_model(DYNAMIC.but(model="vit", seed=1), 3, 1)
+    _, parts, images, _ = dynamic_step(teacher)
+    theirs: dict = {}
+    ours: dict = {}
+    teacher(images, theirs)
+    student = build_model(DYNAMIC, 3, 1).train()
+    torch.manual_seed(1)  # the draw of that step again
+    student(images, ours)
+    student_tokens, teacher_tokens = ours["final"][:, 1:], theirs["tokens"][-1][:, 1:]  # without the class token
+    torch.testing.assert_close(teacher_tokens.mean(-1), torch.zeros(8, 16), atol=1e-5, rtol=0)  # they are normed
+    distance = ((student_tokens - teacher_tokens) ** 2).mean(-1)
+    expected = distance[ours["keep"][-1].round().bool()].mean()
+    assert float(parts["distill"]) == pytest.approx(float(expected.detach()), rel=1e-4)
 
 
 def test_without_a_teacher_there_is_no_distillation() -> None:

@@ -1,4 +1,4 @@
-"""Scores agree with scikit-learn and with formulas written out; a difference is claimed only where the test shows one."""
+"""Scores agree with scikit-learn and with formulas written out; a difference is claimed where one shows."""
 
 import math
 
@@ -152,9 +152,7 @@ def test_best_remedy_is_a_gain_only_beyond_the_spread_over_seeds() -> None:
 
 
 def test_frontier_holds_the_models_that_none_beats_at_no_more_cost() -> None:
-    frame = pd.DataFrame(
-        {"model": ["cheap", "beaten", "dear"], "macs": [1, 2, 3], "accuracy": [0.8, 0.7, 0.9]},
-    )
+    frame = pd.DataFrame({"model": ["cheap", "beaten", "dear"], "macs": [1, 2, 3], "accuracy": [0.8, 0.7, 0.9]})
     text = metrics.frontier(frame)
     assert "cheap, dear" in text
     assert "beaten" not in text

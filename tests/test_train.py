@@ -1,8 +1,9 @@
-"""One loop trains every model: it learns, repeats itself exactly, survives being killed, and reads the test set once."""
+"""One loop trains every model: it learns, repeats itself, survives being killed, reads the test set once."""
 
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -30,7 +31,9 @@ CLOCK = ["seconds", "images_per_second"]  # the only columns that may differ bet
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that are trained from here on."""
     done: list[int] = []
-    monkeypatch.setattr(loop, "seed_step", lambda seed, step, device: done.append(step) or seed_step(seed, step, device))
+    monkeypatch.setattr(
+        loop, "seed_step", lambda seed, step, device: done.append(step) or seed_step(seed, step, device)
+    )
     return done
 
 
@@ -52,22 +55,31 @@ def assert_same_run(a: Run, b: Run) -> None:
 # ---------------------------------------------------------------- it learns
 
 
+@pytest.fixture
+def images_32(few: Source) -> Source:
+    return Source(few.train.take(torch.arange(0, 192, 6)), few.test, few.classes, "32", ())
+
+
+@pytest.fixture
+def by_heart(tiny: RunConfig) -> RunConfig:
+    """Nothing that keeps a model from learning its images by heart."""
+    return tiny.but(dim=32, val_fraction=0, crop=0, label_smoothing=0, batch_size=8, lr=5e-3)
+
+
 @pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
-def test_learns_32_images_by_heart(model: str, tiny: RunConfig, few: Source, train: Train) -> None:
-    some = few.train.take(torch.arange(0, 192, 6))
-    source = Source(some, few.test, few.classes, "32", ())
-    config = tiny.but(model=model, dim=32, val_fraction=0, crop=0, label_smoothing=0, keep_ratio=0.9)
-    run = train(config.but(epochs=40, batch_size=8, lr=5e-3), source)
+def test_learns_32_images_by_heart(model: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
+    config = by_heart.but(model=model, epochs=40, keep_ratio=0.9)
+    run = train(config, images_32)
     assert run.history["cls"].iloc[-5:].mean() < (0.5 if model == "dynamic_vit" else 0.05)
-    correct = predict(run.model(), some, config).argmax(1) == some.labels
+    correct = predict(run.model(), images_32.train, config).argmax(1) == images_32.train.labels
     assert correct.double().mean() >= (0.9 if model == "dynamic_vit" else 1.0)  # its training draws what to drop
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_each_optimiser_lowers_the_loss(optimizer: str, tiny: RunConfig, train: Train) -> None:
-    lr = {"sgd": 0.1, "adamw": 1e-2}.get(optimizer, 2e-3)
-    history = train(tiny.but(optimizer=optimizer, lr=lr, dim=32, epochs=8)).history
-    assert history["loss"].iloc[-1] < history["loss"].iloc[0] - 0.3
+def test_each_optimiser_lowers_the_loss(optimizer: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
+    lr = 0.1 if optimizer == "sgd" else by_heart.lr
+    history = train(by_heart.but(optimizer=optimizer, lr=lr, epochs=20), images_32).history
+    assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
 
 
 def test_gradient_is_clipped(tiny: RunConfig, train: Train) -> None:
@@ -112,7 +124,7 @@ def test_what_a_step_draws_depends_on_seed_and_step() -> None:
 # ---------------------------------------------------------------- killed and continued
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -121,7 +133,7 @@ def kill(monkeypatch: pytest.MonkeyPatch, at: int, checkpoint_seconds: float = 0
 
     def strike(seed: int, step: int, device: torch.device) -> None:
         if step == at:
-            raise Killed
+            raise KilledError
         seed_step(seed, step, device)
 
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", checkpoint_seconds)
@@ -143,18 +155,26 @@ EVERYTHING = {
         (EVERYTHING, 10),  # between two epochs
         ({"optimizer": "muon", "ema": 0.9}, 7),
         ({"optimizer": "sgd", "model": "dynamic_vit"}, 7),
-        ({"precision": "fp16"}, 7),  # the scale of the loss is a part of the state
+        ({"precision": "fp16"}, 7),
     ],
 )
 def test_killed_run_continues_bit_for_bit(
-    options: dict, at: int, tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+    options: dict,
+    at: int,
+    tiny: RunConfig,
+    train: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[int],
 ) -> None:
+    # the scale of fp16's loss is a part of the state: let it change within these few steps
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**22, growth_interval=1))
     config = tiny.but(**options)
     whole = train(config, runs_dir=tmp_path / "whole")
     total = len(steps)
     with monkeypatch.context() as killed:
         kill(killed, at)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(config)
     steps.clear()
     run = train(config)
@@ -169,7 +189,7 @@ def test_damaged_checkpoint_is_replaced_by_the_one_before(
     whole = train(tiny, runs_dir=tmp_path / "whole")
     with monkeypatch.context() as killed:
         kill(killed, at=8)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tiny)
     [path] = tmp_path.glob("*/checkpoint.pt")
     content = path.read_bytes()
@@ -187,7 +207,7 @@ def test_without_a_timed_checkpoint_it_continues_from_the_end_of_the_epoch(
 ) -> None:
     with monkeypatch.context() as killed:
         kill(killed, at=8, checkpoint_seconds=3600)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tiny)
     train(tiny)
     assert steps[0] == 5
@@ -197,12 +217,12 @@ def test_run_killed_while_it_is_evaluated_trains_no_step_again(
     tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
 ) -> None:
     def strike(*_: object) -> None:
-        raise Killed
+        raise KilledError
 
     whole = train(tiny, runs_dir=tmp_path / "whole")
     with monkeypatch.context() as killed:
         killed.setattr(loop, "evaluate", strike)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tiny)
     steps.clear()
     assert_same_run(train(tiny), whole)
@@ -325,7 +345,7 @@ def test_muon_takes_the_matrices_of_the_blocks(tiny: RunConfig) -> None:
 
 def test_averaged_weights_are_those_that_are_kept(tiny: RunConfig, train: Train) -> None:
     config = tiny.but(steps=1, warmup=0)
-    start, plain, averaged = build_model(config, 10, 1).state_dict(), train(config), train(config.but(ema=0.999))
+    start, plain, averaged = (build_model(config, 10, 1).state_dict(), train(config), train(config.but(ema=0.999)))
     for name, weight in averaged.weights().items():  # decay min(0.999, 1/10) in the first step
         torch.testing.assert_close(weight, 0.1 * start[name] + 0.9 * plain.weights()[name])
 

@@ -3,6 +3,7 @@
 Everything random here comes from torch's global generator, which `train.fit` seeds anew for every step.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,9 +12,14 @@ from vitlab.config import RunConfig
 from vitlab.data import to_float
 
 
+def mixed_seed(seed: int, count: int) -> int:
+    """A seed for the `count`-th draw of a run; torch's CPU generator reads 32 bits, so these must be well mixed."""
+    return int(np.random.SeedSequence([seed, count]).generate_state(1)[0])
+
+
 def epoch_order(labels: Tensor, weights: Tensor | None, seed: int, epoch: int) -> Tensor:
     """(N,) positions in the order an epoch visits them: a permutation, or with (N,) weights N draws with replacement."""
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     if weights is None:
         return torch.randperm(len(labels), generator=generator)
     return torch.multinomial(weights, len(labels), replacement=True, generator=generator)

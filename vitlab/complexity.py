@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.config import RunConfig
-from vitlab.dynamic_vit import NUM_STAGES
+from vitlab.dynamic_vit import NUM_STAGES, tokens_left
 from vitlab.linear_vit import LinearAttention, LinformerAttention
 from vitlab.models import build_model
 from vitlab.vit import Attention
@@ -43,10 +43,9 @@ def formula_macs(config: RunConfig, num_classes: int, channels: int) -> dict[str
     patches = [n] * config.depth  # patches that each block sees
     predictors = 0
     if config.model == "dynamic_vit":
-        for stage in range(NUM_STAGES):
+        for stage, left in enumerate(tokens_left(n, config.keep_ratio)):
             first = config.depth * (stage + 1) // (NUM_STAGES + 1)
             predictors += patches[first] * _predictor_macs(dim)
-            left = max(1, int(config.keep_ratio ** (stage + 1) * n))
             patches[first:] = [left] * (config.depth - first)
     tokens = [left + extra for left in patches]
     hidden = int(dim * config.mlp_ratio)

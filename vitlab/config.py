@@ -72,10 +72,10 @@ class Common(BaseModel):
     distill_weight: NotNegative = 0.5  # of both distillation losses
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
     # training
-    epochs: Count = 60  # of chapters 02 and 04
+    epochs: Count = 25  # of chapters 02 and 04
     batch_size: Count = 64  # images a step
-    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for the blocks' matrices, AdamW for the rest
-    lr: Positive = 2e-3  # peak learning rate (with muon: AdamW's)
+    optimizer: Literal["adamw", "sgd", "muon"] = "muon"  # muon: for the blocks' matrices, AdamW for the rest
+    lr: Positive = 1e-3  # peak learning rate (with muon: AdamW's)
     muon_lr: Positive = 0.02  # Muon's peak learning rate
     weight_decay: NotNegative = 0.05  # of matrices and kernels alone
     warmup: Share = 0.1  # share of all steps; then cosine
@@ -91,7 +91,8 @@ class Common(BaseModel):
         for name, value in values.items():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
-        shape = PRESETS.get(values.get("preset", cls.model_fields["preset"].default), {})
+        preset = values.get("preset", cls.model_fields["preset"].default)
+        shape = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
         return dict(values) | {key: value for key, value in shape.items() if values.get(key) is None}
 
     @model_validator(mode="after")
@@ -102,6 +103,8 @@ class Common(BaseModel):
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}: choose a number that does")
+        if self.crop >= self.image_size:
+            raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
         if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):
             raise ValueError(f"tokenizer conv needs patch_size 1, 2, 4, 8, …, got {self.patch_size}")
         if self.dataset == "folder" and not self.data_dir:
@@ -144,7 +147,7 @@ class LabConfig(Common):
     study_epochs: Count = 25  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
     fine_tune_epochs: Count = 15  # of DynamicViT, and of the ViT that just trains on
-    fine_tune_lr: Positive = 5e-4  # peak learning rate of these two
+    fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     runs_dir: str = "runs"  # where runs are kept, and found again
 
     def run(self, **changes: Any) -> RunConfig:

@@ -128,7 +128,7 @@ def _digits(image_size: int) -> Source:
 def _cifar10(root: Path, image_size: int) -> Source:
     from torchvision.datasets import CIFAR10
 
-    cache = root / f"vitlab-{image_size}.pt"
+    cache = absolute("data/cache") / f"cifar10-{image_size}.pt"  # not in root, which may be a shared copy
     if cache.exists():
         return _load(cache)
     try:
@@ -164,6 +164,9 @@ def _folder(root: Path, image_size: int) -> Source:
         )
     if any(sorted(listing, key=_natural) != classes for listing in listings):
         raise LabError(f"{root}/train and {root}/test hold different classes: give both the same class folders")
+    lone = [name for name in classes if len(listings) == 1 and len(listings[0][name]) == 1]  # none left to learn from
+    if lone:
+        raise LabError(f"class {lone[0]} of {root} has a single image: add some, or remove its folder")
     key = hashlib.sha256(repr((image_size, listings)).encode()).hexdigest()[:16]
     cache = absolute("data/cache") / f"{root.name}-{key}.pt"
     if cache.exists():
@@ -207,12 +210,20 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
         try:
             with Image.open(path) as image:
                 fits = image.size == (size, size)
-                rgb = image.convert("RGB")
+                rgb = _eight_bits(image).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise LabError(f"{path} is not a readable image ({error}): repair it or remove it") from None
         images[i] = rgb if fits else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
         resized += not fits
     return torch.from_numpy(images).permute(0, 3, 1, 2), resized
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 or 32 bits, which convert() would clip, scaled to 8: integers from 16 bits, floats from [0, 1]."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    grey = np.asarray(image, np.float32) * (255 if image.mode == "F" else 1 / 257)
+    return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
 def _hold_out(images: Tensor, labels: Tensor) -> list[Split]:

@@ -42,9 +42,10 @@ class DynamicViT(ViT):
     """A ViT with three pruning stages, each keeping about `keep_ratio` of the tokens the one before it left.
 
     In training, forward(images, trace) samples keep decisions with the Gumbel-softmax straight-through estimator
-    (section 3.3) and leaves in `trace`: `keep`, a list of (B, N) decisions after each stage, `final`, the (B, T, D) tokens
-    after the last norm, and `attention` and `tokens` as in `ViT`. In inference it gathers `tokens_per_stage()` tokens; `kept` in
-    the trace then lists the (B, n) indices of those left after each stage. `keep_ratio` may be changed at any time.
+    (section 3.3) and leaves in `trace`: `keep`, a list of (B, N) decisions after each stage, and `final`, the
+    (B, T, D) tokens after the last norm. In inference it gathers `tokens_per_stage()` tokens and leaves `attention`
+    and `tokens` as `ViT` does, and `kept`, a list of the (B, n) indices of the patches left after each stage.
+    `keep_ratio` may be changed at any time.
     """
 
     def __init__(self, *, dim: int, depth: int, keep_ratio: float, **options) -> None:
@@ -59,7 +60,7 @@ class DynamicViT(ViT):
 
     def tokens_per_stage(self) -> list[int]:
         """Patches left after each stage in inference."""
-        return [max(1, int(target * self.num_patches)) for target in self.targets()]
+        return tokens_left(self.num_patches, self.keep_ratio)
 
     def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
         return self._masked(images, trace) if self.training else self._pruned(images, trace)
@@ -100,7 +101,15 @@ class DynamicViT(ViT):
             if trace is not None:
                 trace.setdefault("tokens", []).append(tokens.detach())
             tokens = block(tokens, None, trace)
-        return self.head(self.pool_tokens(self.norm(tokens)))
+        tokens = self.norm(tokens)
+        if trace is not None:
+            trace["tokens"].append(tokens.detach())
+        return self.head(self.pool_tokens(tokens))
+
+
+def tokens_left(num_patches: int, keep_ratio: float) -> list[int]:
+    """Patches left after each stage: ⌊ρˢ N⌋, at least one; rounding errors of ρˢ must not cost one."""
+    return [max(1, int(keep_ratio ** (s + 1) * num_patches + 1e-9)) for s in range(NUM_STAGES)]
 
 
 def ratio_loss(decisions: list[Tensor], targets: list[float]) -> Tensor:

@@ -1,5 +1,7 @@
 """One function a figure. Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption."""
 
+from itertools import cycle
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -36,6 +38,15 @@ def _canvas(rows: int = 1, columns: int = 1, height: float = 2.6, **options) -> 
     return figure, axes
 
 
+def _legend_above(axis: plt.Axes, columns: int) -> None:
+    """A legend over the axes, where it hides no data."""
+    axis.legend(frameon=False, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
+    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+
+
 def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = 8) -> None:
     """Draw a uint8 (C, S, S) image without axes."""
     pixels = image.permute(1, 2, 0).numpy()
@@ -56,9 +67,9 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     for container in axis.containers if few else []:
         axis.bar_label(container, fontsize=6, padding=1)
     axis.set(xlabel="class", ylabel="training images")
-    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+    _class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
-    axis.legend(frameon=False, ncols=len(counts), loc="lower right", bbox_to_anchor=(1, 1))
+    _legend_above(axis, len(counts))
     return figure
 
 
@@ -90,11 +101,11 @@ def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
 def class_shares(shares: dict[str, Tensor], classes: tuple[str, ...], ylabel: str) -> Figure:
     """Lines over the classes, one for each name -> (C,) values; a logarithmic axis."""
     figure, [[axis]] = _canvas(height=2.6)
-    for (name, values), marker in zip(shares.items(), MARKERS, strict=False):
+    for (name, values), marker in zip(shares.items(), cycle(MARKERS), strict=False):
         axis.plot(classes, values.numpy(), marker=marker, markersize=4, label=name)
     axis.set(xlabel="class, commonest first", ylabel=ylabel, yscale="log")
-    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
-    axis.legend(frameon=False, fontsize=7, ncols=2)
+    _class_axis(axis, classes)
+    _legend_above(axis, 4)
     return figure
 
 
@@ -112,19 +123,19 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, fontsize=7, loc="lower left")
+    _legend_above(axes[1], 2)
     return figure
 
 
 def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...], xlabel: str = "class") -> Figure:
     """Recall of each class, a line for each name -> (C,) recall."""
     figure, [[axis]] = _canvas(height=2.6)
-    for (name, values), marker in zip(recalls.items(), MARKERS, strict=False):
+    for (name, values), marker in zip(recalls.items(), cycle(MARKERS), strict=False):
         axis.plot(classes, values, marker=marker, markersize=4, label=name.replace("_", " "))
     axis.set(xlabel=xlabel, ylabel="test recall")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
-    axis.legend(frameon=False, fontsize=7, ncols=2)
+    _class_axis(axis, classes)
+    _legend_above(axis, 4)
     return figure
 
 
@@ -171,7 +182,7 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
 def training_curves(histories: dict[str, pd.DataFrame], chosen: dict[str, int]) -> Figure:
     """Training loss and validation accuracy by epoch; a ring marks the epoch whose weights were kept."""
     figure, [[loss, accuracy]] = _canvas(1, 2, height=2.6)
-    for (name, history), marker in zip(histories.items(), MARKERS, strict=False):
+    for (name, history), marker in zip(histories.items(), cycle(MARKERS), strict=False):
         every = max(1, len(history) // 8)
         style = {"marker": marker, "markevery": every, "markersize": 4, "linewidth": 1.2}
         loss.plot(history["epoch"], history["cls"], label=name, **style)
@@ -296,14 +307,14 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
     frame.loc[::-1, frame.sum() > 0].plot.barh(stacked=True, ax=axis, width=0.75, color=sns.color_palette("colorblind"))
     axis.set(xlabel="million MACs per image", ylabel="")
     axis.grid(visible=False, axis="y")
-    axis.legend(frameon=False, fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.45, 1.0))
+    _legend_above(axis, 3)
     return figure
 
 
 def growth(frame: pd.DataFrame) -> Figure:
     """MACs, time and memory of one attention layer over the number of tokens; columns as `complexity.growth` makes them."""
     figure, [axes] = _canvas(1, 3, height=2.7)
-    for (kind, rows), marker in zip(frame.groupby("attention", sort=False), MARKERS, strict=False):
+    for (kind, rows), marker in zip(frame.groupby("attention", sort=False), cycle(MARKERS), strict=False):
         for axis, values in zip(axes, (rows["macs"] / 1e6, rows["seconds"] * 1e3, rows["bytes"] / 2**20), strict=True):
             axis.loglog(rows["tokens"], values, marker=marker, markersize=4, label=kind)
     for axis, label in zip(axes, ("million MACs", "milliseconds", "MiB at the peak"), strict=True):
@@ -317,7 +328,7 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
     figure, [[axis]] = _canvas(height=2.6)
     whole = frame.loc[frame["keep_ratio"].idxmax()]
     columns = {"macs": "MACs", "latency_ms": "latency, batch 1", "images_per_second": "throughput"}
-    for (column, label), marker in zip(columns.items(), MARKERS, strict=False):
+    for (column, label), marker in zip(columns.items(), cycle(MARKERS), strict=False):
         axis.plot(frame["keep_ratio"], frame[column] / whole[column], marker=marker, label=label)
     axis.axhline(1, color="0.5", linewidth=0.8)
     axis.set(xlabel="keep ratio ρ", ylabel="relative to ρ = 1")
@@ -337,7 +348,7 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         ("training_seconds", 60, "training (minutes)"),
     )
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
-        for (_, row), marker, colour in zip(frame.iterrows(), MARKERS, PALETTE, strict=False):
+        for (_, row), marker, colour in zip(frame.iterrows(), cycle(MARKERS), cycle(PALETTE), strict=False):
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
             axis.errorbar(
                 row[column] / unit, row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"]

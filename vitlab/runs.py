@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import pickle
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -109,9 +110,7 @@ class Run:
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None."""
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            with contextlib.suppress(
-                FileNotFoundError, RuntimeError, EOFError, OSError
-            ):  # absent, cut short, or damaged
+            with contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # absent or damaged
                 return torch.load(self.path / name, weights_only=True, map_location="cpu")
         return None
 

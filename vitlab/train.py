@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from vitlab import metrics
-from vitlab.augment import augment, epoch_order
+from vitlab.augment import augment, epoch_order, mixed_seed
 from vitlab.config import LabError, RunConfig
 from vitlab.data import Data, Split, to_float
 from vitlab.files import require_writable, writing
@@ -26,6 +26,7 @@ from vitlab.runs import Run, environment, identity
 
 CHECKPOINT_SECONDS = 120
 EVAL_BATCH = 500
+NARROW = 96  # width of a model below which matrix products are too small for bf16 and for several threads
 
 
 def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None = None) -> Run:
@@ -35,6 +36,16 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
     """
     if run.complete:
         return run
+    threads = torch.get_num_threads()
+    # more threads make narrow models no faster, and many times slower where another process wants the cores too
+    torch.set_num_threads(1 if config.dim < NARROW else threads)
+    try:
+        return _fit(run, config, data, digest, teacher)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None) -> Run:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_classes, channels = len(data.classes), data.train.images.shape[1]
     model = build_model(config, num_classes, channels)
@@ -98,7 +109,8 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
             scaler.update()
             if config.ema:
                 decay = min(config.ema, (1 + step) / (10 + step))  # follow quickly while the weights still move far
-                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+                with torch.no_grad():
+                    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
             accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
             for name, value in {"loss": loss, "accuracy": accuracy, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float().cpu()
@@ -127,9 +139,8 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
                     }
                 for name, value in row.items():
                     events.add_scalar(name, value, step)
-                bar.set_postfix_str(
-                    f"{row['images_per_second']:,.0f} images/s, validation {row.get('val_accuracy', math.nan):.1%}"
-                )
+                shown = f"{row['images_per_second']:,.0f} images/s, validation {row.get('val_accuracy', math.nan):.1%}"
+                bar.set_postfix_str(shown, refresh=False)
             elif time.perf_counter() - saved < CHECKPOINT_SECONDS:
                 continue
             saved = time.perf_counter()
@@ -174,7 +185,7 @@ def predict(model: nn.Module, split: Split, config: RunConfig) -> Tensor:
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
     """Seed what step `step` draws: augmentation, dropout, stochastic depth, Gumbel noise."""
-    mixed = (seed << 32) + step
+    mixed = mixed_seed(seed, step)
     torch.default_generator.manual_seed(mixed)  # torch.manual_seed would queue calls for absent devices in every step
     if device.type == "cuda":
         torch.cuda.manual_seed(mixed)
@@ -218,7 +229,7 @@ def precision_of(config: RunConfig, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     # narrow models spend their time outside matrix products, where the casts cost more than bf16 gains
-    return torch.bfloat16 if config.dim >= 96 and torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if config.dim >= NARROW and torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:

@@ -86,7 +86,9 @@ class Attention(nn.Module):
         allowed = keep[:, None, None, :] + (1 - keep)[:, None, None, :] * torch.eye(
             keep.shape[1], device=keep.device
         )  # (B, 1, T, T)
-        exp = (scores - scores.amax(-1, keepdim=True).detach()).exp() * allowed
+        # relative to the largest score in sight, so that a hidden one can't drown the others; its own exp stays finite
+        largest = scores.masked_fill(allowed == 0, -torch.inf).amax(-1, keepdim=True).detach()
+        exp = (scores - largest).clamp(max=0).exp() * allowed
         return exp / exp.sum(-1, keepdim=True)
 
 

@@ -1,0 +1,214 @@
+"""The formula counts what the model multiplies, and savings show where they should and nowhere else."""
+
+import math
+from collections.abc import Iterable
+from itertools import chain, cycle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vitlab import complexity
+from vitlab.complexity import attention_macs, counted_macs, crossover, exponent, formula_macs, ptflops_macs
+from vitlab.config import RunConfig
+from vitlab.models import build_model
+
+MODELS = ["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
+SHAPE = {"dim": 32, "depth": 4, "heads": 4, "mlp_ratio": 2.0}
+
+
+def formula(config: RunConfig, channels: int = 3) -> int:
+    return sum(formula_macs(config, 10, channels).values())
+
+
+@pytest.mark.parametrize("image_size", [16, 32])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("tokenizer", ["patch", "conv"])
+@pytest.mark.parametrize("model", MODELS)
+def test_formula_is_what_torch_counts(model: str, tokenizer: str, pool: str, image_size: int) -> None:
+    config = RunConfig(model=model, tokenizer=tokenizer, pool=pool, image_size=image_size, **SHAPE)
+    counted = counted_macs(build_model(config, 10, 3), torch.randn(2, 3, image_size, image_size))
+    assert formula(config) == counted
+
+
+@pytest.mark.parametrize(
+    "changes", [{"patch_size": 8}, {"patch_size": 1, "tokenizer": "conv"}, {"depth": 6}, {"dim": 48}]
+)
+@pytest.mark.parametrize("keep_ratio", [0.3, 0.85])
+def test_formula_follows_other_shapes_of_dynamic_vit(changes: dict, keep_ratio: float) -> None:
+    config = RunConfig(**(SHAPE | {"model": "dynamic_vit", "keep_ratio": keep_ratio} | changes))
+    assert formula(config, 1) == counted_macs(build_model(config, 10, 1), torch.randn(3, 1, 16, 16))
+
+
+def test_the_courses_vit_base_has_1_25_gmacs() -> None:
+    # 64 patches of 48 numbers; 65 tokens through 6 blocks: 12 D² a token, 2 D a pair of tokens; the head
+    expected = 64 * 48 * 512 + 6 * (65 * 12 * 512**2 + 2 * 65**2 * 512) + 512 * 10
+    assert formula(RunConfig(preset="base", image_size=32, patch_size=4)) == expected
+    assert round(expected / 1e9, 2) == 1.25
+
+
+def test_batch_does_not_change_the_count_of_an_image() -> None:
+    model = build_model(RunConfig(**SHAPE), 10, 3)
+    assert counted_macs(model, torch.randn(1, 3, 16, 16)) == counted_macs(model, torch.randn(5, 3, 16, 16))
+
+
+@pytest.mark.parametrize("model", ["vit", "dynamic_vit"])
+def test_ptflops_misses_the_products_between_tokens(model: str) -> None:
+    config = RunConfig(model=model, **SHAPE)
+    hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))
+    assert 0.5 * formula(config) < hooked < 1.1 * formula(config)
+    if model == "vit":
+        assert hooked < formula(config)
+
+
+def test_counting_leaves_the_model_as_it_was() -> None:
+    config = RunConfig(model="dynamic_vit", **SHAPE)
+    model, images = build_model(config, 10, 3).eval(), torch.randn(2, 3, 16, 16)
+    before = model(images)
+    counted_macs(model, images)
+    ptflops_macs(model, (3, 16, 16))
+    assert torch.equal(model(images), before)
+
+
+def test_linear_attention_is_cheaper_past_its_crossover_alone() -> None:
+    dim, heads = 64, 4  # 2 N² D against 2 N D²/H + N D: equal at N = D/H + 1/2
+    for tokens in (4, 16, 17, 64, 1024):
+        softmax = attention_macs("vit", tokens, dim, heads, 8)
+        kernel = attention_macs("linear_vit", tokens, dim, heads, 8)
+        assert (kernel < softmax) == (tokens > dim / heads + 0.5)
+
+
+def test_linformer_is_cheaper_beyond_twice_its_projection_alone() -> None:
+    for tokens in (8, 16, 17, 64):
+        softmax, linformer = (attention_macs(m, tokens, 64, 4, 8) for m in ("vit", "linformer_vit"))
+        assert (linformer < softmax) == (tokens > 16)
+
+
+@pytest.mark.parametrize(("model", "power"), [("vit", 2), ("linear_vit", 1), ("linformer_vit", 1)])
+def test_attention_grows_with_the_tokens_as_it_claims(model: str, power: int) -> None:
+    assert attention_macs(model, 2000, 64, 4, 8) == 2**power * attention_macs(model, 1000, 64, 4, 8)
+
+
+def test_pruning_saves_more_the_less_it_keeps_and_costs_its_predictors() -> None:
+    full = formula(RunConfig(image_size=32))
+    macs = [formula(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=r)) for r in (0.3, 0.5, 0.7, 0.9, 1.0)]
+    assert macs == sorted(set(macs))
+    assert macs[2] < full
+    everything = formula_macs(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=1), 10, 3)
+    assert macs[-1] - full == everything["predictors"] > 0
+
+
+def test_exponent_is_the_slope_on_logarithmic_axes() -> None:
+    tokens = pd.Series([16, 64, 256, 1024])
+    assert exponent(tokens, 3.0 * tokens**2) == pytest.approx(2)
+    assert exponent(tokens, 7.0 * tokens) == pytest.approx(1)
+
+
+def times(tokens: list[int], softmax: list[float], kernel: list[float]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame({"attention": kind, "tokens": tokens, "seconds": seconds})
+        for kind, seconds in (("softmax", softmax), ("kernelised", kernel))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_crossover_is_where_the_curves_meet() -> None:
+    tokens = [16, 64, 256, 1024]
+    frame = times(tokens, [1e-6 * n**2 for n in tokens], [1e-4 * n for n in tokens])  # equal at 100
+    assert crossover(frame, "kernelised") == pytest.approx(100)
+
+
+def test_crossover_is_the_last_one_and_has_its_limits() -> None:
+    tokens = [16, 64, 256]
+    assert crossover(times(tokens, [1, 1, 1], [2, 2, 2]), "kernelised") == math.inf
+    assert crossover(times(tokens, [2, 2, 2], [1, 1, 1]), "kernelised") == 16
+    noisy = crossover(times(tokens, [2, 1, 4], [1, 2, 1]), "kernelised")  # faster, slower, faster for good
+    assert 64 < noisy < 256
+
+
+class Clock:
+    """Stands in for the module `time`: it goes on only while work is done, for as long as the next duration says."""
+
+    def __init__(self, durations: Iterable[float]) -> None:
+        self.now, self.durations = 0.0, iter(durations)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self) -> None:
+        self.now += next(self.durations)
+
+
+def test_seconds_are_a_median_between_its_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(chain([1000.0], cycle([5.0, 1.0, 3.0, 2.0, 40.0])))  # the first call is slow and not counted
+    monkeypatch.setattr(complexity, "time", clock)
+    assert complexity.seconds(clock.work, at_least=0, repeats=5) == (3.0, 1.5, 22.5)
+
+
+def test_seconds_repeat_until_enough_time_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(cycle([1.0]))
+    monkeypatch.setattr(complexity, "time", clock)
+    complexity.seconds(clock.work, at_least=100, repeats=5)
+    assert 100 < clock.now < 104
+
+
+def test_peak_memory_sees_what_is_held_at_once() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    megabyte = 2**20
+
+    def one_after_another() -> None:
+        for _ in range(3):
+            torch.ones(megabyte // 4, device=device)
+
+    def together() -> list[torch.Tensor]:
+        return [torch.ones(megabyte // 4, device=device) for _ in range(3)]
+
+    assert complexity.peak_memory(one_after_another) == pytest.approx(megabyte, rel=0.05)
+    assert complexity.peak_memory(together) == pytest.approx(3 * megabyte, rel=0.05)
+
+
+def test_file_holds_four_bytes_a_parameter() -> None:
+    model = build_model(RunConfig(preset="tiny"), 10, 3)
+    bytes_of_weights = 4 * sum(p.numel() for p in model.parameters())
+    assert bytes_of_weights < complexity.file_bytes(model) < 1.1 * bytes_of_weights
+
+
+def test_measure_is_one_consistent_row() -> None:
+    config = RunConfig(**SHAPE)
+    row = complexity.measure(config, num_classes=10, channels=3)
+    assert row["parameters"] == sum(p.numel() for p in build_model(config, 10, 3).parameters())
+    assert row["macs"] == row["macs_counted"] == formula(config)
+    assert row["macs_ptflops"] < row["macs"]
+    low, high = row["latency_quartiles_ms"]
+    assert 0 < low <= row["latency_ms"] <= high
+    slow, fast = row["images_per_second_quartiles"]
+    assert slow <= row["images_per_second"] <= fast
+    assert row["batch"] >= 1
+    assert row["peak_mib"] > 0
+    assert row["file_mib"] * 2**20 > 4 * row["parameters"]
+
+
+def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = []
+    monkeypatch.setattr(complexity, "seconds", lambda work: (tokens.append(work()) or len(tokens), 0, 0))
+    frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE), (1.0, 0.5), 10, 3)
+    assert frame["keep_ratio"].tolist() == [1.0, 0.5]
+    assert frame["macs"][0] > frame["macs"][1]
+    one, many, one_pruned, many_pruned = sorted(tokens[:2], key=len) + sorted(tokens[2:], key=len)
+    assert (len(one), len(one_pruned)) == (1, 1)
+    assert len(many) == len(many_pruned) > 1
+    assert not torch.equal(many, many_pruned)  # it really ran at another ratio
+
+
+def test_growth_measures_every_kind_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complexity, "seconds", lambda work: (work() is not None and 2.0, 1.0, 3.0))
+    frame = complexity.growth(dim=16, heads=2, token_counts=[16, 64, 256], linformer_k=4)
+    assert len(frame) == 9
+    power = {kind: exponent(rows["tokens"], rows["bytes"]) for kind, rows in frame.groupby("attention")}
+    assert power["softmax"] > 1.5
+    assert power["kernelised"] == pytest.approx(1, abs=0.2)
+    for _, row in frame.iterrows():
+        kind = {"softmax": "vit", "kernelised": "linear_vit", "Linformer": "linformer_vit"}[row["attention"]]
+        assert row["macs"] == 4 * row["tokens"] * 16**2 + attention_macs(kind, row["tokens"], 16, 2, 4)
+    assert np.isfinite(frame[["macs", "seconds", "low", "high", "bytes"]].to_numpy(float)).all()

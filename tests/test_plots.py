@@ -1,0 +1,224 @@
+"""Every figure draws what it was given, with its axes named; and no figure is there that no notebook shows."""
+
+import inspect
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from vitlab import plots
+from vitlab.config import ROOT
+
+IMAGES = torch.arange(6 * 8 * 8).remainder(251).view(6, 1, 8, 8).to(torch.uint8)
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+CLASSES = ("ant", "bee", "cat")
+HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "cls": [2.0, 1.5, 1.2], "val_accuracy": [0.3, 0.6, 0.5]})
+STUDY = pd.DataFrame(
+    {
+        "remedy": ["none", "none", "class_weights", "class_weights"],
+        "macro_f1": [0.5, 0.6, 0.7, 0.8],
+        "recall_common": 0.9,
+        "recall_rare": 0.2,
+    }
+)
+KEPT = pd.DataFrame(
+    {
+        "keep_ratio": [1.0, 0.5],
+        "accuracy": [0.9, 0.8],
+        "low": [0.85, 0.7],
+        "high": [0.95, 0.9],
+        "images_per_second": [100.0, 150.0],
+        "macs": [4e6, 2e6],
+        "latency_ms": [2.0, 1.0],
+    }
+)
+GROWTH = pd.DataFrame(
+    {
+        "attention": ["softmax", "kernelised"] * 2,
+        "tokens": [16, 16, 64, 64],
+        "macs": 1e6,
+        "seconds": 1e-3,
+        "bytes": 2**20,
+    }
+)
+RESULTS = pd.DataFrame(
+    {
+        "model": ["ViT", "Linear ViT"],
+        "accuracy": [0.9, 0.8],
+        "accuracy_low": [0.85, 0.75],
+        "accuracy_high": [0.93, 0.84],
+        "macs": [2e6, 1e6],
+        "latency_ms": [2.0, 1.0],
+        "training_seconds": [60.0, 90.0],
+    }
+)
+
+# name -> (figure, axes that it has, words that can be read in it)
+FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
+    "class_counts": (
+        lambda: plots.class_counts({"before": torch.tensor([9, 9, 9]), "after": torch.tensor([9, 5, 1])}, CLASSES),
+        1, ["class", "training images", "before", "after", "ant", "5"],
+    ),
+    "sample_grid": (lambda: plots.sample_grid(IMAGES, LABELS, CLASSES, columns=2), 6, ["ant", "bee", "cat"]),
+    "augmentation_grid": (
+        lambda: plots.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
+    ),
+    "class_shares": (
+        lambda: plots.class_shares({"a": torch.tensor([0.6, 0.3, 0.1])}, CLASSES, "share"), 1, ["share", "a", "bee"],
+    ),
+    "remedy_scores": (
+        lambda: plots.remedy_scores(STUDY), 3, ["macro F1", "recall, 3 rarest", "none", "class weights", "one seed"],
+    ),
+    "recall_by_class": (
+        lambda: plots.recall_by_class({"ViT": np.array([0.1, 0.5, 0.9])}, CLASSES), 1, ["test recall", "ViT", "cat"],
+    ),
+    "patches_as_tokens": (lambda: plots.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
+    "position_similarity": (
+        lambda: plots.position_similarity(torch.randn(4, 8), 2), 5, ["row 1, column 2", "cosine similarity"],
+    ),
+    "training_curves": (
+        lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}), 2, ["epoch", "validation accuracy", "ViT"],
+    ),
+    "confusion": (
+        lambda: plots.confusion(np.array([[5, 1, 0], [0, 7, 2], [0, 0, 3]]), CLASSES), 2, ["true class", "7", "bee"],
+    ),
+    "attention_maps": (
+        lambda: plots.attention_maps(IMAGES[:2], torch.rand(2, 3, 2, 2), torch.rand(2, 2, 2), ["ant", "bee"]),
+        10, ["rollout", "head 3", "bee"],
+    ),
+    "mistakes": (
+        lambda: plots.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
+    ),
+    "pruning_stages": (
+        lambda: plots.pruning_stages(
+            IMAGES[:2], [torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([[0], [3]])], 2, ["ant", "bee"]
+        ),
+        6, ["ant", "stage 1:\n3 of 4", "stage 2:\n1 of 4"],
+    ),
+    "keep_ratio_curve": (
+        lambda: plots.keep_ratio_curve(KEPT, 0.92, 0.7), 2, ["test accuracy", "images per second", "its teacher"],
+    ),
+    "attention_matrices": (
+        lambda: plots.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),
+        4, ["softmax", "kernel", "query token", "key token"],
+    ),
+    "macs_by_component": (
+        lambda: plots.macs_by_component({"ViT": {"mlp": 2, "head": 1}, "Linear": {"mlp": 2, "head": 1}}),
+        1, ["ViT", "Linear", "mlp", "million MACs per image"],
+    ),
+    "growth": (
+        lambda: plots.growth(GROWTH), 3, ["tokens", "million MACs", "milliseconds", "MiB at the peak", "softmax"],
+    ),
+    "cost_by_keep_ratio": (lambda: plots.cost_by_keep_ratio(KEPT), 1, ["MACs", "latency, batch 1", "throughput"]),
+    "accuracy_against_cost": (
+        lambda: plots.accuracy_against_cost(RESULTS), 3, ["test accuracy", "million MACs", "ViT", "Linear ViT"],
+    ),
+    "recall_map": (
+        lambda: plots.recall_map(pd.DataFrame([[0.5, 1.0]], index=["ViT"], columns=["ant", "bee"])),
+        2, ["ViT", "bee", "50", "100", "recall (%)"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def drawn(name: str) -> Figure:
+    figure = FIGURES[name][0]()
+    figure.canvas.draw()
+    return figure
+
+
+def texts(figure: Figure) -> set[str]:
+    return {text.get_text() for text in figure.findobj(plt.Text)}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_has_its_axes_and_its_words(name: str) -> None:
+    figure = drawn(name)
+    _, axes, words = FIGURES[name]
+    assert isinstance(figure, Figure)
+    assert len(figure.axes) == axes
+    assert set(words) <= texts(figure)
+    assert figure.get_figwidth() == plots.WIDTH
+
+
+def figure_functions() -> set[str]:
+    functions = inspect.getmembers(plots, inspect.isfunction)
+    own = {name: f for name, f in functions if f.__module__ == plots.__name__ and not name.startswith("_")}
+    return {name for name, f in own.items() if f.__annotations__.get("return") in (Figure, "Figure")}
+
+
+def test_every_figure_is_tested_here() -> None:
+    assert figure_functions() == set(FIGURES)
+
+
+def test_every_figure_is_shown_in_a_notebook() -> None:
+    shown = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert {name for name in figure_functions() if f"plots.{name}(" not in shown} == set()
+
+
+def test_patches_are_numbered_in_the_order_of_the_tokens() -> None:
+    image = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    image[0, :2, 2:] = 255  # token 2 of 4: top right
+    pictures = plots.patches_as_tokens(image, 2).findobj(plt.matplotlib.image.AxesImage)
+    assert [int(p.get_array().max()) for p in pictures[1:]] == [0, 255, 0, 0]
+
+
+def test_dropped_patches_are_white() -> None:
+    figure = plots.pruning_stages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [torch.tensor([[1]])], 2, ["black"])
+    pixels = figure.axes[1].images[0].get_array()
+    assert pixels.tolist() == [[255, 255, 0, 0], [255, 255, 0, 0], [255] * 4, [255] * 4]
+
+
+def test_confusion_is_coloured_by_the_share_of_the_true_class() -> None:
+    figure = plots.confusion(np.array([[30, 10], [0, 0]]), ("a", "b"))
+    colours = figure.axes[0].collections[0].get_array()
+    assert np.asarray(colours).flatten().tolist() == [0.75, 0.25, 0, 0]  # a class without images divides by nothing
+
+
+def test_curve_rings_the_epoch_that_was_kept() -> None:
+    figure = plots.training_curves({"ViT": HISTORY}, {"ViT": 2})
+    ring = figure.axes[1].lines[-1]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.6])
+
+
+def test_curves_without_validation_are_drawn_too() -> None:
+    figure = plots.training_curves({"ViT": HISTORY.drop(columns="val_accuracy")}, {"ViT": 3})
+    assert [len(axis.lines) for axis in figure.axes] == [1, 0]
+
+
+def test_cost_is_relative_to_keeping_everything() -> None:
+    lines = plots.cost_by_keep_ratio(KEPT).axes[0].lines
+    assert list(lines[0].get_ydata()) == [1, 0.5]
+    assert list(lines[2].get_ydata()) == [1, 1.5]
+
+
+def test_macs_are_stacked_in_millions() -> None:
+    axis = plots.macs_by_component({"ViT": {"mlp": 3_000_000, "head": 1_000_000, "predictors": 0}}).axes[0]
+    assert sum(bar.get_width() for bar in axis.patches) == pytest.approx(4)
+    assert "predictors" not in texts(axis.figure)
+
+
+def test_more_classes_than_fit_are_still_readable() -> None:
+    classes = tuple(f"class {k}" for k in range(100))
+    plots.confusion(np.eye(100, dtype=int), classes).canvas.draw()
+    assert len(plots.sample_grid(IMAGES, LABELS, classes, 2).axes) == 20  # the first ten
+
+
+def test_models_are_told_apart_by_marker_and_colour() -> None:
+    assert len(set(plots.MARKERS)) == len(plots.MARKERS) >= 8
+    assert len({to_rgb(colour) for colour in plots.PALETTE[:8]}) == 8
+
+
+def test_ninth_line_is_drawn_as_well() -> None:
+    shares = {str(k): torch.tensor([0.6, 0.3, 0.1]) for k in range(9)}
+    assert len(plots.class_shares(shares, CLASSES, "share").axes[0].lines) == 9
