@@ -1,5 +1,7 @@
 """What the tests share: scikit-learn's digits at 8×8, a few of them, and the smallest run that trains."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from vitlab.train import fit
 
 mpl.use("Agg")
 torch.set_num_threads(1)  # models this small only lose by more
+
+
+def pytest_configure() -> None:
+    """The notebooks, which nbmake runs in kernels of their own, share a fresh folder of runs."""
+    os.environ["VITLAB_RUNS"] = tempfile.mkdtemp(prefix="vitlab-test-")
 
 
 @pytest.fixture(autouse=True)

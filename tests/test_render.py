@@ -89,9 +89,7 @@ def notebooks(tmp_path: Path) -> list[Path]:
         ],
     )
     introduction = v4.new_markdown_cell("# 1. Data & models\n\nWhat is asked.")
-    first = write(
-        tmp_path / "01_data.ipynb", introduction, parameters, removed, code, v4.new_markdown_cell(FORMULAS)
-    )
+    first = write(tmp_path / "01_data.ipynb", introduction, parameters, removed, code, v4.new_markdown_cell(FORMULAS))
     end = v4.new_markdown_cell("## Attention\n\nThe same heading as before; back to chapter 1.")
     plot = v4.new_code_cell("plot()", outputs=[figure_output("2.1")])
     return [first, write(tmp_path / "02_next.ipynb", v4.new_markdown_cell("# 2. Results"), plot, end)]
@@ -262,9 +260,7 @@ def test_pdf_has_contents_figures_tables_and_no_code(notebooks: list[Path], tmp_
         assert sum(row.split()[2] == "image" for row in rows) == 2
 
 
-def test_pdf_failure_keeps_the_html(
-    notebooks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pdf_failure_keeps_the_html(notebooks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> bytes:
         raise RuntimeError("unknown variable: x")
 

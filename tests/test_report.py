@@ -1,4 +1,4 @@
-"""`make report` as its user meets it: the command is run as a process, on the real notebooks, with the training cut short."""
+"""`make report` as its user meets it: run as a process on the real notebooks, with the trainings cut short."""
 
 import os
 import re
@@ -137,7 +137,8 @@ def test_full_disk_is_said_before_any_work(tmp_path):
     """A limit on file sizes stands in for a full disk: the same error from the same call."""
     limited = f'ulimit -f 512; exec "$0" -m vitlab.report --out {tmp_path / "out"}'
     environment = os.environ | {"VITLAB_RUNS": str(tmp_path / "runs")}
-    result = subprocess.run(["bash", "-c", limited, sys.executable], env=environment, capture_output=True, text=True, cwd=ROOT)
+    shell = ["bash", "-c", limited, sys.executable]
+    result = subprocess.run(shell, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1
     assert "free some space" in result.stderr
     assert not list(tmp_path.glob("runs/*/config.json"))

@@ -32,7 +32,7 @@ LINFORMER = CONFIG.but(model="linformer_vit")
         (CONFIG, {"ratio_weight": 1.0}),
         (CONFIG, {"linformer_k": 4}),
         (CONFIG, {"imbalance_ratio": 3.0}),
-        (CONFIG, {"muon_lr": 1.0}),
+        (CONFIG.but(optimizer="adamw"), {"muon_lr": 1.0}),
         (LINFORMER, {"keep_ratio": 0.3}),
         (DYNAMIC, {"linformer_k": 4}),
         (CONFIG.but(steps=10), {"epochs": 3}),

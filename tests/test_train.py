@@ -78,7 +78,7 @@ def test_learns_32_images_by_heart(model: str, by_heart: RunConfig, images_32: S
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_each_optimiser_lowers_the_loss(optimizer: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
     lr = 0.1 if optimizer == "sgd" else by_heart.lr
-    history = train(by_heart.but(optimizer=optimizer, lr=lr, epochs=20), images_32).history
+    history = train(by_heart.but(optimizer=optimizer, lr=lr, epochs=40), images_32).history
     assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
 
 

@@ -1,10 +1,12 @@
 """vitlab: a lab report on Vision Transformers that you can run.
 
-config    parameters, validated            data     datasets, splits, imbalance
-augment   batches drawn and augmented      vit, dynamic_vit, linear_vit   the models
-models    name -> model                    losses   what a step minimises, class weights
-train     fit(): the one training loop     runs     run directories: files between stages
-metrics   scores, intervals, paired tests  complexity   parameters, MACs, time, memory
-lab       what each chapter trains         plots, display   figures, and how a notebook shows them
-report    run the notebooks                render   notebooks -> HTML and PDF
+config         parameters, validated            data           datasets, splits, imbalance
+augment        batches drawn and augmented      losses         what a step minimises
+vit            ViT, block by block              models         name -> model
+dynamic_vit    ViT that drops tokens            linear_vit     ViTs with linear attention
+train          fit(), the one training loop     runs, files    run directories between stages
+metrics        scores, intervals, tests         complexity     parameters, MACs, time, memory
+explain        attention, mistakes              lab            which runs a chapter makes
+plots          one function a figure            display        how a notebook shows them
+report         run the notebooks                render         notebooks to HTML and PDF
 """

@@ -18,7 +18,7 @@ def mixed_seed(seed: int, count: int) -> int:
 
 
 def epoch_order(labels: Tensor, weights: Tensor | None, seed: int, epoch: int) -> Tensor:
-    """(N,) positions in the order an epoch visits them: a permutation, or with (N,) weights N draws with replacement."""
+    """(N,) positions in the order of an epoch: a permutation, or with (N,) weights N draws with replacement."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     if weights is None:
         return torch.randperm(len(labels), generator=generator)
@@ -52,7 +52,7 @@ def shift_and_flip(images: Tensor, crop: int, flip: bool) -> Tensor:
 
 
 def _boxes(images: Tensor, side: Tensor) -> Tensor:
-    """(B, 1, S, S) bool, true in a square of `side` (B,) times the image's side around a random centre, cut at the edge."""
+    """(B, 1, S, S) bool, true in a square around a random centre, `side` (B,) times as wide as the image."""
     size = images.shape[-1]
     centre = torch.rand(2, len(images), 1, device=images.device) * size
     away = (torch.arange(size, device=images.device) + 0.5 - centre).abs()  # (2, B, S): distance by row and by column
@@ -61,7 +61,7 @@ def _boxes(images: Tensor, side: Tensor) -> Tensor:
 
 
 def _mix(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) with a shuffled copy; where both are on, each sample draws one."""
+    """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) with a shuffled copy; of both, each sample draws one."""
     partner = torch.randperm(len(images), device=images.device)
     cut = torch.rand(len(images), device=images.device) < (0.5 if mixup and cutmix else float(cutmix > 0))
     alpha = torch.where(cut, cutmix, mixup)

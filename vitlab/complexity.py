@@ -124,8 +124,9 @@ def peak_memory(work: Callable[[], object]) -> int:
     return int(max(np.cumsum(changes), default=0))
 
 
-def throughput_batch(macs: int) -> int:
-    """A batch that keeps the cores busy without taking long: a power of two between 16 and 128, smaller for large models."""
+def throughput_batch(config: RunConfig, num_classes: int, channels: int) -> int:
+    """A batch that keeps the cores busy without taking long, 16 to 128 by the ViT's size: the same for its variants."""
+    macs = sum(formula_macs(config.but(model="vit"), num_classes, channels).values())
     return 2 ** min(7, max(4, int(math.log2(max(1, 4e9 / macs)))))
 
 
@@ -142,7 +143,7 @@ def measure(config: RunConfig, num_classes: int = 10, channels: int = 3) -> dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = (channels, config.image_size, config.image_size)
     macs = sum(formula_macs(config, num_classes, channels).values())
-    batch = throughput_batch(macs)
+    batch = throughput_batch(config, num_classes, channels)
     images = torch.randn(batch, *shape)
     counted, hooked = counted_macs(model, images[:2]), ptflops_macs(model, shape)
     model, images = model.to(device), images.to(device)
@@ -197,7 +198,7 @@ def exponent(tokens: pd.Series, values: pd.Series) -> float:
 
 
 def crossover(frame: pd.DataFrame, kind: str) -> float:
-    """Tokens from which `kind` is faster than softmax for good, interpolated on logarithmic axes; inf if it never is."""
+    """Tokens from which `kind` stays faster than softmax, interpolated on logarithmic axes; inf if it never is."""
     times = frame.pivot(index="tokens", columns="attention", values="seconds")
     gap = np.log(times[kind] / times["softmax"])
     slower = np.flatnonzero(gap > 0)
@@ -216,7 +217,7 @@ def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int
     """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(config, num_classes, channels).eval().to(device)
-    batch = throughput_batch(sum(formula_macs(config, num_classes, channels).values()))
+    batch = throughput_batch(config, num_classes, channels)
     images = torch.randn(batch, channels, config.image_size, config.image_size, device=device)
     rows = []
     for ratio in ratios:

@@ -92,7 +92,7 @@ def split(source: Source, config: RunConfig) -> Data:
 
 
 def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[int]:
-    """Images per class, class 0 the commonest: n (1 − (1 − 1/ratio) k / (C−1)) linear, n ratio^(−k / (C−1)) exponential.
+    """Images per class: linear n (1 − (1 − 1/ratio) k / (C−1)), exponential n ratio^(−k / (C−1)) for k = 0 … C−1.
 
     n is the number that the scarcest class could give, so that the counts fall exactly from n to n / ratio.
     """
@@ -135,8 +135,8 @@ def _cifar10(root: Path, image_size: int) -> Source:
         parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]  # checks every file's checksum
     except (OSError, RuntimeError) as error:  # no network, no space, or a damaged archive
         raise LabError(
-            f"CIFAR-10 is not in {root} and could not be downloaded ({error}): put cifar-10-batches-py there, or choose "
-            "dataset=folder with data_dir=<class folders>, or dataset=digits, which needs no download"
+            f"CIFAR-10 is not in {root} and could not be downloaded ({error}): put cifar-10-batches-py there, or "
+            "choose dataset=folder with data_dir=<class folders>, or dataset=digits, which needs no download"
         ) from None
     splits = []
     for part in parts:
@@ -203,7 +203,7 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
-    """(N, 3, size, size) uint8, and how many images had another size. One thread: at 32×32, more contend for the GIL."""
+    """(N, 3, size, size) uint8, and how many had another size. One thread: at 32×32 more contend for the GIL."""
     images = np.empty((len(paths), size, size, 3), np.uint8)
     resized = 0
     for i, path in enumerate(tqdm(paths, "decode images", leave=False, mininterval=1)):
@@ -219,7 +219,7 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 or 32 bits, which convert() would clip, scaled to 8: integers from 16 bits, floats from [0, 1]."""
+    """Grey images of 16 or 32 bits, which convert() would clip, scaled to 8; floats are taken to lie in [0, 1]."""
     if not image.mode.startswith(("I", "F")):
         return image
     grey = np.asarray(image, np.float32) * (255 if image.mode == "F" else 1 / 257)

@@ -118,6 +118,6 @@ def ratio_loss(decisions: list[Tensor], targets: list[float]) -> Tensor:
 
 
 def distill_loss(final: Tensor, teacher_final: Tensor, keep: Tensor) -> Tensor:
-    """Mean squared distance between the kept tokens of student and teacher, (B, N, D) each, keep (B, N); section 3.4."""
+    """Mean squared distance of the kept tokens from the teacher's, (B, N, D) each, keep (B, N); section 3.4."""
     squared = ((final.float() - teacher_final.float()) ** 2).mean(-1)
     return (squared * keep).sum() / keep.sum().clamp(min=1)

@@ -18,7 +18,7 @@ def trace(model: nn.Module, images: Tensor) -> dict:
 
 
 def attention_of_heads(attention: Tensor, grid: int) -> Tensor:
-    """(B, H, T, T) weights of one block to (B, H, grid, grid): what the class token attends to, or all patches on average."""
+    """(B, H, T, T) weights to (B, H, grid, grid): what the class token attends to, or all patches on average."""
     has_cls = attention.shape[-1] > grid * grid
     rows = attention[:, :, 0, 1:] if has_cls else attention.mean(2)  # (B, H, N)
     return rows.unflatten(-1, (grid, grid)).cpu()

@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
+import torch
+from tqdm import tqdm
 
 from vitlab import complexity, metrics
 from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute, from_notebook
@@ -17,7 +21,7 @@ from vitlab.data import Data, Source, load_source, split
 from vitlab.files import writing
 from vitlab.models import OPTIONS, build_model
 from vitlab.runs import Run, environment
-from vitlab.train import fit
+from vitlab.train import NARROW, fit
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 REMEDIES = get_args(Remedy)
@@ -101,6 +105,17 @@ class Lab:
         teacher = self.load("ViT") if config.init_from else None
         return fit(self.run_of(config), config, self.data_of(config), self.source.digest, teacher)
 
+    def train_all(self, configs: dict[Any, RunConfig]) -> dict[Any, Run]:
+        """The runs of several configurations. Narrow models leave all but one core idle, so they train side by side."""
+        todo = [config for config in configs.values() if not self.run_of(config).complete]
+        workers = min(len(todo), torch.get_num_threads()) if all(config.dim < NARROW for config in todo) else 1
+        if workers > 1 and not torch.cuda.is_available():
+            with ProcessPoolExecutor(workers, get_context("spawn"), _quiet) as pool:
+                waiting = [pool.submit(self.train, config) for config in todo]
+                for done in tqdm(as_completed(waiting), "train side by side", len(waiting), unit="run", leave=False):
+                    done.result()
+        return {key: self.train(config) for key, config in configs.items()}
+
     def load(self, name: str) -> Run:
         """A complete run by name; LabError says which notebook makes it."""
         run = self.run_of(self.config(name))
@@ -116,7 +131,7 @@ class Lab:
         return runs
 
     def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
-        """A measurement kept as a file: taken once for a key and this machine, then read. Without `measure` only read."""
+        """A measurement kept as a file: taken once for a key and machine, then read. Without `measure` only read."""
         machine = environment()
         about = {"what": what, "key": key, "machine": {k: machine[k] for k in ("device", "threads", "versions")}}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
@@ -132,7 +147,7 @@ class Lab:
     def cost(
         self, config: RunConfig, only_read: bool = False, num_classes: int = 0, channels: int = 0
     ) -> dict[str, Any]:
-        """`complexity.measure` of a configuration, kept as a file; on this lab's data unless classes and channels are given."""
+        """`complexity.measure` of a configuration, kept as a file; on this lab's data unless told otherwise."""
         num_classes = num_classes or len(self.source.classes)
         channels = channels or self.source.train.images.shape[1]
         key = _shape(config) | {"num_classes": num_classes, "channels": channels}
@@ -147,7 +162,7 @@ class Lab:
     def keep_ratio_cost(
         self, config: RunConfig, ratios: tuple[float, ...], num_classes: int = 0, channels: int = 0
     ) -> pd.DataFrame:
-        """Cost of a DynamicViT by keep ratio, kept as a file; on this lab's data unless classes and channels are given."""
+        """Cost of a DynamicViT by keep ratio, kept as a file; on this lab's data unless told otherwise."""
         num_classes = num_classes or len(self.source.classes)
         channels = channels or self.source.train.images.shape[1]
 
@@ -187,7 +202,7 @@ class Lab:
         return pd.DataFrame(rows)
 
     def study_scores(self) -> pd.DataFrame:
-        """A row for each run of the study: remedy, seed, accuracy, macro F1, recall of the rarest and commonest classes."""
+        """A row for each run of the study: scores, and recall of the three rarest and commonest classes."""
         rows = []
         for (remedy, seed), run in self.load_study().items():
             test = run.summary["test"]
@@ -226,6 +241,11 @@ def check(params: LabConfig) -> Lab:
     for name in lab.names:
         build_model(lab.config(name), len(lab.source.classes), lab.source.train.images.shape[1])
     return lab
+
+
+def _quiet() -> None:
+    """Several bars on one line are none: the parent shows one for all."""
+    os.environ["TQDM_DISABLE"] = "1"
 
 
 def _shape(config: RunConfig) -> dict[str, Any]:

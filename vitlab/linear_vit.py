@@ -35,7 +35,7 @@ class LinearAttention(nn.Module):
 
 
 class LinformerAttention(nn.Module):
-    """Linformer (Wang et al. 2020, eq. 7): softmax(Q (E K)ᵀ / √(D/H)) (F V), E and F learned projections from T to k tokens.
+    """Linformer (Wang et al. 2020, eq. 7): softmax(Q (E K)ᵀ / √(D/H)) (F V) with learned E, F from T to k tokens.
 
     One E and one F a layer, shared by its heads (the paper's headwise sharing). T is fixed at construction.
     """

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
-    """Scores of logits (N, C) against labels (N,): shares between 0 and 1, per class as lists, confusion as rows=truth."""
+    """Scores of logits (N, C) against labels (N,): shares of 1, per class as lists, confusion with rows = truth."""
     predicted = logits.argmax(1)
     classes = range(logits.shape[1])
     per_class = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
@@ -79,16 +79,17 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def best_remedy(scores: dict[str, list[float]]) -> str:
-    """One sentence on the remedies: remedy -> macro F1 of each seed. A gain over `none` counts only beyond the spread."""
+    """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond the spread."""
     best = max((remedy for remedy in scores if remedy != "none"), key=lambda remedy: np.mean(scores[remedy]))
     (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
     figures = f"macro F1 {mean:.3f} against {base:.3f} without a remedy"
     name = best.replace("_", " ")
     if math.isnan(spread):
         return f"The best remedy is **{name}**, {figures}; with one seed there is no spread to compare that with."
+    over_seeds = f"the spread over seeds ({max(spread, base_spread):.3f})"
     if mean - base > max(spread, base_spread):
-        return f"The best remedy is **{name}**: {figures}, a gain beyond the spread over seeds ({max(spread, base_spread):.3f})."
-    return f"No remedy gains more than the spread over seeds ({max(spread, base_spread):.3f}); the best is {name}, {figures}."
+        return f"The best remedy is **{name}**: {figures}, a gain beyond {over_seeds}."
+    return f"No remedy gains more than {over_seeds}; the best is {name}, {figures}."
 
 
 def frontier(results: pd.DataFrame) -> str:

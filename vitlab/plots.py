@@ -253,7 +253,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
 
 
 def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
-    """Images (M, C, S, S) and what is left after each stage: kept is a list of (M, n) patch indices; dropped is white."""
+    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is white."""
     figure, axes = _canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
     scale = images.shape[-1] // grid
     for i, title in enumerate(titles):
@@ -271,7 +271,7 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
 
 
 def keep_ratio_curve(frame: pd.DataFrame, teacher: float, trained_at: float) -> Figure:
-    """Accuracy and throughput over the keep ratio at inference; columns keep_ratio, accuracy, low, high, images_per_second."""
+    """Accuracy and throughput over the keep ratio; columns keep_ratio, accuracy, low, high, images_per_second."""
     figure, [[accuracy, speed]] = _canvas(1, 2, height=2.6)
     bars = [frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]]
     accuracy.errorbar(frame["keep_ratio"], frame["accuracy"], yerr=bars, marker="o", capsize=2, label="DynamicViT")
@@ -312,7 +312,7 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
 
 
 def growth(frame: pd.DataFrame) -> Figure:
-    """MACs, time and memory of one attention layer over the number of tokens; columns as `complexity.growth` makes them."""
+    """MACs, time and memory of one attention layer over tokens; columns as `complexity.growth` makes them."""
     figure, [axes] = _canvas(1, 3, height=2.7)
     for (kind, rows), marker in zip(frame.groupby("attention", sort=False), cycle(MARKERS), strict=False):
         for axis, values in zip(axes, (rows["macs"] / 1e6, rows["seconds"] * 1e3, rows["bytes"] / 2**20), strict=True):

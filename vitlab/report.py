@@ -27,7 +27,7 @@ SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small image
 
 
 def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
-    """Make `out/{report.html, report.pdf, results.csv}`; a fault that the user can mend is a LabError before any work."""
+    """Make `out/{report.html, report.pdf, results.csv}`; what the user can mend is a LabError before any work."""
     params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
     require_writable(out, megabytes=16)
     lab = check(params)
@@ -71,8 +71,8 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
         )
     except PapermillExecutionError as error:
         raise LabError(
-            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. The executed notebook is "
-            f"{os.path.relpath(target)}; finished runs are kept, the same command goes on from there"
+            f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. The executed notebook "
+            f"is {os.path.relpath(target)}; finished runs are kept, the same command goes on from there"
         ) from None
 
 
@@ -81,12 +81,14 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
     machine, params, results = environment(), lab.params, lab.results()
     vit = results.set_index("model").loc["ViT"]
     dynamic = results.set_index("model").loc["DynamicViT"]
+    best = results.loc[results["accuracy"].idxmax()]
     summary = (
-        f"A Vision Transformer of {vit['parameters']:,} parameters, trained from nothing on {len(lab.data.train):,} images of "
-        f"{params.dataset}, classifies **{vit['accuracy']:.1%}** of {vit['test_images']:,} test images (95 % interval "
-        f"{vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). DynamicViT at keep ratio {params.keep_ratio:g} needs "
-        f"{dynamic['macs'] / vit['macs']:.0%} of its multiply-adds and reaches {dynamic['accuracy']:.1%}. The best of the "
-        f"{len(results)} models is {results.loc[results['accuracy'].idxmax(), 'model']} with {results['accuracy'].max():.1%}."
+        f"A Vision Transformer of {vit['parameters']:,} parameters, trained from nothing on "
+        f"{len(lab.data.train):,} images of {params.dataset}, classifies **{vit['accuracy']:.1%}** of "
+        f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
+        f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
+        f"multiply-adds and reaches {dynamic['accuracy']:.1%}. The best of the {len(results)} models is "
+        f"{best['model']} with {best['accuracy']:.1%}."
     )
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     facts = [

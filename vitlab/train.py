@@ -192,7 +192,7 @@ def seed_step(seed: int, step: int, device: torch.device) -> None:
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate in step 0 … total − 1: a linear rise over `warmup` of the steps, then a half cosine."""
+    """Share of the peak learning rate in a step: a linear rise over `warmup` of all steps, then half a cosine."""
     rise = warmup * total
     if step < rise:
         return (step + 1) / math.ceil(rise)
@@ -223,7 +223,7 @@ def build_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Op
 
 
 def precision_of(config: RunConfig, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: what the parameter says, or bf16 where the device has instructions for it, else float32."""
+    """The dtype of autocast: the parameter's, or bf16 where the device has instructions for it, else float32."""
     if config.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
     if device.type == "cuda":

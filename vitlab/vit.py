@@ -192,7 +192,7 @@ class ViT(nn.Module):
         return self.dropout(tokens + self.pos_embed)
 
     def pool_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Class token, or the mean of the patches (of the kept ones, if `keep` (B, T) says which): (B, T, D) -> (B, D)."""
+        """(B, T, D) -> (B, D): the class token, or the mean of the patches (of the kept ones, by `keep` (B, T))."""
         if self.cls_token is not None:
             return tokens[:, 0]
         if keep is None:
