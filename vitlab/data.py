@@ -1,7 +1,10 @@
 """Data sets as uint8 tensors in memory: CIFAR-10, class folders, digits; splits, and imbalance made to measure."""
 
 import hashlib
+import io
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,19 +206,27 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
-    """(N, 3, size, size) uint8, and how many had another size. One thread: at 32×32 more contend for the GIL."""
+    """(N, 3, size, size) uint8, and how many had another size."""
     images = np.empty((len(paths), size, size, 3), np.uint8)
     resized = 0
-    for i, path in enumerate(tqdm(paths, "decode images", leave=False, mininterval=1)):
+    for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), leave=False, mininterval=2)):
         try:
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 fits = image.size == (size, size)
                 rgb = _eight_bits(image).convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise LabError(f"{path} is not a readable image ({error}): repair it or remove it") from None
+            reason = str(error).split(" <_io")[0]
+            raise LabError(f"{paths[i]} is not a readable image ({reason}): repair it or remove it") from None
         images[i] = rgb if fits else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
         resized += not fits
     return torch.from_numpy(images).permute(0, 3, 1, 2), resized
+
+
+def _contents(paths: list[str], ahead: int = 256) -> Iterator[bytes]:
+    """The files' bytes in order, read in parallel: small files on a slow disk wait for it, not for the processor."""
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(paths), ahead):
+            yield from pool.map(lambda path: Path(path).read_bytes(), paths[start : start + ahead])
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
