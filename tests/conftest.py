@@ -16,12 +16,13 @@ from vitlab.runs import Run
 from vitlab.train import fit
 
 mpl.use("Agg")
+SHARED_RUNS = Path(tempfile.mkdtemp(prefix="vitlab-test-"))
 torch.set_num_threads(1)  # models this small only lose by more
 
 
 def pytest_configure() -> None:
-    """The notebooks, which nbmake runs in kernels of their own, share a fresh folder of runs."""
-    os.environ["VITLAB_RUNS"] = tempfile.mkdtemp(prefix="vitlab-test-")
+    """The kernels that nbmake starts share a fresh folder of runs with the report's tests."""
+    os.environ["VITLAB_RUNS"] = str(SHARED_RUNS)
 
 
 @pytest.fixture(autouse=True)

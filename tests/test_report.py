@@ -10,6 +10,7 @@ import time
 import pandas as pd
 import pytest
 from browser import open_offline
+from conftest import SHARED_RUNS
 from PIL import Image
 
 from vitlab.config import ROOT
@@ -28,8 +29,7 @@ def run(out, runs, *options):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    return folder / "out", folder / "runs"
+    return tmp_path_factory.mktemp("report"), SHARED_RUNS  # what chapter 5 measures there, nbmake's chapter 5 reads
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, get_args
 
@@ -110,7 +111,7 @@ class Lab:
         todo = [config for config in configs.values() if not self.run_of(config).complete]
         workers = min(len(todo), torch.get_num_threads()) if all(config.dim < NARROW for config in todo) else 1
         if workers > 1 and not torch.cuda.is_available():
-            with ProcessPoolExecutor(workers, get_context("spawn"), _quiet) as pool:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
                 waiting = [pool.submit(self.train, config) for config in todo]
                 for done in tqdm(as_completed(waiting), "train side by side", len(waiting), unit="run", leave=False):
                     done.result()
@@ -227,6 +228,12 @@ class Lab:
         """(classes,) training images of each class in the study."""
         return self.data_of(self.study["none", self.params.seed]).counts
 
+    @property
+    def imbalance_name(self) -> str:
+        """How the study's training data are shaped, in words."""
+        shape = self.params.imbalance
+        return "as they come" if shape == "none" else f"{shape}, {self.params.imbalance_ratio:g}:1"
+
     def compare(self, a: str, b: str) -> dict[str, Any]:
         """Two runs on the same test images: difference of accuracy (b − a) and the exact McNemar test."""
         logits_a, labels = self.load(a).predictions
@@ -243,9 +250,15 @@ def check(params: LabConfig) -> Lab:
     return lab
 
 
-def _quiet() -> None:
-    """Several bars on one line are none: the parent shows one for all."""
+def _start_worker() -> None:
+    """Show no bar, the parent shows one for all; and die with the parent, or a killed one's worker would go on."""
+
+    def follow() -> None:
+        parent_process().join()
+        os._exit(1)
+
     os.environ["TQDM_DISABLE"] = "1"
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _shape(config: RunConfig) -> dict[str, Any]:

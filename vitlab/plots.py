@@ -103,7 +103,7 @@ def class_shares(shares: dict[str, Tensor], classes: tuple[str, ...], ylabel: st
     figure, [[axis]] = _canvas(height=2.6)
     for (name, values), marker in zip(shares.items(), cycle(MARKERS), strict=False):
         axis.plot(classes, values.numpy(), marker=marker, markersize=4, label=name)
-    axis.set(xlabel="class, commonest first", ylabel=ylabel, yscale="log")
+    axis.set(xlabel="class", ylabel=ylabel, yscale="log")
     _class_axis(axis, classes)
     _legend_above(axis, 4)
     return figure
@@ -127,12 +127,12 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...], xlabel: str = "class") -> Figure:
+def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) -> Figure:
     """Recall of each class, a line for each name -> (C,) recall."""
     figure, [[axis]] = _canvas(height=2.6)
     for (name, values), marker in zip(recalls.items(), cycle(MARKERS), strict=False):
         axis.plot(classes, values, marker=marker, markersize=4, label=name.replace("_", " "))
-    axis.set(xlabel=xlabel, ylabel="test recall")
+    axis.set(xlabel="class", ylabel="test recall")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _class_axis(axis, classes)
     _legend_above(axis, 4)

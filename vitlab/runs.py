@@ -116,9 +116,9 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for this process; LabError if another one is training into it."""
+        """Hold the directory for this process; LabError if another still trains into it, given seconds to die."""
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=0):
+            with filelock.FileLock(self.path / ".lock", timeout=5):
                 yield
         except filelock.Timeout:
             raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
