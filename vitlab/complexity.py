@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitlab.config import RunConfig
 from vitlab.dynamic_vit import NUM_STAGES, tokens_left
 from vitlab.linear_vit import LinearAttention, LinformerAttention
-from vitlab.models import build_model
+from vitlab.models import best_device, build_model
 from vitlab.vit import Attention
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, prints two lines a use
@@ -140,7 +140,7 @@ def file_bytes(model: nn.Module) -> int:
 def measure(config: RunConfig, num_classes: int = 10, channels: int = 3) -> dict:
     """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it."""
     model = build_model(config, num_classes, channels).eval()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     shape = (channels, config.image_size, config.image_size)
     macs = sum(formula_macs(config, num_classes, channels).values())
     batch = throughput_batch(config, num_classes, channels)
@@ -174,9 +174,9 @@ def growth(dim: int, heads: int, token_counts: list[int], linformer_k: int) -> p
     }
     rows = []
     for tokens in token_counts:
-        inputs = torch.randn(1, tokens, dim)
+        inputs = torch.randn(1, tokens, dim, device=best_device())
         for kind, (name, cls, options) in kinds.items():
-            layer = cls(dim, heads, tokens, **options).eval()
+            layer = cls(dim, heads, tokens, **options).eval().to(best_device())
             median, low, high = seconds(lambda layer=layer, inputs=inputs: layer(inputs))
             rows.append(
                 {
@@ -215,7 +215,7 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
 @torch.inference_mode()
 def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int) -> pd.DataFrame:
     """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     model = build_model(config, num_classes, channels).eval().to(device)
     batch = throughput_batch(config, num_classes, channels)
     images = torch.randn(batch, channels, config.image_size, config.image_size, device=device)

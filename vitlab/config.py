@@ -136,6 +136,8 @@ class RunConfig(Common):
     def _check_stages(self) -> Self:
         if self.model == "dynamic_vit" and self.depth < 4:
             raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {self.depth}")
+        if self.model == "linformer_vit" and self.linformer_k > self.num_tokens:
+            raise ValueError(f"linformer_k {self.linformer_k} must not exceed the {self.num_tokens} patches")
         return self
 
 
@@ -149,6 +151,7 @@ class LabConfig(Common):
     fine_tune_epochs: Count = 15  # of DynamicViT, and of the ViT that just trains on
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     runs_dir: str = "runs"  # where runs are kept, and found again
+    data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
 
     def run(self, **changes: Any) -> RunConfig:
         """Configuration of one run of this lab: balanced data unless `changes` says otherwise."""
@@ -201,18 +204,23 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabCo
 def from_notebook(namespace: dict[str, Any]) -> LabConfig:
     """Configuration from a notebook's globals: its parameters cell, and what papermill injected after it.
 
-    Every public name that holds a plain value counts as a parameter, so a misspelt one is caught. When the cell is
-    run again later, names that the notebook itself made since are passed over unless they resemble a parameter.
+    The first time, every public name that holds a plain value counts as a parameter, so a misspelt one is caught.
+    When the cell is run again, names that the notebook itself made since are passed over.
     """
-    plain = {
+    fields, first = LabConfig.model_fields, namespace.get("_parameters")
+    given = {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, str | int | float | None)
+        if name in fields or (isinstance(value, str | int | float | None) and not name.startswith("_"))
     }
-    if namespace.setdefault("_first_parameters", frozenset(plain)) != frozenset(plain):
-        known = list(LabConfig.model_fields)
-        plain = {n: v for n, v in plain.items() if difflib.get_close_matches(n, known, n=1, cutoff=0.7)}
-    return parse(LabConfig, plain)
+    if first is not None:
+        given = {name: value for name, value in given.items() if name in fields or name in first}
+    try:
+        config = parse(LabConfig, given)
+    except LabError as error:
+        raise LabError(f"{error}. Mend the parameters and restart the kernel") from None
+    namespace["_parameters"] = frozenset(given)
+    return config
 
 
 def absolute(path: str) -> Path:

@@ -178,6 +178,8 @@ def _folder(root: Path, image_size: int) -> Source:
     for listing in listings:
         images, resized = _decode([path for name in classes for path, *_ in listing[name]], image_size)
         splits.append(_whole(images, torch.tensor([k for k, name in enumerate(classes) for _ in listing[name]])))
+        if all(path.lower().endswith((".jpg", ".jpeg")) for rows in listing.values() for path, *_ in rows):
+            notes.append(f"The {len(images):,} files are JPEG, a lossy format.")
         if resized:
             notes.append(
                 f"{resized:,} of {len(images):,} images were cropped and resized to {image_size}×{image_size}."
@@ -211,10 +213,12 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
     resized = 0
     for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), leave=False, mininterval=2)):
         try:
+            if isinstance(content, OSError):
+                raise content
             with Image.open(io.BytesIO(content)) as image:
                 fits = image.size == (size, size)
                 rgb = _eight_bits(image).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise all kinds
             reason = str(error).split(" <_io")[0]
             raise LabError(f"{paths[i]} is not a readable image ({reason}): repair it or remove it") from None
         images[i] = rgb if fits else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
@@ -222,11 +226,18 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
     return torch.from_numpy(images).permute(0, 3, 1, 2), resized
 
 
-def _contents(paths: list[str], ahead: int = 256) -> Iterator[bytes]:
+def _contents(paths: list[str], ahead: int = 256) -> Iterator[bytes | OSError]:
     """The files' bytes in order, read in parallel: small files on a slow disk wait for it, not for the processor."""
     with ThreadPoolExecutor(16) as pool:
         for start in range(0, len(paths), ahead):
-            yield from pool.map(lambda path: Path(path).read_bytes(), paths[start : start + ahead])
+            yield from pool.map(_read, paths[start : start + ahead])
+
+
+def _read(path: str) -> bytes | OSError:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return error  # for the place that knows what to tell the user
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -5,7 +5,8 @@ are and attention masks the dropped ones, so that batches keep their shape and g
 inference the best-scored are gathered and the rest is really gone.
 
 Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (the paper's 3, 6, 9 of 12); no ε
-in the masked softmax; with mean pooling the mean runs over the kept tokens.
+in the masked softmax; with mean pooling the mean runs over the kept tokens; one learning rate for all weights, where
+the authors train the backbone with a smaller one than the predictors.
 """
 
 import torch

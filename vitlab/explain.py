@@ -14,7 +14,7 @@ def trace(model: nn.Module, images: Tensor) -> dict:
     seen: dict = {}
     device = next(model.parameters()).device
     model.eval()(to_float(images.to(device)), seen)
-    return seen
+    return {name: [values.cpu() for values in layers] for name, layers in seen.items()}
 
 
 def attention_of_heads(attention: Tensor, grid: int) -> Tensor:

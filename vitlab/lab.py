@@ -112,7 +112,7 @@ class Lab:
         workers = min(len(todo), torch.get_num_threads()) if all(config.dim < NARROW for config in todo) else 1
         if workers > 1 and not torch.cuda.is_available():
             with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
-                waiting = [pool.submit(self.train, config) for config in todo]
+                waiting = [pool.submit(_train_in_worker, self.params, config) for config in todo]
                 for done in tqdm(as_completed(waiting), "train side by side", len(waiting), unit="run", leave=False):
                     done.result()
         return {key: self.train(config) for key, config in configs.items()}
@@ -203,7 +203,7 @@ class Lab:
         return pd.DataFrame(rows)
 
     def study_scores(self) -> pd.DataFrame:
-        """A row for each run of the study: scores, and recall of the three rarest and commonest classes."""
+        """A row for each run of the study: scores, and recall of the rarest and the commonest classes."""
         rows = []
         for (remedy, seed), run in self.load_study().items():
             test = run.summary["test"]
@@ -215,8 +215,8 @@ class Lab:
                     "seed": seed,
                     "accuracy": test["accuracy"],
                     "macro_f1": test["f1"]["macro"],
-                    "recall_common": recall[order[:3]].mean(),
-                    "recall_rare": recall[order[-3:]].mean(),
+                    "recall_common": recall[order[: self.few]].mean(),
+                    "recall_rare": recall[order[-self.few :]].mean(),
                     "calibration_error": test["calibration_error"],
                     "run": run.path.name,
                 }
@@ -229,10 +229,22 @@ class Lab:
         return self.data_of(self.study["none", self.params.seed]).counts
 
     @property
+    def data_name(self) -> str:
+        """What the report calls the data."""
+        known = {"digits": "handwritten digits (scikit-learn)", "cifar10": "CIFAR-10"}
+        return self.params.data_name or known.get(self.params.dataset) or Path(self.params.data_dir).name
+
+    @property
     def imbalance_name(self) -> str:
-        """How the study's training data are shaped, in words."""
+        """How the study's training data are shaped, in words, with the ratio that was reached."""
+        ratio = float(self.study_counts.max() / self.study_counts.min())
         shape = self.params.imbalance
-        return "as they come" if shape == "none" else f"{shape}, {self.params.imbalance_ratio:g}:1"
+        return f"as they come, {ratio:.3g}:1" if shape == "none" else f"{shape}, {ratio:.3g}:1"
+
+    @property
+    def few(self) -> int:
+        """How many classes count as the commonest, and as the rarest: three, or fewer so that the two do not meet."""
+        return max(1, min(3, len(self.source.classes) // 2))
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
         """Two runs on the same test images: difference of accuracy (b − a) and the exact McNemar test."""
@@ -248,6 +260,11 @@ def check(params: LabConfig) -> Lab:
     for name in lab.names:
         build_model(lab.config(name), len(lab.source.classes), lab.source.train.images.shape[1])
     return lab
+
+
+def _train_in_worker(params: LabConfig, config: RunConfig) -> None:
+    """Train in a process that loads the data itself: sent over, they would have to fit in shared memory."""
+    Lab.of(params).train(config)
 
 
 def _start_worker() -> None:

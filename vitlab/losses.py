@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from vitlab.config import RunConfig
 from vitlab.dynamic_vit import distill_loss, ratio_loss
 
-EFFECTIVE_BETA = 0.999  # Cui et al. 2019
-
 
 def sampling_weights(remedy: str, labels: Tensor, counts: Tensor) -> Tensor | None:
     """(N,) weights with which the sampler draws images, so that every class is as likely; None: no sampler."""
@@ -18,12 +16,14 @@ def sampling_weights(remedy: str, labels: Tensor, counts: Tensor) -> Tensor | No
 def class_weights(remedy: str, counts: Tensor) -> Tensor | None:
     """(C,) factors of the loss, of mean 1 over the training images; None: no weights.
 
-    class_weights and both: 1/n. effective_number: (1 − β)/(1 − βⁿ), Cui et al. 2019, eq. 4.
+    class_weights and both: 1/n. effective_number: (1 − β)/(1 − βⁿ), Cui et al. 2019, with β = 1 − 1/N; for N, which
+    they read as the number of different images a class could have, we take the mean class size.
     """
     if remedy in ("class_weights", "both"):
         weights = 1 / counts.double()
     elif remedy == "effective_number":
-        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA ** counts.double())
+        beta = 1 - 1 / max(counts.double().mean(), 2)
+        weights = (1 - beta) / (1 - beta ** counts.double())
     else:
         return None
     return (weights * counts.sum() / (weights * counts).sum()).float()

@@ -84,6 +84,8 @@ def best_remedy(scores: dict[str, list[float]]) -> str:
     (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
     figures = f"macro F1 {mean:.3f} against {base:.3f} without a remedy"
     name = best.replace("_", " ")
+    if mean <= base:
+        return f"No remedy helps: the best is {name}, {figures}."
     if math.isnan(spread):
         return f"The best remedy is **{name}**, {figures}; with one seed there is no spread to compare that with."
     over_seeds = f"the spread over seeds ({max(spread, base_spread):.3f})"

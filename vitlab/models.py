@@ -13,6 +13,10 @@ OPTIONS = {"dynamic_vit": ("keep_ratio",), "linformer_vit": ("linformer_k",)}  #
 SHARED = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "dropout", "drop_path")
 
 
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def build_model(config: RunConfig, num_classes: int, channels: int) -> nn.Module:
     """The configured model with fresh weights, the same ones for the same seed; float32, on the CPU."""
     torch.manual_seed(config.seed)

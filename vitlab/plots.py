@@ -111,7 +111,7 @@ def class_shares(shares: dict[str, Tensor], classes: tuple[str, ...], ylabel: st
 
 def remedy_scores(frame: pd.DataFrame) -> Figure:
     """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean."""
-    columns = {"macro_f1": "macro F1", "recall_common": "recall, 3 commonest", "recall_rare": "recall, 3 rarest"}
+    columns = {"macro_f1": "macro F1", "recall_common": "recall, commonest", "recall_rare": "recall, rarest"}
     figure, [axes] = _canvas(1, 3, height=2.6, sharey=True)
     order = list(dict.fromkeys(frame["remedy"]))
     for axis, (column, label) in zip(axes, columns.items(), strict=True):

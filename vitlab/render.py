@@ -71,6 +71,7 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
     page = exporter.environment.get_template("page.html.j2")
     html = page.render(title=title["title"], contents=contents, content=tree, math_font=math_font(tree))
     check(html)
+    pdf_path.unlink(missing_ok=True)  # of an earlier report
     with writing(html_path) as temporary:
         temporary.write_text(html + "\n", encoding="utf-8")
     if not pdf:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import datetime
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -78,30 +79,28 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
 
 def title_page(lab: Lab, profile: str) -> dict[str, Any]:
     """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs."""
-    machine, params, results = environment(), lab.params, lab.results()
+    params, results = lab.params, lab.results()
+    runs = [*(lab.load(name) for name in lab.names), *lab.load_study().values()]
+    environments = [json.loads((run.path / "environment.json").read_text()) for run in runs]
+    machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
     dynamic = results.set_index("model").loc["DynamicViT"]
     best = results.loc[results["accuracy"].idxmax()]
     summary = (
         f"A Vision Transformer of {vit['parameters']:,} parameters, trained from nothing on "
-        f"{len(lab.data.train):,} images of {params.dataset}, classifies **{vit['accuracy']:.1%}** of "
+        f"{len(lab.data.train):,} images of {lab.data_name}, classifies **{vit['accuracy']:.1%}** of "
         f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
         f"multiply-adds and reaches {dynamic['accuracy']:.1%}. The best of the {len(results)} models is "
         f"{best['model']} with {best['accuracy']:.1%}."
     )
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     facts = [
         ("Profile", profile),
-        ("Data", f"{params.dataset}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
+        ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
         ("Seed", str(params.seed)),
-        (
-            "Machine",
-            f"{machine['device']}, {machine['threads']} threads, {machine['memory_gib']:g} GiB, {machine['system']}",
-        ),
-        ("Software", f"Python {machine['python']}, {versions}"),
-        ("Date", datetime.date.today().isoformat()),
-        ("Commit", machine["commit"]),
+        ("Trained on", machines),
+        ("Commit of the runs", commits),
+        ("Set on", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
     ]
     meaning = LabConfig.help()
     values = params.model_dump(exclude={"data_dir", "runs_dir"})  # paths of this machine say nothing to the reader
@@ -109,15 +108,24 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
     return {"title": TITLE, "subtitle": SUBTITLE, "summary": summary, "facts": facts, "parameters": rows}
 
 
+def _described(machine: dict[str, Any]) -> tuple[str, str]:
+    """Machine with software, and commit, of a run's environment.json."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    hardware = f"{machine['device']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['system']}"
+    return f"{hardware}; Python {machine['python']}, {versions}", machine["commit"]
+
+
 def _stamp(lab: Lab) -> str:
     """Digest of all that the executed notebooks depend on: sources, parameters, and the runs that they read."""
     digest = hashlib.sha256(lab.params.model_dump_json().encode())
-    digest.update(lab.source.digest.encode())
+    machine = environment()
+    digest.update(f"{lab.source.digest} {machine['device']} {machine['threads']} {machine['versions']}".encode())
     for path in [*NOTEBOOKS.values(), *sorted((ROOT / "vitlab").rglob("*.py"))]:
         digest.update(path.read_bytes())
     for config in [*(config for runs in lab.plan.values() for config in runs.values()), *lab.study.values()]:
         summary = lab.run_of(config).path / "summary.json"
         digest.update(summary.read_bytes() if summary.exists() else b"missing")
+    digest.update(" ".join(sorted(path.name for path in lab.runs_dir.glob("complexity/*.json"))).encode())
     return digest.hexdigest()
 
 
@@ -129,7 +137,10 @@ def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vitlab.config import ROOT, LabError, RunConfig, parse
 from vitlab.files import writing
-from vitlab.models import OPTIONS, build_model
+from vitlab.models import OPTIONS, best_device, build_model
 
 IRRELEVANT = {"data_dir", "preset"}  # where the data lie, and a name for dim, depth, heads, mlp_ratio
 MODEL_ONLY = {"keep_ratio", "ratio_weight", "distill_weight", "linformer_k"}  # recorded only for the model they shape
@@ -83,11 +83,11 @@ class Run:
             return stored["logits"], stored["labels"]
 
     def model(self) -> nn.Module:
-        """The trained model of the chosen epoch, in evaluation mode."""
+        """The trained model of the chosen epoch, on the best device, in evaluation mode."""
         stored = json.loads((self.path / "config.json").read_text())
         model = build_model(self.config, len(stored["classes"]), stored["channels"])
         model.load_state_dict(self.weights())
-        return model.eval()
+        return model.to(best_device()).eval()
 
     def weights(self) -> dict[str, Tensor]:
         return torch.load(self.path / "model.pt", weights_only=True, map_location="cpu")
@@ -119,6 +119,8 @@ class Run:
         """Hold the directory for this process; LabError if another still trains into it, given seconds to die."""
         try:
             with filelock.FileLock(self.path / ".lock", timeout=5):
+                for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+                    leftover.unlink()
                 yield
         except filelock.Timeout:
             raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
@@ -145,7 +147,9 @@ def commit() -> str:
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")

@@ -21,7 +21,7 @@ from vitlab.config import LabError, RunConfig
 from vitlab.data import Data, Split, to_float
 from vitlab.files import require_writable, writing
 from vitlab.losses import Objective, sampling_weights
-from vitlab.models import build_model, start_from
+from vitlab.models import best_device, build_model, start_from
 from vitlab.runs import Run, environment, identity
 
 CHECKPOINT_SECONDS = 120
@@ -46,7 +46,7 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
 
 
 def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None) -> Run:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     num_classes, channels = len(data.classes), data.train.images.shape[1]
     model = build_model(config, num_classes, channels)
     require_writable(run.path, megabytes=1 + sum(p.numel() for p in model.parameters()) * 16 // 2**20)
@@ -54,7 +54,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
         start_from(model, teacher.weights())
     model.to(device)
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else model
-    frozen = teacher.model().to(device) if teacher and config.model == "dynamic_vit" else None
+    frozen = teacher.model() if teacher and config.model == "dynamic_vit" else None
     objective = Objective(config, data.counts, frozen).to(device)
     optimizers = build_optimizers(model, config)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -165,9 +165,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
 
 def evaluate(run: Run, config: RunConfig, data: Data) -> dict:
     """Read the test set with the run's chosen weights, leave predictions.npz, and return the scores."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.model().to(device)
-    logits = predict(model, data.test, config)
+    logits = predict(run.model(), data.test, config)
     with writing(run.path / "predictions.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, logits=logits.numpy(), labels=data.test.labels.numpy())
     return metrics.scores(logits.numpy(), data.test.labels.numpy())
