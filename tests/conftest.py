@@ -34,7 +34,16 @@ def _no_runs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny() -> RunConfig:
     """Four tokens, width 16, four blocks (DynamicViT's least), two epochs."""
     return RunConfig(
-        image_size=8, patch_size=4, dim=16, depth=4, heads=2, mlp_ratio=2.0, epochs=2, batch_size=32, precision="fp32"
+        image_size=8,
+        patch_size=4,
+        dim=16,
+        depth=4,
+        heads=2,
+        mlp_ratio=2.0,
+        epochs=2,
+        batch_size=32,
+        precision="fp32",
+        linformer_k=2,
     )
 
 

@@ -14,7 +14,7 @@ from vitlab.runs import identity
 
 SMALL = LabConfig(
     image_size=8, patch_size=4, dim=16, depth=4, heads=2, mlp_ratio=2.0, batch_size=32, precision="fp32",
-    imbalance="linear", imbalance_ratio=2.0, epochs=2, fine_tune_epochs=1, study_epochs=1, study_seeds=2,
+    imbalance="linear", imbalance_ratio=2.0, epochs=2, fine_tune_epochs=1, study_epochs=1, study_seeds=2, linformer_k=2,
 )  # fmt: skip
 
 

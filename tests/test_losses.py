@@ -50,7 +50,8 @@ def test_inverse_class_weights_by_hand() -> None:
 
 
 def test_effective_number_weights_by_hand() -> None:
-    raw = [0.001 / (1 - 0.999**n) for n in (60, 30, 10)]
+    beta = 1 - 3 / 100  # N is the mean class size
+    raw = [(1 - beta) / (1 - beta**n) for n in (60, 30, 10)]
     scale = 100 / (60 * raw[0] + 30 * raw[1] + 10 * raw[2])
     assert class_weights("effective_number", COUNTS).tolist() == pytest.approx([scale * w for w in raw])
 

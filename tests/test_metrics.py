@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
@@ -156,3 +157,22 @@ def test_frontier_holds_the_models_that_none_beats_at_no_more_cost() -> None:
     text = metrics.frontier(frame)
     assert "cheap, dear" in text
     assert "beaten" not in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, "a gain beyond the spread"),
+        ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, "No remedy gains more than the spread"),
+        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, "No remedy helps"),
+        ({"none": [0.5], "sampler": [0.6]}, "with one seed there is no spread"),
+        ({"none": [0.5], "sampler": [0.4]}, "No remedy helps"),
+    ],
+)
+def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, expected: str) -> None:
+    assert expected in metrics.best_remedy(scores)
+
+
+def test_frontier_names_the_models_that_no_other_beats() -> None:
+    results = pd.DataFrame({"model": ["a", "b", "c"], "macs": [1, 2, 3], "accuracy": [0.5, 0.4, 0.6]})
+    assert metrics.frontier(results).endswith("than a, c.")

@@ -205,7 +205,7 @@ def from_notebook(namespace: dict[str, Any]) -> LabConfig:
     """Configuration from a notebook's globals: its parameters cell, and what papermill injected after it.
 
     The first time, every public name that holds a plain value counts as a parameter, so a misspelt one is caught.
-    When the cell is run again, names that the notebook itself made since are passed over.
+    When the cell is run again, names that the notebook itself made since are passed over unless they resemble one.
     """
     fields, first = LabConfig.model_fields, namespace.get("_parameters")
     given = {
@@ -214,7 +214,8 @@ def from_notebook(namespace: dict[str, Any]) -> LabConfig:
         if name in fields or (isinstance(value, str | int | float | None) and not name.startswith("_"))
     }
     if first is not None:
-        given = {name: value for name, value in given.items() if name in fields or name in first}
+        known = [*fields, *first]
+        given = {n: value for n, value in given.items() if difflib.get_close_matches(n, known, n=1, cutoff=0.75)}
     try:
         config = parse(LabConfig, given)
     except LabError as error:
