@@ -196,7 +196,7 @@ def training_curves(histories: dict[str, pd.DataFrame], chosen: dict[str, int]) 
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.set(xlabel="epoch", ylabel="training cross-entropy")
     accuracy.set(xlabel="epoch", ylabel="validation accuracy")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     loss.legend(frameon=False, fontsize=7)
     return figure
 
@@ -276,7 +276,7 @@ def keep_ratio_curve(frame: pd.DataFrame, teacher: float, trained_at: float) -> 
     bars = [frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]]
     accuracy.errorbar(frame["keep_ratio"], frame["accuracy"], yerr=bars, marker="o", capsize=2, label="DynamicViT")
     accuracy.axhline(teacher, color="black", linestyle="--", linewidth=1, label="its teacher")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     accuracy.set(xlabel="keep ratio ρ", ylabel="test accuracy")
     speed.plot(frame["keep_ratio"], frame["images_per_second"], marker="s", color=PALETTE[1])
     speed.set(xlabel="keep ratio ρ", ylabel="images per second", ylim=(0, None))
@@ -356,7 +356,7 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         axis.set(xlabel=label, xlim=(0, None))
         axis.margins(x=0.15)
     axes[0].set_ylabel("test accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     return figure
