@@ -375,4 +375,5 @@ def recall_map(recalls: pd.DataFrame) -> Figure:
         cbar_kws={"label": "recall (%)"},
     )
     axis.set(xlabel="class", ylabel="")
+    _class_axis(axis, tuple(recalls.columns))
     return figure
