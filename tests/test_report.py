@@ -119,7 +119,8 @@ def test_wrong_input_is_one_sentence_before_any_work(tmp_path, options, expected
 def test_broken_image_is_named(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / "good.png")
+        for number in range(3):
+            Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / f"good{number}.png")
     (tmp_path / "data" / "dog" / "torn.png").write_bytes(b"\x89PNG\r\n")
     result = run(tmp_path / "out", tmp_path / "runs", "--data", str(tmp_path / "data"))
     assert result.returncode == 1
