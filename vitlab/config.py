@@ -219,7 +219,7 @@ def from_notebook(namespace: dict[str, Any]) -> LabConfig:
     try:
         config = parse(LabConfig, given)
     except LabError as error:
-        raise LabError(f"{error}. Mend the parameters and restart the kernel") from None
+        raise LabError(f"{error} (mend it, then restart the kernel)") from None
     namespace["_parameters"] = frozenset(given)
     return config
 
