@@ -8,8 +8,9 @@ import papermill
 import pytest
 import yaml
 
-from vitlab.config import ROOT, LabConfig
-from vitlab.lab import NOTEBOOKS
+from vitlab.config import ROOT, LabConfig, load_params
+from vitlab.data import Source
+from vitlab.lab import NOTEBOOKS, Lab
 
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
 TITLES = ["01_data_and_imbalance", "02_vit", "03_dynamic_vit", "04_linear_vit", "05_complexity", "06_comparison"]
@@ -91,3 +92,10 @@ def test_quick_profile_is_what_a_notebook_runs_by_hand():
 def test_profiles_open_with_what_how_long_and_what_to_expect(profile):
     header = profile.read_text().split("\n\n")[0]
     assert all(f"# {word}" in header for word in ("Runs", "Takes", "Expect"))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.stem)
+def test_profiles_count_their_trainings_right(profile, few: Source):
+    lab = Lab(load_params(profile), few)
+    said = re.search(r"(\d+) (?:short )?trainings", profile.read_text())
+    assert int(said[1]) == len(lab.names) + len(lab.study)
