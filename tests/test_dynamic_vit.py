@@ -35,9 +35,9 @@ def test_one_step_with_a_teacher_gives_every_predictor_parameter_a_gradient(pool
     config = CONFIG.but(pool=pool)
     model = build_model(config, 10, 3).train()
     teacher = build_model(config.but(model="vit"), 10, 3)
-    objective = Objective(config, torch.full((10,), 5), teacher)
+    objective = Objective(config, torch.full((10,), 5), model, teacher)
     torch.manual_seed(0)
-    loss, parts, _ = objective(model, pictures(16), torch.eye(10)[torch.arange(16) % 10])
+    loss, parts, _ = objective(pictures(16), torch.eye(10)[torch.arange(16) % 10])
     loss.backward()
     assert set(parts) == {"cls", "ratio", "kl", "distill"}
     assert silent(model.named_parameters()) == []
@@ -46,8 +46,8 @@ def test_one_step_with_a_teacher_gives_every_predictor_parameter_a_gradient(pool
 def test_the_classification_alone_reaches_the_predictors_through_the_masked_attention() -> None:
     config = CONFIG.but(ratio_weight=0, distill_weight=0)
     model = build().train()
-    objective = Objective(config, torch.full((10,), 5))
-    objective(model, pictures(16), torch.eye(10)[torch.arange(16) % 10])[0].backward()
+    objective = Objective(config, torch.full((10,), 5), model)
+    objective(pictures(16), torch.eye(10)[torch.arange(16) % 10])[0].backward()
     assert silent(model.predictors.named_parameters()) == []
 
 
@@ -252,12 +252,12 @@ def test_keep_ratio_can_be_changed_at_inference() -> None:
 def test_hard_pruning_trains_without_nan_even_where_an_image_loses_every_token(image_size: int, pool: str) -> None:
     config = CONFIG.but(image_size=image_size, keep_ratio=0.3, pool=pool)
     model = build_model(config, 10, 3).train()
-    objective = Objective(config, torch.full((10,), 5), build_model(config.but(model="vit"), 10, 3))
+    objective = Objective(config, torch.full((10,), 5), model, build_model(config.but(model="vit"), 10, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(0)
     for _ in range(8):
         optimizer.zero_grad()
-        loss, _, logits = objective(model, pictures(32, image_size), torch.eye(10)[torch.arange(32) % 10])
+        loss, _, logits = objective(pictures(32, image_size), torch.eye(10)[torch.arange(32) % 10])
         assert logits.isfinite().all()
         assert loss.isfinite()
         loss.backward()

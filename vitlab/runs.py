@@ -36,7 +36,8 @@ def identity(config: RunConfig, digest: str) -> dict[str, Any]:
     skip = IRRELEVANT | (MODEL_ONLY - used)
     skip |= {"imbalance_ratio"} if config.imbalance == "none" else set()
     skip |= {"muon_lr"} if config.optimizer != "muon" else set()
-    skip |= {"epochs"} if config.steps else {"steps"}
+    budgets = ("steps", "minutes", "epochs")  # the first that is given decides
+    skip |= set(budgets) - {next(name for name in budgets if getattr(config, name))}
     return {name: value for name, value in config.model_dump().items() if name not in skip} | {"data": digest}
 
 
