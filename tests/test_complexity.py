@@ -14,7 +14,14 @@ from vitlab.complexity import attention_macs, counted_macs, crossover, exponent,
 from vitlab.config import RunConfig
 from vitlab.models import build_model
 
-MODELS = ["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
+VARIANTS = [
+    {"model": "vit"},
+    {"model": "vit", "positions": "sincos"},
+    {"model": "dynamic_vit"},
+    {"model": "linear_vit"},
+    {"model": "linear_vit", "feature_map": "relu"},
+    *({"model": "linformer_vit", "linformer_sharing": s} for s in ("headwise", "key_value", "layerwise")),
+]
 SHAPE = {"dim": 32, "depth": 4, "heads": 4, "mlp_ratio": 2.0}
 
 
@@ -25,9 +32,9 @@ def formula(config: RunConfig, channels: int = 3) -> int:
 @pytest.mark.parametrize("image_size", [16, 32])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("tokenizer", ["patch", "conv"])
-@pytest.mark.parametrize("model", MODELS)
-def test_formula_is_what_torch_counts(model: str, tokenizer: str, pool: str, image_size: int) -> None:
-    config = RunConfig(model=model, tokenizer=tokenizer, pool=pool, image_size=image_size, **SHAPE)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_formula_is_what_torch_counts(variant: dict, tokenizer: str, pool: str, image_size: int) -> None:
+    config = RunConfig(**variant, tokenizer=tokenizer, pool=pool, image_size=image_size, **SHAPE)
     counted = counted_macs(build_model(config, 10, 3), torch.randn(2, 3, image_size, image_size))
     assert formula(config) == counted
 
