@@ -71,9 +71,9 @@ class Common(BaseModel):
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # of both distillation losses
-    feature_map: Literal["elu", "relu"] = "elu"  # kernelised attention: φ(x) = elu(x) + 1, or relu(x)
+    feature_map: Literal["elu", "relu"] = "elu"  # of kernelised attention: elu(x) + 1, or relu(x)
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
-    linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"  # Linformer: E, F; E = F; one E
+    linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"  # of Linformer's E and F
     # training
     epochs: Count = 25  # of chapters 02 and 04
     batch_size: Count = 64  # images a step
