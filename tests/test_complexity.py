@@ -141,6 +141,11 @@ def test_pruning_saves_more_the_less_it_keeps_and_costs_its_predictors() -> None
     assert macs[-1] - full == everything["predictors"] > 0
 
 
+def test_dynamic_vit_at_0_7_saves_at_least_30_percent_of_192_wide_models() -> None:
+    shape = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32}
+    assert formula(RunConfig(model="dynamic_vit", keep_ratio=0.7, **shape)) <= 0.7 * formula(RunConfig(**shape))
+
+
 def test_exponent_is_the_slope_on_logarithmic_axes() -> None:
     tokens = pd.Series([16, 64, 256, 1024])
     assert exponent(tokens, 3.0 * tokens**2) == pytest.approx(2)
