@@ -27,6 +27,7 @@ from vitlab.models import best_device, build_model
 from vitlab.vit import Attention
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, prints two lines a use
+MEMORY_BATCH = 32  # images at which peak memory is measured
 
 # The course's four models at 32×32×3, patch 4, 10 classes: preset, model, and the parameters and FLOPs it quotes
 COURSE = {
@@ -178,7 +179,7 @@ def measure(config: RunConfig, num_classes: int = 10, channels: int = 3) -> dict
     model, image = model.to(device), torch.randn(shape, device=device)
     one, low, high = seconds(lambda: model(image[None]))
     batch, per_second, slow, fast = throughput(model, image)
-    images = image.expand(batch, *shape).contiguous()
+    images = image.expand(MEMORY_BATCH, *shape).contiguous()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "macs": macs,
