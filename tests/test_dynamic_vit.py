@@ -87,10 +87,14 @@ def test_training_on_digits_at_a_hard_ratio_stays_finite(on_digits) -> None:
     assert run.history["cls"].iloc[-1] < run.history["cls"].iloc[0]
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_keeping_everything_is_the_plain_vit(pool: str) -> None:
-    plain = lively(build_model(CONFIG.but(model="vit", pool=pool), 10, 3))
-    dynamic = build(pool=pool, keep_ratio=1.0)
+@pytest.mark.parametrize(
+    "changes", [{"pool": "cls"}, {"pool": "mean"}, {"tokenizer": "conv"}, {"positions": "sincos"}], ids=str
+)
+def test_keeping_everything_is_the_plain_vit(changes: dict) -> None:
+    plain = lively(build_model(CONFIG.but(model="vit", **changes), 10, 3))
+    plain.train()(pictures())  # the tokenizer's norms have seen images: what they remember is taken over too
+    plain.eval()
+    dynamic = build(keep_ratio=1.0, **changes)
     start_from(dynamic, plain.state_dict())
     ours: dict = {}
     theirs: dict = {}
