@@ -66,12 +66,15 @@ class Common(BaseModel):
     patch_size: Count = 4  # pixels a side of what becomes one token
     tokenizer: Literal["patch", "conv"] = "patch"  # how patches become tokens; chapter 02 trains the other one too
     pool: Literal["cls", "mean"] = "cls"  # what is classified: the class token, or the mean of the patches
+    positions: Literal["learned", "sincos"] = "learned"  # where a patch is: learned, or fixed sines and cosines
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # of both distillation losses
+    feature_map: Literal["elu", "relu"] = "elu"  # of kernelised attention: elu(x) + 1, or relu(x)
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
+    linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"  # of Linformer's E and F
     # training
     epochs: Count = 25  # of chapters 02 and 04
     minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
@@ -113,6 +116,8 @@ class Common(BaseModel):
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}: choose a number that does")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} must not exceed batch_size {self.batch_size}")
+        if self.positions == "sincos" and self.dim % 4:
+            raise ValueError(f"positions sincos needs a dim that 4 divides, got {self.dim}")
         if self.crop >= self.image_size:
             raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
         if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):

@@ -314,7 +314,7 @@ def _start_worker() -> None:
 def _shape(config: RunConfig) -> dict[str, Any]:
     """What of a configuration decides the cost of inference."""
     names = ("model", "image_size", "dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool")
-    return {name: getattr(config, name) for name in (*names, *OPTIONS.get(config.model, ()))}
+    return {name: getattr(config, name) for name in (*names, "positions", *OPTIONS.get(config.model, ()))}
 
 
 def _make(chapter: str) -> str:
