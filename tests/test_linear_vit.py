@@ -124,5 +124,5 @@ def test_kernelised_attention_is_normalised_in_float32_under_autocast(tokens: Te
 
 @pytest.mark.parametrize("model", ["linear_vit", "linformer_vit"])
 def test_learns_the_digits(model: str, train) -> None:
-    config = RunConfig(model=model, tokenizer="conv", epochs=8)
+    config = RunConfig(model=model, tokenizer="conv", epochs=12)
     assert train(config, load_source(config)).summary["test"]["accuracy"] >= 0.95

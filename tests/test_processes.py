@@ -36,9 +36,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, t
     for column in ("loss", "accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_allclose(run.history[column], one.history[column], rtol=1e-4)
     np.testing.assert_allclose(run.predictions[0], one.predictions[0], atol=1e-3)
-    student = lab.train(
-        lab.config("DynamicViT")
-    )  # with a teacher and all its losses
+    student = lab.train(lab.config("DynamicViT"))  # with a teacher and all its losses
     assert student.history["loss"].is_monotonic_decreasing
     assert lab.load("DynamicViT").complete
 

@@ -25,9 +25,27 @@ def epoch_order(labels: Tensor, weights: Tensor | None, seed: int, epoch: int) -
     return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
 
 
-def augment(images: Tensor, labels: Tensor, num_classes: int, config: RunConfig) -> tuple[Tensor, Tensor]:
-    """uint8 (B, C, S, S) and int64 (B,) to float images in [−1, 1] and targets (B, num_classes) that sum to 1."""
+def size_at(done: float, config: RunConfig) -> int:
+    """Pixels a side of the images when the share `done` of training is over: they grow by patches, from `start_size`.
+
+    Small images first cost little and teach much (progressive resizing; Tan & Le 2021, section 4).
+    """
+    if not config.start_size or done >= config.grow:
+        return config.image_size
+    patches = (config.image_size - config.start_size) // config.patch_size
+    return config.start_size + int(patches * done / config.grow) * config.patch_size
+
+
+def augment(
+    images: Tensor, labels: Tensor, num_classes: int, config: RunConfig, size: int = 0
+) -> tuple[Tensor, Tensor]:
+    """uint8 (B, C, S, S) and int64 (B,) to float images in [−1, 1] and targets (B, num_classes) that sum to 1.
+
+    `size`: pixels a side that the images are scaled down to; 0 leaves them as they are.
+    """
     images = to_float(shift_and_flip(images, config.crop, config.flip))
+    if size and size != images.shape[-1]:
+        images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     targets = F.one_hot(labels, num_classes).float()
     if config.cutout:
         images = images * ~_boxes(images, torch.full((len(images),), config.cutout, device=images.device))

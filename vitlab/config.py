@@ -88,6 +88,8 @@ class Common(BaseModel):
     warmup: Share = 0.1  # share of training in which the learning rate rises to its peak
     hold: Share = 0.0  # share of training after which it falls
     schedule: Literal["cosine", "linear"] = "cosine"  # how it falls, to zero
+    start_size: Annotated[int, Field(ge=0)] = 0  # pixels a side that training starts with, growing; 0: image_size
+    grow: Ratio = 0.7  # share of training until images have grown to image_size
     clip: Positive = 1.0  # largest norm of the gradient
     ema: Share = 0.0  # decay of the averaged weights; 0: off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
@@ -114,6 +116,11 @@ class Common(BaseModel):
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}: choose a number that does")
+        if self.start_size % self.patch_size or self.start_size > self.image_size:
+            raise ValueError(
+                f"start_size {self.start_size} must be a multiple of patch_size {self.patch_size} and not exceed "
+                f"image_size {self.image_size}"
+            )
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} must not exceed batch_size {self.batch_size}")
         if self.positions == "sincos" and self.dim % 4:

@@ -74,8 +74,8 @@ class DynamicViT(ViT):
 
     def _masked(self, images: Tensor, trace: dict | None) -> Tensor:
         tokens = self.embed_tokens(images)
-        extra = tokens.shape[1] - self.num_patches  # the class token is never pruned
-        keep = torch.ones(len(tokens), self.num_patches, device=tokens.device)
+        extra = int(self.cls_token is not None)  # the class token is never pruned
+        keep = torch.ones(tokens.shape[0], tokens.shape[1] - extra, device=tokens.device)
         decisions = []
         policy = None
         for i, block in enumerate(self.blocks):
@@ -92,14 +92,15 @@ class DynamicViT(ViT):
 
     def _pruned(self, images: Tensor, trace: dict | None) -> Tensor:
         tokens = self.embed_tokens(images)
-        extra = tokens.shape[1] - self.num_patches
-        index = torch.arange(self.num_patches, device=tokens.device).expand(len(tokens), -1)
+        extra = int(self.cls_token is not None)
+        left = tokens_left(tokens.shape[1] - extra, self.keep_ratio)
+        index = torch.arange(tokens.shape[1] - extra, device=tokens.device).expand(len(tokens), -1)
         for i, block in enumerate(self.blocks):
             if i in self.stages:
                 stage = self.stages.index(i)
                 patches = tokens[:, extra:]
                 scores = self.predictors[stage](patches, torch.ones_like(patches[..., 0]))[..., 0]
-                best = scores.topk(min(self.tokens_per_stage()[stage], patches.shape[1])).indices.sort().values
+                best = scores.topk(min(left[stage], patches.shape[1])).indices.sort().values
                 index = index.gather(1, best)
                 patches = patches.gather(1, best[:, :, None].expand(-1, -1, patches.shape[-1]))
                 tokens = torch.cat([tokens[:, :extra], patches], dim=1)

@@ -73,6 +73,7 @@ class Lab:
             "init_from": self.run_of(vit).path.name,
             "epochs": p.fine_tune_epochs,
             "minutes": 0,
+            "start_size": 0,
             "lr": p.fine_tune_lr,
             "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
         }

@@ -4,11 +4,13 @@ Softmax attention costs T²·D multiply-adds for Q Kᵀ and as many again for th
 never form a T×T matrix.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.vit import ViT, split_heads
+from vitlab.vit import ViT, resample, split_heads
 
 # φ(x) of kernelised attention: elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), in two halves because F.elu takes several
 # times as long on a CPU; and the ReLU of Performer (Choromanski et al. 2021)
@@ -46,7 +48,8 @@ class LinformerAttention(nn.Module):
     """Linformer (Wang et al. 2020, eq. 7): softmax(Q (E K)ᵀ / √(D/H)) (F V) with learned E, F from T to k tokens.
 
     The paper's three levels of sharing (section 4): headwise, one E and one F a layer for all its heads; key_value,
-    E = F as well; layerwise, one E = F for all layers, which `LinformerViT` ties. T is fixed at construction.
+    E = F as well; layerwise, one E = F for all layers, which `LinformerViT` ties. T is fixed at construction; for an
+    image of another size E and F are resampled as positions are, and scaled so that their sums stay the same.
     """
 
     def __init__(
@@ -62,10 +65,18 @@ class LinformerAttention(nn.Module):
 
     def forward(self, tokens: Tensor, keep: None = None, trace: dict | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
-        k = self.project_k(k.transpose(-2, -1)).transpose(-2, -1)  # (B, H, T, D/H) -> (B, H, k, D/H)
-        v = self.project_v(v.transpose(-2, -1)).transpose(-2, -1)
+        k = self._project(self.project_k.weight, k)
+        v = self._project(self.project_v.weight, v)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, T, k)
         return self.proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
+
+    @staticmethod
+    def _project(weight: Tensor, tokens: Tensor) -> Tensor:
+        """(k, T) and (B, H, T', D/H) -> (B, H, k, D/H)."""
+        fixed, given = weight.shape[1], tokens.shape[2]
+        if given != fixed:
+            weight = resample(weight.T[None], math.isqrt(given))[0].T * (fixed / given)
+        return F.linear(tokens.transpose(-2, -1), weight).transpose(-2, -1)
 
 
 class LinearViT(ViT):

@@ -67,7 +67,7 @@ class Objective(nn.Module):
             seen: dict = {}
             with torch.no_grad():
                 teacher_logits = self.teacher(images, seen)
-            patches = slice(-model.num_patches, None)  # the class token's distance is in the logits already
+            patches = slice(-trace["keep"][-1].shape[1], None)  # the class token's distance is in the logits already
             parts["kl"] = F.kl_div(
                 logits.float().log_softmax(-1),
                 teacher_logits.float().log_softmax(-1),

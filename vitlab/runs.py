@@ -33,6 +33,7 @@ def identity(config: RunConfig, digest: str) -> dict[str, Any]:
     """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
     used = set(OPTIONS.get(config.model, ())) | (LOSS_WEIGHTS if config.model == "dynamic_vit" else set())
     skip = IRRELEVANT | (MODEL_ONLY - used)
+    skip |= {"grow"} if not config.start_size else set()
     skip |= {"imbalance_ratio"} if config.imbalance == "none" else set()
     skip |= {"muon_lr"} if config.optimizer != "muon" else set()
     budgets = ("steps", "minutes", "epochs")  # the first that is given decides

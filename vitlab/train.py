@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from vitlab import metrics
-from vitlab.augment import augment, epoch_order, mixed_seed
+from vitlab.augment import augment, epoch_order, mixed_seed, size_at
 from vitlab.config import LabError, RunConfig
 from vitlab.data import Data, Split, to_float
 from vitlab.files import require_writable, writing
@@ -127,7 +127,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
             batch = order[place * batch_size : (place + 1) * batch_size]
             # every process draws for the whole batch, so that what is drawn does not depend on their number
             seed_step(config.seed, at.step, device)
-            inputs, targets = augment(images[batch], labels[batch], len(data.classes), config)
+            size = size_at(done, config)
+            inputs, targets = augment(images[batch], labels[batch], len(data.classes), config, size)
             if accelerator.process_index:  # but dropout is not to repeat itself from share to share
                 seed_step(config.seed, at.step, device, accelerator.process_index)
             set_lr(optimizers, lr_factor(done, config))
@@ -313,12 +314,13 @@ def _finish(run: Run, config: RunConfig, data: Data, at: Progress) -> None:
         pd.DataFrame(at.history).to_csv(temporary, index=False)
     run.save("model.pt", at.best["weights"])
     test = evaluate(run, config, data)
+    parameters = sum(p.numel() for p in run.model().parameters())
     last = at.history[-1]
     run.write_json(
         "summary.json",
         {
             "run": run.path.name,
-            "parameters": sum(weight.numel() for weight in at.best["weights"].values()),
+            "parameters": parameters,
             "epoch": at.best["epoch"],
             "epochs": last["epoch"],
             "steps": last["step"],

@@ -3,6 +3,7 @@
 Shapes: B images, N patches, T tokens (N, plus the class token if there is one), D = dim, H = heads.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -150,12 +151,26 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
+def resample(vectors: Tensor, grid: int) -> Tensor:
+    """(1, extra + g², D) vectors of the places of a g×g grid, for a grid×grid one, bicubic; the `extra` in front stay.
+
+    What a ViT knows by place serves images of another size so (Dosovitskiy et al. 2021, section 3.2).
+    """
+    old = math.isqrt(vectors.shape[1])
+    if old == grid:
+        return vectors
+    front, places = vectors.split([vectors.shape[1] - old**2, old**2], dim=1)
+    places = places.transpose(1, 2).unflatten(2, (old, old))  # (1, D, g, g)
+    places = nn.functional.interpolate(places, size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([front, places.flatten(2).transpose(1, 2)], dim=1)
+
+
 class ViT(nn.Module):
     """Images (B, C, S, S), float in [−1, 1], to logits (B, classes).
 
     With a dict as `trace`, the forward pass also leaves in it `tokens`, a list of the (B, T, D) tokens after the
     embedding and after each block, and `attention`, a list of the (B, H, T, T) weights of each block (softmax
-    attention only).
+    attention only). Images of another size S than `image_size` are taken as well: positions are resampled.
     """
 
     attention: type[nn.Module] = Attention
@@ -204,9 +219,10 @@ class ViT(nn.Module):
     def embed_tokens(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, T, D): patches, the class token in front, positions added."""
         tokens = self.embed(images)
+        positions = resample(self.pos_embed, math.isqrt(tokens.shape[1]))
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
-        return self.dropout(tokens + self.pos_embed)
+        return self.dropout(tokens + positions)
 
     def pool_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, D): the class token, or the mean of the patches (of the kept ones, by `keep` (B, T))."""
