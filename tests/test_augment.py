@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.augment import augment, epoch_order, shift_and_flip
+from vitlab.augment import augment, epoch_order, shift_and_flip, size_at
 from vitlab.config import RunConfig
 from vitlab.data import to_float
 
@@ -157,3 +157,14 @@ def test_weighted_order_draws_all_classes_equally_often() -> None:
     drawn = torch.cat([labels[epoch_order(labels, weights, 0, epoch)] for epoch in range(20)])
     shares = drawn.bincount() / len(drawn)
     assert (shares - 0.25).abs().max() < 0.01
+
+
+def test_images_grow_patch_by_patch_until_the_share_that_was_asked_for() -> None:
+    config = PLAIN.but(image_size=32, patch_size=4, start_size=16, grow=0.8)
+    assert [size_at(done, config) for done in (0, 0.19, 0.21, 0.41, 0.61, 0.79, 0.8, 0.99)] == [
+        16, 16, 20, 24, 28, 28, 32, 32
+    ]  # fmt: skip
+    assert size_at(0, config.but(start_size=0)) == 32
+    small, _ = augment(torch.full((2, 3, 32, 32), 255, dtype=torch.uint8), torch.tensor([0, 1]), 2, config, 16)
+    assert small.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(small, torch.ones(2, 3, 16, 16))

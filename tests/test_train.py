@@ -21,6 +21,7 @@ from vitlab.losses import Objective
 from vitlab.models import build_model
 from vitlab.optim import build_optimizers, lr_factor, precision_of
 from vitlab.runs import Run
+from vitlab.train import _follow as follow
 from vitlab.train import fit, predict, seed_step
 
 Train = Callable[..., Run]
@@ -266,8 +267,8 @@ def test_loss_that_is_no_number_stops_the_run_and_says_what_to_do(
 
     calls = iter(range(100))
 
-    def poison(images: Tensor, labels: Tensor, classes: int, config: RunConfig) -> tuple[Tensor, Tensor]:
-        inputs, targets = augment(images, labels, classes, config)
+    def poison(*arguments: object) -> tuple[Tensor, Tensor]:
+        inputs, targets = augment(*arguments)
         return inputs * (math.nan if next(calls) == 7 else 1), targets
 
     monkeypatch.setattr(loop, "augment", poison)
@@ -337,6 +338,24 @@ def test_training_ends_when_validation_has_not_improved_for_a_while(
     monkeypatch.setattr(loop, "_accuracy", lambda *_: next(accuracies))
     run = train(tiny.but(epochs=9, patience=2))
     assert (run.summary["epoch"], run.summary["epochs"]) == (2, 4)
+
+
+@pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
+def test_images_grow_to_their_full_size(
+    model: str, tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    augment = loop.augment
+
+    def watch(*arguments: object) -> tuple[Tensor, Tensor]:
+        inputs, targets = augment(*arguments)
+        sizes.append(inputs.shape[-1])
+        return inputs, targets
+
+    monkeypatch.setattr(loop, "augment", watch)
+    run = train(tiny.but(model=model, patch_size=2, start_size=4, grow=0.8, linformer_k=4, cutmix=1.0))  # 10 steps
+    assert sizes == [4] * 4 + [6] * 4 + [8] * 2
+    assert run.history["loss"].notna().all()
 
 
 @pytest.mark.parametrize("remedy", ["none", "class_weights"])
@@ -431,6 +450,22 @@ def test_averaged_weights_are_those_that_are_kept(tiny: RunConfig, train: Train)
     start, plain, averaged = (build_model(config, 10, 1).state_dict(), train(config), train(config.but(ema=0.999)))
     for name, weight in averaged.weights().items():  # decay min(0.999, 1/10) in the first step
         torch.testing.assert_close(weight, 0.1 * start[name] + 0.9 * plain.weights()[name])
+
+
+def test_statistics_of_batch_norm_are_those_of_the_model_not_averaged_again(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Tensor] = {}
+
+    def watch(self: nn.Module, *_: object) -> None:
+        seen.update({name: value.clone() for name, value in self.named_buffers() if "running" in name})
+
+    config = tiny.but(ema=0.99, tokenizer="conv", epochs=1, val_fraction=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_follow", lambda average, model, decay: (watch(model), follow(average, model, decay)))
+        kept = train(config).weights()
+    assert seen
+    assert all(torch.equal(kept[name], value) for name, value in seen.items())
 
 
 def test_averaging_records_no_graph(tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,3 +241,18 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(model(images), model(images))
     model.train()
     assert not torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_positions_of_another_size_are_resampled_around_the_class_token(pool: str) -> None:
+    model = build_model(RunConfig(image_size=16, patch_size=4, pool=pool), 10, 1).eval()
+    same = vit.resample(model.pos_embed, 4)
+    assert same is model.pos_embed
+    ramp = torch.arange(4.0).repeat(4, 1)[..., None].expand(4, 4, 64).flatten(0, 1)  # grows from column to column
+    front = model.pos_embed[:, : model.pos_embed.shape[1] - 16].detach()
+    finer = vit.resample(torch.cat([front, ramp[None]], dim=1), 8)
+    assert torch.equal(finer[:, : front.shape[1]], front)
+    grid = finer[0, front.shape[1] :].view(8, 8, 64)
+    assert torch.allclose(grid, grid[:1].expand_as(grid), atol=1e-5)  # all rows alike still
+    assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
