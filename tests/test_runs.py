@@ -32,6 +32,7 @@ LINFORMER = CONFIG.but(model="linformer_vit")
         (CONFIG, {"ratio_weight": 1.0}),
         (CONFIG, {"linformer_k": 4}),
         (CONFIG, {"imbalance_ratio": 3.0}),
+        (CONFIG, {"imbalance_order": "random"}),
         (CONFIG.but(optimizer="adamw"), {"muon_lr": 1.0}),
         (LINFORMER, {"keep_ratio": 0.3}),
         (DYNAMIC, {"linformer_k": 4}),
@@ -58,6 +59,7 @@ def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict)
         (DYNAMIC, {"distill_weight": 1.0}),
         (LINFORMER, {"linformer_k": 4}),
         (CONFIG.but(imbalance="linear"), {"imbalance_ratio": 3.0}),
+        (CONFIG.but(imbalance="linear"), {"imbalance_order": "random"}),
         (CONFIG.but(optimizer="muon"), {"muon_lr": 1.0}),
     ],
 )

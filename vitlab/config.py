@@ -22,6 +22,7 @@ PRESETS = {
 Model = Literal["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
 Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
 Imbalance = Literal["none", "linear", "exponential"]
+ImbalanceOrder = Literal["classes", "random"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -49,6 +50,7 @@ class Common(BaseModel):
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of train; 0: no validation, the last epoch counts
     imbalance: Imbalance = "none"  # class sizes in training fall along a line or exponentially
     imbalance_ratio: Annotated[float, Field(ge=1)] = 10.0  # images of the commonest class over the rarest's
+    imbalance_order: ImbalanceOrder = "classes"  # which are rare: the last classes, or some that the seed draws
     # augmentation, each drawn per sample
     crop: Annotated[int, Field(ge=0)] = 1  # pixels of random shift; the border is reflected
     flip: bool = False  # mirror half of the images left to right
@@ -151,6 +153,7 @@ class LabConfig(Common):
     fine_tune_epochs: Count = 15  # of DynamicViT, and of the ViT that just trains on
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     runs_dir: str = "runs"  # where runs are kept, and found again
+    extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
 
     def run(self, **changes: Any) -> RunConfig:

@@ -34,7 +34,8 @@ def identity(config: RunConfig, digest: str) -> dict[str, Any]:
         {"ratio_weight", "distill_weight"} if config.model == "dynamic_vit" else set()
     )
     skip = IRRELEVANT | (MODEL_ONLY - used)
-    skip |= {"imbalance_ratio"} if config.imbalance == "none" else set()
+    skip |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
+    skip |= {"imbalance_order"} if config.imbalance_order == "classes" else set()  # runs from before it still count
     skip |= {"muon_lr"} if config.optimizer != "muon" else set()
     skip |= {"epochs"} if config.steps else {"steps"}
     return {name: value for name, value in config.model_dump().items() if name not in skip} | {"data": digest}
@@ -70,6 +71,10 @@ class Run:
     def config(self) -> RunConfig:
         stored = json.loads((self.path / "config.json").read_text())
         return parse(RunConfig, stored["config"])
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return json.loads((self.path / "config.json").read_text())["classes"]
 
     @cached_property
     def history(self) -> pd.DataFrame:
