@@ -148,12 +148,3 @@ def test_order_depends_on_seed_and_epoch_alone(weighted: bool) -> None:
     assert not torch.equal(epoch_order(labels, weights, 3, 6), first)
     assert not torch.equal(epoch_order(labels, weights, 4, 5), first)
     assert not torch.equal(epoch_order(labels, weights, 4, 5), epoch_order(labels, weights, 5, 4))
-
-
-def test_weighted_order_draws_all_classes_equally_often() -> None:
-    counts = torch.tensor([8000, 1500, 400, 100])
-    labels = torch.repeat_interleave(torch.arange(4), counts)
-    weights = (1 / counts.double())[labels]
-    drawn = torch.cat([labels[epoch_order(labels, weights, 0, epoch)] for epoch in range(20)])
-    shares = drawn.bincount() / len(drawn)
-    assert (shares - 0.25).abs().max() < 0.01

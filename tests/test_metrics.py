@@ -293,6 +293,19 @@ def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
     assert "*c*" not in text
 
 
+def test_pairs_without_a_clear_difference_are_only_counted() -> None:
+    pairs = pd.DataFrame(
+        [{"a": a, "b": b, **found(0.03, p)} for (a, b), p in zip(PAIRS, (0.01, 0.05, 0.9), strict=True)]
+    )
+    text = metrics.verdicts(pairs)
+    assert text.count("ahead") == 1
+    assert "*b* is ahead of *a*" in text
+    assert "the other 2 pairs there is no difference that this test set can show" in text
+    assert "ahead" not in metrics.verdicts(pairs[1:])
+    assert "any of the 2 pairs" in metrics.verdicts(pairs[1:])
+    assert "no difference" not in metrics.verdicts(pairs[:1])
+
+
 def test_spread_is_the_sample_deviation_and_nan_for_one_seed() -> None:
     mean, spread = metrics.mean_and_spread([1.0, 2.0, 4.0])
     assert mean == pytest.approx(7 / 3)
@@ -322,8 +335,17 @@ def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None
     scores = {name: [0.5] for name in ("none", *"abcd")} | {"e": [0.6]}
     drawn = {name: np.linspace(f1[0] - 0.1, f1[0] + 0.1, 1000) for name, f1 in scores.items()}
     drawn["none"] = np.full(1000, 0.5)
+    scores["balanced"], drawn["balanced"] = [0.9], np.full(1000, 0.9)  # is none of them
     text = metrics.best_remedy(scores, drawn)
     assert "99% interval of the paired bootstrap +0.001 to +0.199" in text
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.001, "All the images are better"), (1, "can show no difference")])
+def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
+    drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
+    text = metrics.price_of_imbalance({"none": [0.5, 0.7], "balanced": [0.7]}, drawn)
+    assert expected in text
+    assert "(+10.0 points of macro F1, 95 % interval" in text
 
 
 @pytest.mark.parametrize("cost", ["macs", "seconds"])

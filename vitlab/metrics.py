@@ -175,6 +175,17 @@ def verdict(a: str, b: str, comparison: dict) -> str:
     )
 
 
+def verdicts(pairs: pd.DataFrame) -> str:
+    """A line for each pair of `Lab.pairs` in which one is ahead, and one on how many pairs showed no difference."""
+    clear = pairs[pairs["p"] < LEVEL]
+    lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in clear.itertuples()]
+    rest = len(pairs) - len(clear)
+    if rest:
+        which = "the other" if lines else "any of the"
+        lines.append(f"* Between {which} {rest} pairs there is no difference that this test set can show.")
+    return "\n".join(lines)
+
+
 def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Sentences on the most accurate model, and on the one of fewest MACs that the tests cannot tell from it.
 
@@ -209,11 +220,12 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
 
     That is the spread over seeds, where there are several, and the choice of test images: the paired bootstrap's
     interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. It is widened (Bonferroni) because
-    the best is picked out of several.
+    the best is picked out of several. `balanced`, all the images of every class, is no remedy.
     """
-    best = max((remedy for remedy in scores if remedy != "none"), key=lambda remedy: np.mean(scores[remedy]))
+    remedies = [remedy for remedy in scores if remedy not in ("none", "balanced")]
+    best = max(remedies, key=lambda remedy: np.mean(scores[remedy]))
     (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
-    confidence = 1 - LEVEL / (len(scores) - 1)
+    confidence = 1 - LEVEL / len(remedies)
     low, high = interval(resampled_scores[best] - resampled_scores["none"], confidence)
     figures = (
         f"macro F1 {mean:.3f} against {base:.3f} without a remedy (gain {mean - base:+.3f}, {confidence:.0%} interval "
@@ -228,6 +240,16 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
     if mean - base > noise and low > 0:
         return f"The best remedy is **{name}**: {figures}, a gain beyond {beyond}{seeds}."
     return f"No remedy shows a gain beyond {beyond}; the best is {name}, {figures}{seeds}."
+
+
+def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
+    """One sentence on what the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them."""
+    gap = float(np.mean(scores["balanced"]) - np.mean(scores["none"]))
+    low, high = interval(resampled_scores["balanced"] - resampled_scores["none"])
+    figures = f"({100 * gap:+.1f} points of macro F1, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+    if low <= 0 <= high:
+        return f"Between all the images and the imbalanced ones this test set can show no difference {figures}."
+    return f"All the images are {'better' if gap > 0 else 'worse'} than the imbalanced ones without a remedy {figures}."
 
 
 def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
