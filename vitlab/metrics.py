@@ -166,7 +166,7 @@ def verdict(a: str, b: str, comparison: dict) -> str:
     if comparison["p"] >= LEVEL:
         return (
             f"between {a} and {b} there is no difference that this test set can show "
-            f"({points:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, {p_text(comparison['p'])})"
+            f"({points:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])})"
         )
     if points < 0:
         a, b, points, low, high = b, a, -points, -high, -low
@@ -179,11 +179,8 @@ def verdicts(pairs: pd.DataFrame) -> str:
     """A line for each pair of `Lab.pairs` in which one is ahead, and one on how many pairs showed no difference."""
     clear = pairs[pairs["p"] < LEVEL]
     lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in clear.itertuples()]
-    rest = len(pairs) - len(clear)
-    if rest:
-        which = "the other" if lines else "any of the"
-        lines.append(f"* Between {which} {rest} pairs there is no difference that this test set can show.")
-    return "\n".join(lines)
+    rest = f"In {len(pairs) - len(clear)} of {len(pairs)} pairs there is no difference that this test set can show."
+    return "\n".join([*lines, f"* {rest}"] if lines else [rest])
 
 
 def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -193,21 +190,19 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """
     best = results.loc[results["accuracy"].idxmax()]
     unclear = pairs[(pairs["p"] >= LEVEL) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
-    peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} | {best["model"]})].sort_values("macs")
+    peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
         f"The highest accuracy was measured for **{best['model']}**: {best['accuracy']:.1%} "
-        f"(95 % interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%}). "
+        f"(95 % interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
-    if len(peers) == 1:
-        return text + "The tests tell it from every other model."
-    others = ", ".join(f"*{name}*" for name in peers["model"] if name != best["model"])
-    light = peers.iloc[0]
-    choice = (
-        "it needs the fewest multiply-adds itself"
-        if light["model"] == best["model"]
-        else (f"the fewest multiply-adds needs **{light['model']}**, {light['macs'] / best['macs']:.0%} of that")
-    )
-    return text + f"This test set can show no difference between it and {others}; of all these, {choice}."
+    if peers.empty:
+        return f"{text} The tests tell it from every other model."
+    text += f" This test set can show no difference between it and {', '.join(f'*{name}*' for name in peers['model'])}"
+    light = peers.loc[peers["macs"].idxmin()]
+    if light["macs"] >= best["macs"]:
+        return f"{text}, none of which needs fewer multiply-adds."
+    share = light["macs"] / best["macs"]
+    return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.0%} of {best['model']}'s."
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
@@ -253,16 +248,17 @@ def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[st
 
 
 def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
-    """(models,) bool: whether no other model is more accurate at the same or a smaller value of the column `cost`."""
-    cheaper = results[cost].to_numpy()[None] <= results[cost].to_numpy()[:, None]
-    better = results["accuracy"].to_numpy()[None] > results["accuracy"].to_numpy()[:, None]
-    return pd.Series(~(cheaper & better).any(1), results.index)
+    """(models,) bool: whether no other model has a higher accuracy at no more, or as high a one at less, of `cost`."""
+    price, score = (results[name].to_numpy() for name in (cost, "accuracy"))
+    cheaper, better = price < price[:, None], score > score[:, None]
+    beaten = (cheaper & (score >= score[:, None])) | (better & (price <= price[:, None]))
+    return pd.Series(~beaten.any(1), results.index)
 
 
 def frontier(results: pd.DataFrame) -> str:
-    """One sentence naming the models that no other beats in measured accuracy at equal or fewer MACs."""
+    """One sentence naming the models that no other beats in measured accuracy and MACs at once."""
     on_it = results[on_frontier(results, "macs")].sort_values("macs")
     return (
-        "Of the accuracies as measured, none is higher at the same or fewer multiply-adds than that of "
-        f"{', '.join(on_it['model'])}."
+        "Of the accuracies as measured, none is reached or surpassed with fewer multiply-adds than by "
+        f"{', '.join(f'*{name}*' for name in on_it['model'])}: the frontier."
     )

@@ -111,10 +111,12 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
     classes = frame["class"].unique()
     places = np.arange(0, len(classes), -(-len(classes) // 20))
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
-        for (remedy, rows), marker in zip(frame.groupby("remedy", sort=False), cycle(MARKERS), strict=False):
-            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=4, linewidth=1, label=_words(remedy))
+        for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
+            size = max(3, 9 - i)  # equal ones lie on top of each other: the larger show behind the smaller
+            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
         axis.set(xlabel="class, commonest first", ylabel=label, yscale="log")
         axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes[0].sharey(axes[2])
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=7)
     return figure
@@ -155,14 +157,16 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     for axis, (name, values) in zip(axes.flat, others, strict=False):
         axis.hlines(places, base, values, color="0.6")
         axis.plot(base, places, "o", color="black", fillstyle="none", markersize=4, label=_words(first))
-        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="the panel's")
+        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
         axis.set_title(_words(name), fontsize=8)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
     every = -(-len(classes) // 30)
-    axes[0, 0].set_yticks(places[::every], classes[::every], fontsize=7)
+    axes[0, 0].set_yticks(places[::every], classes[::every])
     axes[0, 0].invert_yaxis()
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
     figure.supxlabel("test recall", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=7)
@@ -260,13 +264,14 @@ def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Fi
     for (name, rows), marker in zip(frames.items(), cycle(MARKERS), strict=False):
         bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
         label = f"{name}, ECE {errors[name]:.3f}"
-        axis.errorbar(rows["confidence"], rows["accuracy"], bars, marker=marker, markersize=4, capsize=2, label=label)
+        axis.errorbar(rows["confidence"], rows["accuracy"], bars, fmt=marker, markersize=4, capsize=2, label=label)
         sizes.plot(rows["confidence"], rows["images"] / rows["images"].sum(), marker=marker, markersize=4)
     axis.set(xlabel="confidence", ylabel="test accuracy")
     sizes.set(xlabel="confidence", ylabel="share of the test images", xlim=axis.get_xlim())
     for formatted in (axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis):
         formatted.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.legend(frameon=False, fontsize=7)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=7)
     return figure
 
 
@@ -395,11 +400,13 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         ("training_seconds", 60, "training (minutes)"),
     )
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
-        for (_, row), marker, colour in zip(frame.iterrows(), cycle(MARKERS), cycle(PALETTE), strict=False):
+        aside = np.linspace(0.97, 1.03, len(frame))  # models of the same cost stand beside each other
+        for (_, row), shift, marker, colour in zip(
+            frame.iterrows(), aside, cycle(MARKERS), cycle(PALETTE), strict=False
+        ):
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            axis.errorbar(
-                row[column] / unit, row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"]
-            )
+            place, score = row[column] / unit * shift, row["accuracy"]
+            axis.errorbar(place, score, yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"])
         best = frame[on_frontier(frame, column)].sort_values(column)
         axis.step(
             best[column] / unit, best["accuracy"], color="0.5", linestyle=":", where="post", zorder=0, label="frontier"
@@ -407,7 +414,7 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         axis.set(xlabel=label, xlim=(0, None))
         axis.margins(x=0.15)
     axes[0].set_ylabel("test accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
     return figure
@@ -425,10 +432,11 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     figure, [[axis]] = _canvas(height=0.36 * len(points) + 1.4)
     sns.heatmap(
         points,
-        annot=points.map("{:+.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
+        annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
         fmt="",
         cmap="RdBu",
-        center=0,
+        vmin=-points.abs().to_numpy().max(),
+        vmax=points.abs().to_numpy().max(),
         ax=axis,
         annot_kws={"fontsize": 7},
         cbar_kws={"label": "difference (points)"},
