@@ -274,7 +274,7 @@ class Lab:
         return pd.concat(rows).sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
 
     def study_scores(self) -> pd.DataFrame:
-        """A row for each run of the study: scores with the bootstrap's <name>_low and _high, recall of rare classes."""
+        """A row for each run of the study: scores, recall of common and rare classes, each with <name>_low and _high."""
         rows = []
         for (remedy, seed), run in self.load_study().items():
             logits, labels = run.predictions
@@ -282,6 +282,8 @@ class Lab:
             row = {"remedy": remedy, "seed": seed, **self._study_row(metrics.confusion(logits, labels), order)}
             for name, values in self._study_row(metrics.resampled(logits, labels), order).items():
                 row[f"{name}_low"], row[f"{name}_high"] = metrics.interval(values)
+            right = int((logits.argmax(1) == labels).sum())
+            row["accuracy_low"], row["accuracy_high"] = metrics.wilson(right, len(labels))
             error = metrics.calibration_error(logits, labels)
             rows.append(row | {"calibration_error": error, "run": run.path.name})
         return pd.DataFrame(rows)

@@ -256,9 +256,6 @@ def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
 
 
 def frontier(results: pd.DataFrame) -> str:
-    """One sentence naming the models that no other beats in measured accuracy and MACs at once."""
-    on_it = results[on_frontier(results, "macs")].sort_values("macs")
-    return (
-        "Of the accuracies as measured, none is reached or surpassed with fewer multiply-adds than by "
-        f"{', '.join(f'*{name}*' for name in on_it['model'])}: the frontier."
-    )
+    """One sentence naming the models on the frontier of accuracy and MACs."""
+    names = ", ".join(f"*{name}*" for name in results[on_frontier(results, "macs")].sort_values("macs")["model"])
+    return f"As measured, no model is as good in accuracy and multiply-adds and better in one of them than {names}."

@@ -30,6 +30,8 @@ def use_theme() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "font.size": 9,
+            "hatch.color": "0.7",
+            "hatch.linewidth": 0.5,
         },
     )
 
@@ -141,7 +143,7 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
         axis.set(xlabel=label)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[0].set_yticks(range(len(order)), [_words(name) for name in order])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(order) - 0.5, -0.5)
     _legend_above(axes[1], 2)
     return figure
 
@@ -305,7 +307,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
 
 
 def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
-    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is white."""
+    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is hatched."""
     figure, axes = _canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
     scale = images.shape[-1] // grid
     for i, title in enumerate(titles):
@@ -313,9 +315,11 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
         for stage, index in enumerate(kept):
             mask = torch.zeros(grid * grid, dtype=torch.bool)
             mask[index[i]] = True
-            mask = mask.view(grid, grid).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-            _picture(axes[stage + 1, i], torch.where(mask, images[i], 255))
-            axes[stage + 1, i].patch.set_edgecolor("0.7")
+            mask = mask.view(grid, grid)
+            axis = axes[stage + 1, i]
+            _picture(axis, torch.where(mask.repeat_interleave(scale, 0).repeat_interleave(scale, 1), images[i], 255))
+            for row, column in (~mask).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+                axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
     names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
     for row, name in zip(axes, names, strict=True):
         row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
@@ -399,20 +403,17 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         ("latency_ms", 1, "latency, batch 1 (ms)"),
         ("training_seconds", 60, "training (minutes)"),
     )
+    aside = np.linspace(0.97, 1.03, len(frame))  # models of the same cost stand beside each other
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
-        aside = np.linspace(0.97, 1.03, len(frame))  # models of the same cost stand beside each other
-        for (_, row), shift, marker, colour in zip(
-            frame.iterrows(), aside, cycle(MARKERS), cycle(PALETTE), strict=False
-        ):
+        places = frame[column] / unit * aside
+        for i, marker, colour in zip(frame.index, cycle(MARKERS), cycle(PALETTE), strict=False):
+            row = frame.loc[i]
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            place, score = row[column] / unit * shift, row["accuracy"]
-            axis.errorbar(place, score, yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"])
-        best = frame[on_frontier(frame, column)].sort_values(column)
-        axis.step(
-            best[column] / unit, best["accuracy"], color="0.5", linestyle=":", where="post", zorder=0, label="frontier"
-        )
-        axis.set(xlabel=label, xlim=(0, None))
-        axis.margins(x=0.15)
+            name = row["model"]
+            axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
+        best = places[on_frontier(frame, column)].sort_values()
+        axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
+        axis.set(xlabel=label, xlim=(0, 1.1 * places.max()))
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     handles, labels = axes[0].get_legend_handles_labels()
