@@ -274,7 +274,7 @@ class Lab:
         return pd.concat(rows).sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
 
     def study_scores(self) -> pd.DataFrame:
-        """A row for each run of the study: scores, recall of common and rare classes, each with <name>_low and _high."""
+        """A row for each run of the study: scores, recall of common and rare classes, with <name>_low and _high."""
         rows = []
         for (remedy, seed), run in self.load_study().items():
             logits, labels = run.predictions

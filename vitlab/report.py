@@ -53,8 +53,9 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     results = lab.results()
     with writing(out / "results.csv") as temporary:
         results.to_csv(temporary, index=False)
-    with writing(out / "results.tex") as temporary:
-        temporary.write_text(scores_table(results).to_latex(escape=True))  # for the package booktabs
+    with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
+        table = scores_table(results)
+        temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
     for path in [*render(executed, out, title_page(lab, profile)), out / "results.csv", out / "results.tex"]:
         _say(f"made {os.path.relpath(path)}")
 
