@@ -1,7 +1,7 @@
 """The formula counts what the model multiplies, and savings show where they should and nowhere else."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain, cycle
 
 import numpy as np
@@ -10,11 +10,27 @@ import pytest
 import torch
 
 from vitlab import complexity
-from vitlab.complexity import attention_macs, counted_macs, crossover, exponent, formula_macs, ptflops_macs
+from vitlab.complexity import (
+    COURSE,
+    attention_macs,
+    counted_macs,
+    crossover,
+    exponent,
+    formula_macs,
+    hidden_macs,
+    ptflops_macs,
+)
 from vitlab.config import RunConfig
 from vitlab.models import build_model
 
-MODELS = ["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
+VARIANTS = [
+    {"model": "vit"},
+    {"model": "vit", "positions": "sincos"},
+    {"model": "dynamic_vit"},
+    {"model": "linear_vit"},
+    {"model": "linear_vit", "feature_map": "relu"},
+    *({"model": "linformer_vit", "linformer_sharing": s} for s in ("headwise", "key_value", "layerwise")),
+]
 SHAPE = {"dim": 32, "depth": 4, "heads": 4, "mlp_ratio": 2.0}
 
 
@@ -25,9 +41,9 @@ def formula(config: RunConfig, channels: int = 3) -> int:
 @pytest.mark.parametrize("image_size", [16, 32])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("tokenizer", ["patch", "conv"])
-@pytest.mark.parametrize("model", MODELS)
-def test_formula_is_what_torch_counts(model: str, tokenizer: str, pool: str, image_size: int) -> None:
-    config = RunConfig(model=model, tokenizer=tokenizer, pool=pool, image_size=image_size, **SHAPE)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
+def test_formula_is_what_torch_counts(variant: dict, tokenizer: str, pool: str, image_size: int) -> None:
+    config = RunConfig(**variant, tokenizer=tokenizer, pool=pool, image_size=image_size, **SHAPE)
     counted = counted_macs(build_model(config, 10, 3), torch.randn(2, 3, image_size, image_size))
     assert formula(config) == counted
 
@@ -48,18 +64,44 @@ def test_the_courses_vit_base_has_1_25_gmacs() -> None:
     assert round(expected / 1e9, 2) == 1.25
 
 
+def test_the_courses_figures_fit_none_of_its_models_parameters_and_its_flops_are_macs_at_best() -> None:
+    for preset, model, parameters, flops in COURSE.values():
+        config = RunConfig(preset=preset, model=model, image_size=32, patch_size=4)
+        real = sum(p.numel() for p in build_model(config, 10, 3).parameters())
+        assert real > 1.7 * parameters
+        assert abs(formula(config) - flops) < abs(2 * formula(config) - flops)
+
+
 def test_batch_does_not_change_the_count_of_an_image() -> None:
     model = build_model(RunConfig(**SHAPE), 10, 3)
     assert counted_macs(model, torch.randn(1, 3, 16, 16)) == counted_macs(model, torch.randn(5, 3, 16, 16))
 
 
-@pytest.mark.parametrize("model", ["vit", "dynamic_vit"])
-def test_ptflops_misses_the_products_between_tokens(model: str) -> None:
-    config = RunConfig(model=model, **SHAPE)
+def test_ptflops_misses_the_products_of_attention_and_adds_biases_norms_and_activations() -> None:
+    config = RunConfig(**SHAPE)
+    tokens, dim, hidden, depth = 17, 32, 64, 4
+    biases = 16 * dim + depth * tokens * (3 * dim + dim + hidden + dim) + 10
+    norms, activations = (2 * depth + 1) * tokens * dim, depth * tokens * hidden
+    missed = 2 * tokens**2 * dim * depth
+    assert hidden_macs(config, 10, 3) == missed
     hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))
-    assert 0.5 * formula(config) < hooked < 1.1 * formula(config)
-    if model == "vit":
-        assert hooked < formula(config)
+    assert hooked == formula(config) - missed + biases + norms + activations
+
+
+@pytest.mark.parametrize("tokenizer", ["patch", "conv"])
+@pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
+def test_what_ptflops_reports_is_explained_for_every_model(model: str, tokenizer: str) -> None:
+    config = RunConfig(preset="tiny", model=model, tokenizer=tokenizer)
+    hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))
+    assert 0 < hooked - (formula(config) - hidden_macs(config, 10, 3)) < 0.02 * formula(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch counts the fused kernels of a GPU")
+def test_torchs_counter_misses_the_fused_kernel_and_nothing_else() -> None:
+    config = RunConfig(image_size=128, **SHAPE)
+    model, images = build_model(config, 10, 3), torch.randn(1, 3, 128, 128)
+    assert counted_macs(model, images) == formula(config)
+    assert counted_macs(model, images, explicit=False) == formula(config) - hidden_macs(config, 10, 3)
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
@@ -97,6 +139,11 @@ def test_pruning_saves_more_the_less_it_keeps_and_costs_its_predictors() -> None
     assert macs[2] < full
     everything = formula_macs(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=1), 10, 3)
     assert macs[-1] - full == everything["predictors"] > 0
+
+
+def test_dynamic_vit_at_0_7_saves_at_least_30_percent_of_192_wide_models() -> None:
+    shape = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32}
+    assert formula(RunConfig(model="dynamic_vit", keep_ratio=0.7, **shape)) <= 0.7 * formula(RunConfig(**shape))
 
 
 def test_exponent_is_the_slope_on_logarithmic_axes() -> None:
@@ -189,8 +236,27 @@ def test_measure_is_one_consistent_row() -> None:
     assert row["file_mib"] * 2**20 > 4 * row["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("seconds_of", "batch"),
+    [
+        (lambda n: 1e-3 * n, 8),  # a larger batch gains nothing
+        (lambda n: 1e-3 * max(n, 32), 32),
+        (lambda n: 0.1 + 1e-6 * n, 2048),  # all time is overhead
+        (lambda n: 0.2 + 1e-6 * n, 8),  # four times that is too long
+    ],
+)
+def test_throughput_is_that_of_the_best_batch(
+    seconds_of: Callable[[int], float], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complexity, "seconds", lambda work: np.array([1.0, 0.5, 2.0]) * seconds_of(work()))
+    best, median, low, high = complexity.throughput(len, torch.zeros(3, 4, 4))
+    assert best == batch
+    assert [median, low, high] == pytest.approx([batch / seconds_of(batch) * f for f in (1, 0.5, 2)])
+
+
 def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = []
+    monkeypatch.setattr(complexity, "throughput", lambda model, image: (4, 1.0, 1.0, 1.0))
     monkeypatch.setattr(complexity, "seconds", lambda work: (tokens.append(work()) or len(tokens), 0, 0))
     frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE), (1.0, 0.5), 10, 3)
     assert frame["keep_ratio"].tolist() == [1.0, 0.5]

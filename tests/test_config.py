@@ -64,6 +64,7 @@ def test_yamls_yes_is_accepted_for_a_switch(tmp_path: Path) -> None:
         ({"preset": "huge"}, "preset is 'huge'"),
         ({"preset": ["nano"]}, "preset"),
         ({"model": "dynamic_vit", "depth": 3}, "depth 4 or more"),
+        ({"positions": "sincos", "dim": 30, "heads": 5}, "sincos needs a dim that 4 divides"),
         ({"image_size": 18, "patch_size": 6, "tokenizer": "conv"}, "conv needs patch_size"),
         ({"keep_ratio": 0}, "keep_ratio"),
         ({"keep_ratio": 1.1}, "keep_ratio"),

@@ -52,8 +52,8 @@ def differing(a: RunConfig, b: RunConfig) -> set[str]:
     ("one", "other", "names"),
     [
         ("ViT", "ViT, conv tokenizer", {"tokenizer"}),
-        ("ViT", "Linear ViT", {"model"}),
-        ("ViT", "Linformer ViT", {"model", "linformer_k"}),
+        ("ViT", "Linear ViT", {"model", "feature_map"}),
+        ("ViT", "Linformer ViT", {"model", "linformer_k", "linformer_sharing"}),
         ("ViT, trained on", "DynamicViT", {"model", "keep_ratio", "ratio_weight", "distill_weight"}),
         ("ViT", "ViT, trained on", {"init_from", "epochs", "lr", "muon_lr"}),
     ],

@@ -33,8 +33,8 @@ class Constant(nn.Module):
 def step(remedy: str, logits: Tensor, labels: Tensor, **changes) -> tuple[float, Tensor]:
     """Loss and its gradient by the logits."""
     model = Constant(logits.clone())
-    objective = Objective(CONFIG.but(remedy=remedy, **changes), COUNTS)
-    loss, parts, _ = objective(model, torch.empty(0), F.one_hot(labels, 3).float())
+    objective = Objective(CONFIG.but(remedy=remedy, **changes), COUNTS, model)
+    loss, parts, _ = objective(torch.empty(0), F.one_hot(labels, 3).float())
     loss.backward()
     assert torch.equal(loss, parts["cls"])
     return float(loss.detach()), model.logits.grad
@@ -158,9 +158,9 @@ def dynamic_step(teacher: nn.Module | None, config: RunConfig = DYNAMIC) -> tupl
     model = build_model(config, 3, 1).train()
     torch.manual_seed(0)
     images = torch.randn(8, 1, 16, 16)
-    objective = Objective(config, COUNTS, teacher)
+    objective = Objective(config, COUNTS, model, teacher)
     torch.manual_seed(1)
-    loss, parts, logits = objective(model, images, F.one_hot(torch.arange(8) % 3, 3).float())
+    loss, parts, logits = objective(images, F.one_hot(torch.arange(8) % 3, 3).float())
     loss.backward()
     return loss.detach(), {name: part.detach() for name, part in parts.items()}, images, logits
 

@@ -124,7 +124,8 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         1, ["ViT", "Linear", "mlp", "million MACs per image"],
     ),
     "growth": (
-        lambda: plots.growth(GROWTH), 3, ["tokens", "million MACs", "milliseconds", "MiB at the peak", "softmax"],
+        lambda: plots.growth(GROWTH, {"kernelised": 32.0}),
+        3, ["tokens", "million MACs", "milliseconds", "MiB at the peak", "softmax"],
     ),
     "cost_by_keep_ratio": (lambda: plots.cost_by_keep_ratio(KEPT), 1, ["MACs", "latency, batch 1", "throughput"]),
     "accuracy_against_cost": (
@@ -141,6 +142,12 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
 def _closed():
     yield
     plt.close("all")
+
+
+@pytest.mark.parametrize(("crossover", "marked"), [(32.0, [32.0]), (16, []), (np.inf, [])])
+def test_growth_marks_the_crossover_where_it_can_be_seen(crossover: float, marked: list[float]):
+    lines = plots.growth(GROWTH, {"kernelised": crossover}).axes[1].lines
+    assert [line.get_xdata()[0] for line in lines if line.get_linestyle() == ":"] == marked
 
 
 def drawn(name: str) -> Figure:

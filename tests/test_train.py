@@ -21,8 +21,9 @@ from vitlab.config import LabError, Remedy, RunConfig
 from vitlab.data import Source, Split, split
 from vitlab.losses import Objective
 from vitlab.models import build_model
+from vitlab.optim import build_optimizers, lr_factor, precision_of
 from vitlab.runs import Run
-from vitlab.train import build_optimizers, fit, lr_factor, precision_of, predict, seed_step
+from vitlab.train import fit, predict, seed_step
 
 Train = Callable[..., Run]
 CPU = torch.device("cpu")
@@ -266,37 +267,119 @@ def test_loss_that_is_no_number_stops_the_run_and_says_what_to_do(
 ) -> None:
     augment = loop.augment
 
+    calls = iter(range(100))
+
     def poison(images: Tensor, labels: Tensor, classes: int, config: RunConfig) -> tuple[Tensor, Tensor]:
         inputs, targets = augment(images, labels, classes, config)
-        return inputs * math.nan, targets
+        return inputs * (math.nan if next(calls) == 7 else 1), targets
 
     monkeypatch.setattr(loop, "augment", poison)
-    with pytest.raises(LabError, match="lower lr"):
+    with pytest.raises(LabError, match=r"became nan in step 7, with lr .*: lower lr"):
         train(tiny)
     assert list(tmp_path.glob("*/summary.json")) == []
+    [run] = tmp_path.glob("*")
+    assert Run(run).load_checkpoint()["progress"]["step"] == 5  # of the epoch before
+
+
+def test_batch_that_does_not_fit_names_one_that_does(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Objective.forward
+
+    def full(self: Objective, images: Tensor, targets: Tensor):
+        if len(images) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images, targets)
+
+    monkeypatch.setattr(Objective, "forward", full)
+    with pytest.raises(LabError, match=r"out of memory.*accumulate 4 .* or batch_size 8 would fit"):
+        train(tiny)
+    assert train(tiny.but(accumulate=4)).complete  # the advice holds
+
+
+def test_fault_that_is_not_about_memory_is_passed_on(tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Objective, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(tiny)
+
+
+# ---------------------------------------------------------------- budgets and pieces
+
+
+def test_minutes_are_a_budget_that_the_learning_rate_follows(tiny: RunConfig, train: Train) -> None:
+    config = tiny.but(minutes=0.03, warmup=0, hold=0.5, schedule="linear", epochs=1)
+    run = train(config)
+    assert run.summary["epochs"] > 1
+    assert 1.8 <= run.summary["seconds"] < 4
+    lr, seconds = run.history["lr"].to_numpy(), run.history["seconds"].to_numpy()
+    assert lr[0] == config.lr
+    assert 0 < lr[-1] < 0.2 * config.lr
+    assert (lr[seconds < 0.8] == config.lr).all()
+
+
+def test_minutes_that_are_used_up_end_an_interrupted_training_too(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    config = tiny.but(minutes=0.03)
+    with monkeypatch.context() as killed:
+        kill(killed, at=7)
+        with pytest.raises(KilledError):
+            train(config)
+    run = train(config)
+    assert steps[0] == 7
+    assert run.summary["seconds"] < 4
+
+
+def test_training_ends_when_validation_has_not_improved_for_a_while(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.3, 0.9, 0.8, 0.7, 0.95])
+    monkeypatch.setattr(loop, "_accuracy", lambda *_: next(accuracies))
+    run = train(tiny.but(epochs=9, patience=2))
+    assert (run.summary["epoch"], run.summary["epochs"]) == (2, 4)
+
+
+@pytest.mark.parametrize("remedy", ["none", "class_weights"])
+def test_batch_in_pieces_gives_the_gradient_of_the_whole(remedy: str, tiny: RunConfig, train: Train) -> None:
+    config = tiny.but(remedy=remedy, imbalance="linear", imbalance_ratio=3, mixup=0.5, optimizer="adamw", batch_size=30)
+    whole, pieces = train(config), train(config.but(accumulate=4))  # pieces of 8, 8, 8 and 6
+    assert whole.path != pieces.path
+    for name in ("loss", "cls", "accuracy", "val_loss"):
+        np.testing.assert_allclose(whole.history[name], pieces.history[name], rtol=1e-4)
+    for name, weight in whole.weights().items():
+        torch.testing.assert_close(pieces.weights()[name], weight, rtol=1e-2, atol=1e-4)
 
 
 # ---------------------------------------------------------------- schedule and optimisers
 
 
-def test_learning_rate_rises_then_falls_as_half_a_cosine() -> None:
-    factors = [lr_factor(step, 10, 0.2) for step in range(10)]
-    assert factors[:3] == pytest.approx([0.5, 1, 1])
-    assert factors[6] == pytest.approx(0.5)
-    assert factors[9] == pytest.approx(0.5 * (1 + math.cos(7 / 8 * math.pi)))
-    assert lr_factor(0, 10, 0) == 1
-    assert [lr_factor(step, 15, 0.1) for step in (0, 1)] == pytest.approx([0.5, 1])
+def test_learning_rate_rises_then_falls_as_half_a_cosine(tiny: RunConfig) -> None:
+    config = tiny.but(warmup=0.2)
+    assert [lr_factor(done, config) for done in (0.0, 0.1, 0.2)] == pytest.approx([0.01, 0.5, 1])
+    assert [lr_factor(done, config) for done in (0.6, 0.9)] == pytest.approx(
+        [0.5, 0.5 * (1 + math.cos(7 / 8 * math.pi))]
+    )
+    assert lr_factor(0, tiny.but(warmup=0)) == 1
 
 
-@pytest.mark.parametrize("total", [1, 2, 7, 100])
+def test_learning_rate_holds_its_peak_then_falls_along_a_line(tiny: RunConfig) -> None:
+    config = tiny.but(warmup=0.1, hold=0.5, schedule="linear")
+    assert [lr_factor(done, config) for done in (0.1, 0.3, 0.5, 0.75, 0.99)] == pytest.approx([1, 1, 1, 0.5, 0.02])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5, 0.99])
-def test_learning_rate_never_leaves_its_range(total: int, warmup: float) -> None:
-    assert all(0 < lr_factor(step, total, warmup) <= 1 for step in range(total))
+def test_learning_rate_never_leaves_its_range(schedule: str, warmup: float, tiny: RunConfig) -> None:
+    config = tiny.but(warmup=warmup, schedule=schedule, hold=0.3)
+    assert all(0 < lr_factor(done / 100, config) <= 1 for done in range(100))
 
 
 def test_schedule_reaches_the_optimiser(tiny: RunConfig, train: Train) -> None:
-    history = train(tiny.but(lr=0.01, warmup=0.2)).history  # 10 steps
-    assert history["lr"].tolist() == pytest.approx([0.01 * lr_factor(4, 10, 0.2), 0.01 * lr_factor(9, 10, 0.2)])
+    config = tiny.but(lr=0.01, warmup=0.2)  # 10 steps
+    assert train(config).history["lr"].tolist() == pytest.approx([0.01 * lr_factor(i / 10, config) for i in (4, 9)])
 
 
 def test_steps_are_a_budget_whatever_the_epochs(tiny: RunConfig, train: Train, steps: list[int]) -> None:
@@ -457,11 +540,11 @@ def test_student_starts_from_its_teacher_which_stays_as_it_is(
     first: dict[str, Tensor] = {}
 
     class Watched(Objective):
-        def forward(self, model: nn.Module, images: Tensor, targets: Tensor):
+        def forward(self, images: Tensor, targets: Tensor):
             modes.append(self.teacher.training)
             if not first:
-                first.update({name: value.clone().cpu() for name, value in model.state_dict().items()})
-            answer = super().forward(model, images, targets)
+                first.update({name: value.clone().cpu() for name, value in self.model.state_dict().items()})
+            answer = super().forward(images, targets)
             assert all(parameter.grad is None for parameter in self.teacher.parameters())
             return answer
 

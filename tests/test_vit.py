@@ -5,13 +5,14 @@ from functools import partial
 import pytest
 import torch
 from conftest import lively
+from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitlab import vit
 from vitlab.config import PRESETS, RunConfig
 from vitlab.models import build_model
-from vitlab.vit import Attention, ConvEmbed, DropPath, PatchEmbed, ViT
+from vitlab.vit import Attention, ConvEmbed, DropPath, PatchEmbed, ViT, sincos_positions
 
 SHAPES = [
     {"image_size": 8, "patch_size": 2, "channels": 1, "dim": 32, "depth": 2, "heads": 4, "mlp_ratio": 2.0},
@@ -60,10 +61,36 @@ def parameters_by_hand(dim: int, depth: int, mlp_ratio: float, tokens: int) -> i
     ("preset", "expected"), [("nano", 142_026), ("tiny", 811_146), ("small", 10_695_562), ("base", 18_979_338)]
 )
 def test_number_of_parameters_is_exact(preset: str, expected: int) -> None:
-    model = build_model(RunConfig(preset=preset, image_size=32, patch_size=4), 10, 3)
     shape = PRESETS[preset]
     assert parameters_by_hand(shape["dim"], shape["depth"], shape["mlp_ratio"], 64) == expected
-    assert sum(p.numel() for p in model.parameters()) == expected
+    assert parameters(preset) == expected
+
+
+def parameters(preset: str, **changes) -> int:
+    config = RunConfig(preset=preset, image_size=32, patch_size=4, linformer_k=16, **changes)
+    return sum(p.numel() for p in build_model(config, 10, 3).parameters())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_number_of_parameters_of_every_variant_is_exact(preset: str) -> None:
+    plain, d, depth = parameters(preset), PRESETS[preset]["dim"], PRESETS[preset]["depth"]
+    first, second = d // 4, d // 2  # channels of the convolutions before the last; a norm after each
+    conv = (9 * 3 + 2) * first + (9 * first + 2) * second + (9 * second + 1) * d
+    predictor = 2 * d + (d + 1) * d + (d + 1) * d // 2 + (d // 2 + 1) * d // 4 + (d // 4 + 1) * 2
+    projection = 65 * 16
+    differences = {
+        "conv": ({"tokenizer": "conv"}, conv - (3 * 4 * 4 + 1) * d),
+        "mean": ({"pool": "mean"}, -2 * d),  # no class token, no position for it
+        "sincos": ({"positions": "sincos"}, -65 * d),
+        "dynamic": ({"model": "dynamic_vit"}, 3 * predictor),
+        "elu": ({"model": "linear_vit"}, 0),
+        "relu": ({"model": "linear_vit", "feature_map": "relu"}, 0),
+        "headwise": ({"model": "linformer_vit"}, 2 * projection * depth),
+        "key_value": ({"model": "linformer_vit", "linformer_sharing": "key_value"}, projection * depth),
+        "layerwise": ({"model": "linformer_vit", "linformer_sharing": "layerwise"}, projection),
+    }
+    for name, (changes, difference) in differences.items():
+        assert parameters(preset, **changes) - plain == difference, name
 
 
 def shuffle_patches(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -74,15 +101,31 @@ def shuffle_patches(images: torch.Tensor, size: int) -> torch.Tensor:
     return nn.functional.fold(patches[:, :, order], side, size, stride=size)
 
 
+@pytest.mark.parametrize("positions", ["learned", "sincos"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_order_of_tokens_counts_through_positions_alone(pool: str) -> None:
-    model = small(pool=pool)
+def test_order_of_tokens_counts_through_positions_alone(pool: str, positions: str) -> None:
+    model = small(pool=pool, positions=positions)
     images = torch.randn(2, 3, 16, 16)
     shuffled = shuffle_patches(images, 4)
     with torch.inference_mode():
         assert (model(images) - model(shuffled)).abs().max() > 1e-2
         model.pos_embed.zero_()
         torch.testing.assert_close(model(images), model(shuffled), atol=1e-5, rtol=1e-5)
+
+
+def test_sine_cosine_positions_are_timms_up_to_the_order_of_channels() -> None:
+    ours, theirs = sincos_positions(5, 24), build_sincos2d_pos_embed([5, 5], dim=24)
+    assert ours.shape == theirs.shape
+    order = [((ours - column[:, None]).abs().amax(0)).argmin().item() for column in theirs.T]
+    torch.testing.assert_close(ours[:, order], theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours @ ours.T, theirs @ theirs.T)
+
+
+def test_fixed_positions_are_zero_for_the_class_token_and_neither_trained_nor_saved() -> None:
+    model = small(positions="sincos")
+    assert not model.pos_embed[:, 0].any()
+    assert torch.equal(model.pos_embed[0, 1:], sincos_positions(4, 32))
+    assert "pos_embed" not in {**dict(model.named_parameters()), **model.state_dict()}
 
 
 def test_fused_and_explicit_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +159,7 @@ def test_token_i_is_patch_i_row_by_row() -> None:
 @pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
 def test_convolutional_tokenizer_makes_as_many_tokens_in_the_same_order(patch_size: int) -> None:
     torch.manual_seed(0)
-    embed = ConvEmbed(channels=3, dim=16, patch_size=patch_size)
+    embed = ConvEmbed(channels=3, dim=16, patch_size=patch_size).eval()  # in training a norm would mix all places
     images = torch.randn(1, 3, 32, 32)
     grid = 32 // patch_size
     changed = images.clone()

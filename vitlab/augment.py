@@ -12,9 +12,9 @@ from vitlab.config import RunConfig
 from vitlab.data import to_float
 
 
-def mixed_seed(seed: int, count: int) -> int:
-    """A seed for the `count`-th draw of a run; torch's CPU generator reads 32 bits, so these must be well mixed."""
-    return int(np.random.SeedSequence([seed, count]).generate_state(1)[0])
+def mixed_seed(*numbers: int) -> int:
+    """A seed made of run seed, step and so on; torch's CPU generator reads 32 bits, so these must be well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def epoch_order(labels: Tensor, weights: Tensor | None, seed: int, epoch: int) -> Tensor:

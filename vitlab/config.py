@@ -1,9 +1,10 @@
 """Parameters of the lab and of one run: declared once, validated before any work, errors in one sentence."""
 
+import argparse
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -67,23 +68,33 @@ class Common(BaseModel):
     patch_size: Count = 4  # pixels a side of what becomes one token
     tokenizer: Literal["patch", "conv"] = "patch"  # how patches become tokens; chapter 02 trains the other one too
     pool: Literal["cls", "mean"] = "cls"  # what is classified: the class token, or the mean of the patches
+    positions: Literal["learned", "sincos"] = "learned"  # where a patch is: learned, or fixed sines and cosines
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # of both distillation losses
+    feature_map: Literal["elu", "relu"] = "elu"  # of kernelised attention: elu(x) + 1, or relu(x)
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
+    linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"  # of Linformer's E and F
     # training
     epochs: Count = 25  # of chapters 02 and 04
-    batch_size: Count = 64  # images a step
+    minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
+    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation accuracy that end training; 0: off
+    batch_size: Count = 64  # images a step, of all processes together
+    accumulate: Count = 1  # pieces that a batch is taken in, where it does not fit into memory as a whole
     optimizer: Literal["adamw", "sgd", "muon"] = "muon"  # muon: for the blocks' matrices, AdamW for the rest
     lr: Positive = 1e-3  # peak learning rate (with muon: AdamW's)
     muon_lr: Positive = 0.02  # Muon's peak learning rate
     weight_decay: NotNegative = 0.05  # of matrices and kernels alone
-    warmup: Share = 0.1  # share of all steps; then cosine
+    warmup: Share = 0.1  # share of training in which the learning rate rises to its peak
+    hold: Share = 0.0  # share of training after which it falls
+    schedule: Literal["cosine", "linear"] = "cosine"  # how it falls, to zero
     clip: Positive = 1.0  # largest norm of the gradient
     ema: Share = 0.0  # decay of the averaged weights; 0: off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
+    compile: bool = False  # torch.compile: pays on a GPU and in long runs
+    channels_last: bool = False  # memory layout of images: pays for convolutions on a GPU
     seed: Annotated[int, Field(ge=0)] = 0  # of the splits, the weights and every step
 
     @model_validator(mode="before")
@@ -105,6 +116,10 @@ class Common(BaseModel):
             )
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}: choose a number that does")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} must not exceed batch_size {self.batch_size}")
+        if self.positions == "sincos" and self.dim % 4:
+            raise ValueError(f"positions sincos needs a dim that 4 divides, got {self.dim}")
         if self.crop >= self.image_size:
             raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
         if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):
@@ -152,6 +167,7 @@ class LabConfig(Common):
     study_seeds: Count = 3  # seeds of each run of that study
     fine_tune_epochs: Count = 15  # of DynamicViT, and of the ViT that just trains on
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
+    processes: Count = 1  # that train a run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
@@ -202,6 +218,30 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabCo
     if not isinstance(values, dict):
         raise LabError(f"{path} must hold 'name: value' lines")
     return parse(LabConfig, values | dict(overrides or {}))
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """Give a command the options --data and --set; the function returned reads the parameters out of its arguments."""
+    parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
+    parser.add_argument(
+        "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
+    )
+
+    def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+        folder = {"dataset": "folder", "data_dir": str(Path(arguments.data).expanduser().resolve())}
+        return dict(arguments.set) | (folder if arguments.data else {})
+
+    return overrides
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
 
 
 def from_notebook(namespace: dict[str, Any]) -> LabConfig:

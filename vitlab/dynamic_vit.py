@@ -3,10 +3,6 @@
 Before three of its blocks a small predictor scores every token still there. In training the tokens stay where they
 are and attention masks the dropped ones, so that batches keep their shape and gradients reach the predictors; in
 inference the best-scored are gathered and the rest is really gone.
-
-Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (the paper's 3, 6, 9 of 12); no ε
-in the masked softmax; with mean pooling the mean runs over the kept tokens; one learning rate for all weights, where
-the authors train the backbone with a smaller one than the predictors.
 """
 
 import torch
@@ -47,6 +43,16 @@ class DynamicViT(ViT):
     (B, T, D) tokens after the last norm. In inference it gathers `tokens_per_stage()` tokens and leaves `attention`
     and `tokens` as `ViT` does, and `kept`, a list of the (B, n) indices of the patches left after each stage.
     `keep_ratio` may be changed at any time.
+
+    Tokens: of N patches ⌊ρN⌋, ⌊ρ²N⌋ and ⌊ρ³N⌋ are left after the stages, one at least (ρ = 0.7: 44, 31, 21 of 64); the
+    class token is never dropped. Loss: L_cls + 2 L_ratio + 0.5 L_KL + 0.5 L_distill, section 3.4 and its weights; the
+    parameters ratio_weight and distill_weight change them, `losses.Objective` adds them up.
+
+    Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (its 3, 6, 9 of 12), rounded
+    down; no ε in the masked softmax; with mean pooling the mean runs over the kept tokens; one learning rate for all
+    weights from the first step, where the authors hold the backbone still for five epochs and then train it with a
+    hundredth of the predictors' rate. As in the authors' code rather than in the text: one MLP gives local and global
+    features, a half each; KL(teacher ‖ student); L_distill is a mean over channels too.
     """
 
     def __init__(self, *, dim: int, depth: int, keep_ratio: float, **options) -> None:

@@ -1,8 +1,12 @@
 """The lab as a whole: which runs each chapter makes, where they lie, and the tables that several chapters read."""
 
+import difflib
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,6 +21,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 from tqdm import tqdm
 
 from vitlab import complexity, losses, metrics
@@ -25,8 +30,9 @@ from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute
 from vitlab.data import Data, Source, load_source, split
 from vitlab.files import writing
 from vitlab.models import OPTIONS, build_model
+from vitlab.optim import NARROW
 from vitlab.runs import Run, environment
-from vitlab.train import NARROW, fit
+from vitlab.train import fit
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 REMEDIES = get_args(Remedy)
@@ -70,6 +76,7 @@ class Lab:
         longer = {
             "init_from": self.run_of(vit).path.name,
             "epochs": p.fine_tune_epochs,
+            "minutes": 0,
             "lr": p.fine_tune_lr,
             "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
         }
@@ -99,16 +106,42 @@ class Lab:
     def names(self) -> list[str]:
         return [name for chapter in self.plan.values() for name in chapter]
 
+    @cached_property
+    def configs(self) -> dict[str, RunConfig]:
+        """Every run by name: those of the plan, and of the study as "sampler, seed 0"."""
+        study = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.study.items()}
+        return {name: config for runs in self.plan.values() for name, config in runs.items()} | study
+
     def config(self, name: str) -> RunConfig:
-        return next(runs[name] for runs in self.plan.values() if name in runs)
+        if name not in self.configs:
+            near = difflib.get_close_matches(name, self.configs, n=1, cutoff=0)[0]
+            raise LabError(f"there is no run {name!r}: did you mean {near!r}? All of them: {'; '.join(self.configs)}")
+        return self.configs[name]
 
     def run_of(self, config: RunConfig) -> Run:
         return Run.of(self.runs_dir, config, self.source.digest)
 
     def train(self, config: RunConfig) -> Run:
         """The run of this configuration: loaded if it is complete, else trained or continued."""
-        teacher = self.load("ViT") if config.init_from else None
-        return fit(self.run_of(config), config, self.data_of(config), self.source.digest, teacher)
+        run, teacher = self.run_of(config), self.load("ViT") if config.init_from else None
+        if self.params.processes > 1 and "LOCAL_RANK" not in os.environ and not run.complete:
+            self._launch(next(name for name, other in self.configs.items() if other == config))
+        return fit(run, config, self.data_of(config), self.source.digest, teacher)
+
+    def _launch(self, name: str) -> None:
+        """Train a run of this lab in several processes: `accelerate launch -m vitlab.fit` does it, outside of ours."""
+        with tempfile.TemporaryDirectory() as folder:
+            params = Path(folder) / "params.yaml"
+            params.write_text(yaml.safe_dump(self.params.but(runs_dir=str(self.runs_dir)).model_dump()))
+            several = ["--multi_gpu", "--num_processes", str(self.params.processes), "--num_machines", "1"]
+            usual = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+            launch = [sys.executable, "-m", "accelerate.commands.launch", *several, *usual, "-m", "vitlab.fit"]
+            done = subprocess.run(
+                [*launch, "--params", params, "--run", name], stderr=subprocess.PIPE, text=True, check=False
+            )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "Error" in line or line.startswith("vitlab.fit:")]
+            raise LabError(f"training {name!r} in {self.params.processes} processes failed: {(lines or ['?'])[0]}")
 
     def train_all(self, configs: dict[Any, RunConfig]) -> dict[Any, Run]:
         """The runs of several configurations. Narrow models leave all but one core idle, so they train side by side."""
@@ -387,7 +420,7 @@ def _start_worker() -> None:
 def _shape(config: RunConfig) -> dict[str, Any]:
     """What of a configuration decides the cost of inference."""
     names = ("model", "image_size", "dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool")
-    return {name: getattr(config, name) for name in (*names, *OPTIONS.get(config.model, ()))}
+    return {name: getattr(config, name) for name in (*names, "positions", *OPTIONS.get(config.model, ()))}
 
 
 def _make(chapter: str) -> str:

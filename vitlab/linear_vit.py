@@ -10,16 +10,23 @@ from torch import Tensor, nn
 
 from vitlab.vit import ViT, split_heads
 
+# φ(x) of kernelised attention: elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), in two halves because F.elu takes several
+# times as long on a CPU; and the ReLU of Performer (Choromanski et al. 2021)
+FEATURE_MAPS = {"elu": lambda x: x.clamp(max=0).exp() + x.relu(), "relu": F.relu}
+SMALLEST_NORMALISER = 1e-6
+
 
 class LinearAttention(nn.Module):
-    """Kernelised attention (Katharopoulos et al. 2020, eq. 4–6): φ(Q) (φ(K)ᵀ V) / (φ(Q) Σ φ(K)), φ(x) = elu(x) + 1.
+    """Kernelised attention (Katharopoulos et al. 2020, eq. 4–6): φ(Q) (φ(K)ᵀ V) / (φ(Q) Σ φ(K)).
 
     Softmax's exp(q·k) is replaced by φ(q)·φ(k); the product is then associative and φ(K)ᵀ V, a (D/H)×(D/H) matrix,
-    comes first. Normalised in float32. Same parameters as `vit.Attention`.
+    comes first. Normalised in float32. Same parameters as `vit.Attention`. With ReLU a query may share no feature
+    with any key: numerator and normaliser are then 0, and so is the output, since the normaliser is kept above 1e-6.
     """
 
-    def __init__(self, dim: int, heads: int, num_tokens: int) -> None:
+    def __init__(self, dim: int, heads: int, num_tokens: int, feature_map: str = "elu") -> None:
         super().__init__()
+        self.feature_map = feature_map
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -27,25 +34,30 @@ class LinearAttention(nn.Module):
     def forward(self, tokens: Tensor, keep: None = None, trace: dict | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
         with torch.autocast(tokens.device.type, enabled=False):
-            q, k, v = F.elu(q.float()) + 1, F.elu(k.float()) + 1, v.float()
+            phi = FEATURE_MAPS[self.feature_map]
+            q, k, v = phi(q.float()), phi(k.float()), v.float()
             context = k.transpose(-2, -1) @ v  # (B, H, D/H, D/H)
             normaliser = q @ k.sum(2, keepdim=True).transpose(-2, -1)  # (B, H, T, 1)
-            out = q @ context / normaliser
+            out = q @ context / normaliser.clamp(min=SMALLEST_NORMALISER)
         return self.proj(out.to(tokens.dtype).transpose(1, 2).flatten(2))
 
 
 class LinformerAttention(nn.Module):
     """Linformer (Wang et al. 2020, eq. 7): softmax(Q (E K)ᵀ / √(D/H)) (F V) with learned E, F from T to k tokens.
 
-    One E and one F a layer, shared by its heads (the paper's headwise sharing). T is fixed at construction.
+    The paper's three levels of sharing (section 4): headwise, one E and one F a layer for all its heads; key_value,
+    E = F as well; layerwise, one E = F for all layers, which `LinformerViT` ties. T is fixed at construction.
     """
 
-    def __init__(self, dim: int, heads: int, num_tokens: int, linformer_k: int) -> None:
+    def __init__(
+        self, dim: int, heads: int, num_tokens: int, linformer_k: int, linformer_sharing: str = "headwise"
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.project_k = nn.Linear(num_tokens, linformer_k, bias=False)
-        self.project_v = nn.Linear(num_tokens, linformer_k, bias=False)
+        apart = linformer_sharing == "headwise"
+        self.project_v = nn.Linear(num_tokens, linformer_k, bias=False) if apart else self.project_k
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, keep: None = None, trace: dict | None = None) -> Tensor:
@@ -62,3 +74,9 @@ class LinearViT(ViT):
 
 class LinformerViT(ViT):
     attention = LinformerAttention
+
+    def __init__(self, *, linformer_sharing: str = "headwise", **options) -> None:
+        super().__init__(linformer_sharing=linformer_sharing, **options)
+        if linformer_sharing == "layerwise":
+            for block in self.blocks[1:]:
+                block.attention.project_k = block.attention.project_v = self.blocks[0].attention.project_k

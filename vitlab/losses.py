@@ -37,13 +37,14 @@ def logit_shift(remedy: str, counts: Tensor) -> Tensor | None:
 class Objective(nn.Module):
     """Loss of one batch: cross-entropy shaped by the remedy, and for DynamicViT its ratio and distillation terms.
 
-    forward(model, images, targets) returns the loss to minimise, its parts by name, and the logits.
+    forward(images, targets) returns the loss to minimise, its parts by name, and the logits.
     """
 
-    def __init__(self, config: RunConfig, counts: Tensor, teacher: nn.Module | None = None) -> None:
+    def __init__(self, config: RunConfig, counts: Tensor, model: nn.Module, teacher: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        self.teacher = teacher
+        self.model = model
+        self.teacher = teacher.requires_grad_(False) if teacher else None
         self.register_buffer("weights", class_weights(config.remedy, counts))
         self.register_buffer("shift", logit_shift(config.remedy, counts))
 
@@ -52,7 +53,8 @@ class Objective(nn.Module):
         logits = logits.float() if self.shift is None else logits.float() + self.shift
         return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.config.label_smoothing)
 
-    def forward(self, model: nn.Module, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        model = self.model.train()
         if self.config.model != "dynamic_vit":
             logits = model(images)
             loss = self.classify(logits, targets)

@@ -9,8 +9,13 @@ from vitlab.linear_vit import LinearViT, LinformerViT
 from vitlab.vit import ViT
 
 MODELS = {"vit": ViT, "dynamic_vit": DynamicViT, "linear_vit": LinearViT, "linformer_vit": LinformerViT}
-OPTIONS = {"dynamic_vit": ("keep_ratio",), "linformer_vit": ("linformer_k",)}  # what only these models take
-SHARED = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "dropout", "drop_path")
+# what only these models take
+OPTIONS = {
+    "dynamic_vit": ("keep_ratio",),
+    "linear_vit": ("feature_map",),
+    "linformer_vit": ("linformer_k", "linformer_sharing"),
+}
+SHARED = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "positions", "dropout", "drop_path")
 
 
 def best_device() -> torch.device:

@@ -367,12 +367,17 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
     return figure
 
 
-def growth(frame: pd.DataFrame) -> Figure:
-    """MACs, time and memory of one attention layer over tokens; columns as `complexity.growth` makes them."""
+def growth(frame: pd.DataFrame, crossovers: dict[str, float]) -> Figure:
+    """MACs, time and memory of one attention layer over tokens; columns as `complexity.growth` makes them.
+
+    A dotted line in the panel of time marks the tokens from which a kind is faster than softmax, if they are in sight.
+    """
     figure, [axes] = _canvas(1, 3, height=2.7)
     for (kind, rows), marker in zip(frame.groupby("attention", sort=False), cycle(MARKERS), strict=False):
         for axis, values in zip(axes, (rows["macs"] / 1e6, rows["seconds"] * 1e3, rows["bytes"] / 2**20), strict=True):
-            axis.loglog(rows["tokens"], values, marker=marker, markersize=4, label=kind)
+            [line] = axis.loglog(rows["tokens"], values, marker=marker, markersize=4, label=kind)
+        if rows["tokens"].min() < crossovers.get(kind, 0) < rows["tokens"].max():
+            axes[1].axvline(crossovers[kind], linestyle=":", color=line.get_color())
     for axis, label in zip(axes, ("million MACs", "milliseconds", "MiB at the peak"), strict=True):
         axis.set(xlabel="tokens", ylabel=label)
     axes[0].legend(frameon=False, fontsize=7)

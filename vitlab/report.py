@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import papermill
-import yaml
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from vitlab import metrics
-from vitlab.config import ROOT, LabConfig, LabError, load_params
+from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
 from vitlab.display import scores_table
 from vitlab.files import require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
@@ -142,31 +141,16 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _override(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make report", description=__doc__)
     parser.add_argument("--profile", default="quick", help="params/<profile>.yaml (make: PROFILE=…)")
-    parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
-    parser.add_argument(
-        "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
-    )
+    overrides = add_overrides(parser)
     parser.add_argument("--out", default="", help="where to put the report; default: reports/<profile>")
     arguments = parser.parse_args()
-    overrides = dict(arguments.set)
-    if arguments.data:
-        overrides |= {"dataset": "folder", "data_dir": str(Path(arguments.data).expanduser().resolve())}
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        report(arguments.profile, overrides, Path(arguments.out or ROOT / "reports" / arguments.profile).resolve())
+        out = Path(arguments.out or ROOT / "reports" / arguments.profile).resolve()
+        report(arguments.profile, overrides(arguments), out)
     except (LabError, PdfError) as error:
         print(f"make report: {error}", file=sys.stderr)
         return 1

@@ -25,19 +25,19 @@ from vitlab.files import writing
 from vitlab.models import OPTIONS, best_device, build_model
 
 IRRELEVANT = {"data_dir", "preset"}  # where the data lie, and a name for dim, depth, heads, mlp_ratio
-MODEL_ONLY = {"keep_ratio", "ratio_weight", "distill_weight", "linformer_k"}  # recorded only for the model they shape
+LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
+MODEL_ONLY = {option for options in OPTIONS.values() for option in options} | LOSS_WEIGHTS
 
 
 def identity(config: RunConfig, digest: str) -> dict[str, Any]:
     """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
-    used = set(OPTIONS.get(config.model, ())) | (
-        {"ratio_weight", "distill_weight"} if config.model == "dynamic_vit" else set()
-    )
+    used = set(OPTIONS.get(config.model, ())) | (LOSS_WEIGHTS if config.model == "dynamic_vit" else set())
     skip = IRRELEVANT | (MODEL_ONLY - used)
     skip |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
     skip |= {"imbalance_order"} if config.imbalance_order == "classes" else set()  # runs from before it still count
     skip |= {"muon_lr"} if config.optimizer != "muon" else set()
-    skip |= {"epochs"} if config.steps else {"steps"}
+    budgets = ("steps", "minutes", "epochs")  # the first that is given decides
+    skip |= set(budgets) - {next(name for name in budgets if getattr(config, name))}
     return {name: value for name, value in config.model_dump().items() if name not in skip} | {"data": digest}
 
 

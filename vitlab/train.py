@@ -1,9 +1,12 @@
 """The one training loop and the one evaluation function.
 
 Everything random in step t is a function of (seed, t): a run that was interrupted continues as if it had not been.
+Only a budget in minutes makes the result depend on the clock, because the learning rate then follows it.
 """
 
+import contextlib
 import copy
+import dataclasses
 import math
 import time
 
@@ -11,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -22,17 +27,35 @@ from vitlab.data import Data, Split, to_float
 from vitlab.files import require_writable, writing
 from vitlab.losses import Objective, sampling_weights
 from vitlab.models import best_device, build_model, start_from
+from vitlab.optim import NARROW, autocast, build_optimizers, lr_factor, precision_of, set_lr
 from vitlab.runs import Run, environment, identity
 
 CHECKPOINT_SECONDS = 120
+CHECK_STEPS = 10  # how often the loss is looked at: a GPU has to be waited for
 EVAL_BATCH = 500
-NARROW = 96  # width of a model below which matrix products are too small for bf16 and for several threads
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a training is: what a checkpoint holds beside the states of model, average, optimisers and scaler."""
+
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict] = dataclasses.field(default_factory=list)  # a row an epoch
+    best: dict = dataclasses.field(default_factory=lambda: {"val_accuracy": -1.0, "epoch": 0, "weights": {}})
+    sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # of the losses in the running epoch
+
+    def stopped_early(self, patience: int) -> bool:
+        """No better validation accuracy for `patience` epochs; 0 never stops."""
+        return bool(patience and self.history and self.history[-1]["epoch"] - self.best["epoch"] >= patience)
 
 
 def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None = None) -> Run:
     """Train into `run`'s directory, or continue there; return it complete. A complete run is returned as it is.
 
-    Validation accuracy chooses the epoch whose weights are kept; the test set is read once, at the end.
+    Validation accuracy chooses the epoch whose weights are kept; the test set is read once, at the end. Where several
+    processes run this together (`accelerate launch -m vitlab.fit`), each takes its share of every batch, and the
+    first one writes.
     """
     if run.complete:
         return run
@@ -41,65 +64,74 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
     torch.set_num_threads(1 if config.dim < NARROW else threads)
     try:
         return _fit(run, config, data, digest, teacher)
+    except RuntimeError as error:  # torch has a class of its own for a GPU's memory, none for a CPU's
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
     finally:
         torch.set_num_threads(threads)
+    raise LabError(f"out of memory in {run.path.name}: {_what_would_fit(config, data, teacher)}")
 
 
 def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None) -> Run:
-    device = best_device()
-    num_classes, channels = len(data.classes), data.train.images.shape[1]
-    model = build_model(config, num_classes, channels)
-    require_writable(run.path, megabytes=1 + sum(p.numel() for p in model.parameters()) * 16 // 2**20)
-    if teacher is not None:
-        start_from(model, teacher.weights())
-    model.to(device)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # autocast is ours, see optim
+    device, main = accelerator.device, accelerator.is_main_process
+    objective = _objective(config, data, teacher, device)
+    model = objective.model
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else model
-    frozen = teacher.model() if teacher and config.model == "dynamic_vit" else None
-    objective = Objective(config, data.counts, frozen).to(device)
     optimizers = build_optimizers(model, config)
-    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) is torch.float16)
+    parts = {"model": model, "average": average, "scaler": scaler}
+    parts |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(optimizers)}
 
     weights = sampling_weights(config.remedy, data.train.labels, data.counts)
     batch_size = min(config.batch_size, len(data.train))
     steps_an_epoch = len(data.train) // batch_size
     total = config.steps or config.epochs * steps_an_epoch
     images, labels = data.train.images.to(device), data.train.labels.to(device)
+    share = slice(accelerator.process_index, None, accelerator.num_processes)  # this process's images of a batch
+    if batch_size % accelerator.num_processes:
+        raise LabError(f"batch_size {batch_size} cannot be shared evenly by {accelerator.num_processes} processes")
+    require_writable(run.path, megabytes=1 + sum(p.numel() for p in model.parameters()) * 16 // 2**20)
 
-    with run.locked():
-        if run.complete:  # another process finished it meanwhile
+    with run.locked() if main else contextlib.nullcontext():
+        [complete, state] = broadcast_object_list([run.complete, run.load_checkpoint() if main else None])
+        if complete:  # another process finished it meanwhile
             return run
-        step, history, best, seconds = 0, [], {"val_accuracy": -1.0, "epoch": 0, "weights": {}}, 0.0
-        state = run.load_checkpoint()
-        if state is None:
-            run.write_json("config.json", _record(config, digest, data, total))
-            run.write_json("environment.json", environment())
-        else:
-            model.load_state_dict(state["model"])
-            average.load_state_dict(state["average"])
-            for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(stored)
-            scaler.load_state_dict(state["scaler"])
-            step, history, best, seconds = (state[name] for name in ("step", "history", "best", "seconds"))
-        sums: dict[str, Tensor] = {} if state is None else state["sums"]
-        started = saved = time.perf_counter()
-        events = SummaryWriter(run.path, purge_step=step)
-        bar = tqdm(total=total, initial=step, desc=run.path.name, unit="step", mininterval=2, leave=False)
-        order = None
-        while step < total:
-            epoch, place = divmod(step, steps_an_epoch)
+        at = Progress()
+        if state is not None:
+            at = Progress(**state["progress"])
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        elif main:
+            run.write_json("config.json", _record(config, digest, data))
+            run.write_json("environment.json", environment() | {"processes": accelerator.num_processes})
+        shared = accelerator.prepare_model(objective)  # several processes: averages their gradients
+        before, started = at.seconds, time.perf_counter()
+        saved = started
+
+        def clock() -> tuple[float, bool]:
+            """Share of the budget that is used up, and whether a checkpoint is due: one clock for all processes."""
+            now = time.perf_counter()
+            at.seconds, due = broadcast_object_list([before + now - started, now - saved >= CHECKPOINT_SECONDS])
+            by_time = config.minutes and not config.steps
+            return at.seconds / (60 * config.minutes) if by_time else at.step / total, due
+
+        events = SummaryWriter(run.path, purge_step=at.step) if main else None
+        bar = tqdm(desc=run.path.name, unit=" images", unit_scale=True, mininterval=2, leave=False, disable=not main)
+        order, bad = None, torch.tensor(-1, device=device)
+        done, _ = clock()
+        while done < 1 and not at.stopped_early(config.patience):
+            epoch, place = divmod(at.step, steps_an_epoch)
             if place == 0 or order is None:
                 order = epoch_order(data.train.labels, weights, config.seed, epoch).to(device)
-            seed_step(config.seed, step, device)
             batch = order[place * batch_size : (place + 1) * batch_size]
-            inputs, targets = augment(images[batch], labels[batch], num_classes, config)
-            for optimizer, lrs in zip(optimizers, peaks, strict=True):
-                for group, peak in zip(optimizer.param_groups, lrs, strict=True):
-                    group["lr"] = peak * lr_factor(step, total, config.warmup)
-            model.train()
-            with autocast(config, device):
-                loss, parts, logits = objective(model, inputs, targets)
-            scaler.scale(loss).backward()
+            # every process draws for the whole batch, so that what is drawn does not depend on their number
+            seed_step(config.seed, at.step, device)
+            inputs, targets = augment(images[batch], labels[batch], len(data.classes), config)
+            if accelerator.process_index:  # but dropout is not to repeat itself from share to share
+                seed_step(config.seed, at.step, device, accelerator.process_index)
+            set_lr(optimizers, lr_factor(done, config))
+            losses = _backward(accelerator, shared, scaler, inputs[share], targets[share], config)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -107,60 +139,103 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
                 scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
-            if config.ema:
-                decay = min(config.ema, (1 + step) / (10 + step))  # follow quickly while the weights still move far
-                with torch.no_grad():
-                    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-            accuracy = (logits.detach().argmax(1) == targets.argmax(1)).float().mean()
-            for name, value in {"loss": loss, "accuracy": accuracy, **parts}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float().cpu()
-            step += 1
-            bar.update()
+            if config.ema:  # follows quickly while the weights still move far
+                _follow(average, model, min(config.ema, (1 + at.step) / (10 + at.step)))
+            at.sums = {name: at.sums.get(name, 0.0) + value for name, value in losses.items()}
+            bad = torch.where((bad < 0) & ~losses["loss"].isfinite(), at.step, bad)
+            if main and at.step == 0:
+                events.add_images("batch", inputs[:32] / 2 + 0.5, 0)
+            at.step += 1
+            done, checkpoint_due = clock()
+            bar.total = round(at.step * batch_size / done)
+            bar.update(at.step * batch_size - bar.n)
 
-            if step % steps_an_epoch == 0 or step == total:
-                spent = seconds + time.perf_counter() - started
-                row = _epoch_row(step, steps_an_epoch, sums, spent, batch_size, optimizers)
-                if not math.isfinite(row["loss"]):
-                    raise LabError(
-                        f"the loss of {run.path.name} became {row['loss']} by step {step} (lr {row['lr']:.2g}): "
-                        "lower lr or clip, or use precision fp32"
-                    )
-                if len(data.val):
-                    logits = predict(average, data.val, config)
-                    row |= {"val_loss": _loss(logits, data.val), "val_accuracy": _accuracy(logits, data.val)}
-                history.append(row)
-                sums = {}
-                if row.get("val_accuracy", math.inf) > best["val_accuracy"]:  # with no validation the last epoch counts
-                    weights_now = {name: value.detach().clone() for name, value in average.state_dict().items()}
-                    best = {
-                        "val_accuracy": row.get("val_accuracy", -1.0),
-                        "epoch": row["epoch"],
-                        "weights": weights_now,
-                    }
-                for name, value in row.items():
-                    events.add_scalar(name, value, step)
-                shown = f"{row['images_per_second']:,.0f} images/s, validation {row.get('val_accuracy', math.nan):.1%}"
-                bar.set_postfix_str(shown, refresh=False)
-            elif time.perf_counter() - saved < CHECKPOINT_SECONDS:
+            epoch_over = at.step % steps_an_epoch == 0 or done >= 1
+            if (epoch_over or checkpoint_due or at.step % CHECK_STEPS == 0) and bad >= 0:
+                raise LabError(
+                    f"the loss of {run.path.name} became {float(at.sums['loss'])} in step {int(bad)}, with lr "
+                    f"{optimizers[-1].param_groups[0]['lr']:.2g}: lower lr or clip, or use precision fp32; its last "
+                    "checkpoint is kept"
+                )
+            if not epoch_over and not checkpoint_due:
                 continue
+            at.sums = accelerator.reduce(at.sums, "mean")
+            if epoch_over:
+                row = _epoch_row(at, steps_an_epoch, batch_size, optimizers)
+                _validate(average, data.val, config, row, at)
+                at.history.append(row)
+                at.sums = {}
+                done, _ = clock()  # the validation's time counts as well
+                for name, value in row.items() if main else ():
+                    events.add_scalar(name, value, at.step)
+                bar.set_postfix_str(f"validation {row.get('val_accuracy', math.nan):.1%}", refresh=False)
+            if main:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                run.save_checkpoint(states | {"progress": vars(at)})
             saved = time.perf_counter()
-            run.save_checkpoint(
-                {
-                    "model": model.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "scaler": scaler.state_dict(),
-                    "step": step,
-                    "history": history,
-                    "best": best,
-                    "seconds": seconds + saved - started,
-                    "sums": sums,
-                }
-            )
         bar.close()
-        events.close()
-        _finish(run, config, data, history, best)
+        if main:
+            events.close()
+            _finish(run, config, data, at)
+    accelerator.wait_for_everyone()
     return run
+
+
+def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch.device) -> Objective:
+    """The model with its loss, on the device: a new model, or one that starts from the teacher's weights."""
+    model = build_model(config, len(data.classes), data.train.images.shape[1])
+    if teacher is not None:
+        start_from(model, teacher.weights())
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    frozen = teacher.model() if teacher and config.model == "dynamic_vit" else None
+    objective = Objective(config, data.counts, model, frozen).to(device)
+    if config.compile:
+        objective.compile()
+    return objective
+
+
+def _backward(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    scaler: torch.amp.GradScaler,
+    inputs: Tensor,
+    targets: Tensor,
+    config: RunConfig,
+) -> dict[str, Tensor]:
+    """Leave the gradients of one batch, taken in `accumulate` pieces; return the mean losses and the accuracy."""
+    means: dict[str, Tensor] = {}
+    pieces = list(zip(inputs.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True))
+    for i, (images, labels) in enumerate(pieces):
+        # several processes meet to add up their gradients after the last piece alone
+        with contextlib.nullcontext() if i == len(pieces) - 1 else accelerator.no_sync(objective):
+            with autocast(config, inputs.device):
+                loss, parts, logits = objective(images, labels)
+            weight = len(images) / len(inputs)
+            scaler.scale(loss * weight).backward()
+        accuracy = (logits.detach().argmax(1) == labels.argmax(1)).float().mean()
+        for name, value in {"loss": loss, "accuracy": accuracy, **parts}.items():
+            means[name] = means.get(name, 0.0) + value.detach().float() * weight
+    return means
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Exponential moving average of the weights; statistics of BatchNorm are copied, they are averages already."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for kept, now in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(now)
+
+
+def _validate(model: nn.Module, val: Split, config: RunConfig, row: dict, at: Progress) -> None:
+    """Add validation loss and accuracy to an epoch's row, and keep its weights if it is the best one so far."""
+    if len(val):
+        logits = predict(model, val, config)
+        row["val_loss"] = float(F.cross_entropy(logits, val.labels))
+        row["val_accuracy"] = _accuracy(logits, val)
+    if row.get("val_accuracy", math.inf) > at.best["val_accuracy"]:  # with no validation the last epoch counts
+        weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        at.best = {"val_accuracy": row.get("val_accuracy", -1.0), "epoch": row["epoch"], "weights": weights}
 
 
 def evaluate(run: Run, config: RunConfig, data: Data) -> dict:
@@ -181,105 +256,74 @@ def predict(model: nn.Module, split: Split, config: RunConfig) -> Tensor:
     return torch.cat(batches)
 
 
-def seed_step(seed: int, step: int, device: torch.device) -> None:
+def _accuracy(logits: Tensor, split: Split) -> float:
+    return float((logits.argmax(1) == split.labels).double().mean())
+
+
+def seed_step(seed: int, step: int, device: torch.device, process: int = 0) -> None:
     """Seed what step `step` draws: augmentation, dropout, stochastic depth, Gumbel noise."""
-    mixed = mixed_seed(seed, step)
+    mixed = mixed_seed(seed, step, process)
     torch.default_generator.manual_seed(mixed)  # torch.manual_seed would queue calls for absent devices in every step
     if device.type == "cuda":
         torch.cuda.manual_seed(mixed)
 
 
-def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate in a step: a linear rise over `warmup` of all steps, then half a cosine."""
-    rise = warmup * total
-    if step < rise:
-        return (step + 1) / math.ceil(rise)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+def _what_would_fit(config: RunConfig, data: Data, teacher: Run | None) -> str:
+    """Advice after a batch did not fit into memory: the largest half, quarter, … of it whose step does, by trying."""
+    size = min(config.batch_size, len(data.train))
+    device = best_device()
+    while size > 1:
+        size //= 2
+        with contextlib.suppress(RuntimeError):
+            inputs, targets = augment(
+                data.train.images[:size].to(device), data.train.labels[:size].to(device), len(data.classes), config
+            )
+            with autocast(config, device):
+                loss, *_ = _objective(config, data, teacher, device)(inputs, targets)
+            loss.backward()
+            pieces = -(-config.batch_size // size)
+            return f"accumulate {pieces} (the batch in {pieces} pieces) or batch_size {size} would fit"
+    return "not even one image fits: lower dim, depth or image_size"
 
 
-def build_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
-    """AdamW or SGD for all weights, or Muon for the blocks' matrices and AdamW for the rest.
-
-    Weight decay acts on matrices and kernels alone: not on biases, norms, the class token and positions.
-    """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    bare = ("cls_token", "pos_embed")
-    decayed = [(name, p) for name, p in named if p.ndim > 1 and name not in bare]
-    rest = [p for name, p in named if p.ndim <= 1 or name in bare]
-    optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        matrices = [p for name, p in decayed if name.startswith("blocks.") and p.ndim == 2]
-        optimizers.append(torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
-        decayed = [(name, p) for name, p in decayed if not (name.startswith("blocks.") and p.ndim == 2)]
-    groups = [
-        {"params": [p for _, p in decayed], "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True)]
-    return [*optimizers, torch.optim.AdamW(groups, lr=config.lr, fused=True)]
-
-
-def precision_of(config: RunConfig, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: the parameter's, or bf16 where the device has instructions for it, else float32."""
-    if config.precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    # narrow models spend their time outside matrix products, where the casts cost more than bf16 gains
-    return torch.bfloat16 if config.dim >= NARROW and torch.cpu._is_avx512_bf16_supported() else torch.float32
-
-
-def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    dtype = precision_of(config, device)
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-
-
-def _record(config: RunConfig, digest: str, data: Data, total: int) -> dict:
+def _record(config: RunConfig, digest: str, data: Data) -> dict:
     """config.json: enough to build the model and to name the run again, and which images trained it."""
     return {
         "config": config.model_dump(),
         "identity": identity(config, digest),
         "classes": list(data.classes),
         "channels": data.train.images.shape[1],
-        "steps": total,
         "counts": data.counts.tolist(),
         "train_index": data.train.index.tolist(),
     }
 
 
-def _epoch_row(step: int, steps_an_epoch: int, sums: dict, seconds: float, batch_size: int, optimizers: list) -> dict:
-    steps = step % steps_an_epoch or steps_an_epoch
-    means = {name: float(total) / steps for name, total in sums.items()}
-    row = {"epoch": math.ceil(step / steps_an_epoch), "step": step, "lr": optimizers[-1].param_groups[0]["lr"], **means}
-    return row | {"seconds": seconds, "images_per_second": step * batch_size / seconds}
+def _epoch_row(
+    at: Progress, steps_an_epoch: int, batch_size: int, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, float]:
+    steps = at.step % steps_an_epoch or steps_an_epoch
+    row = {"epoch": math.ceil(at.step / steps_an_epoch), "step": at.step, "lr": optimizers[-1].param_groups[0]["lr"]}
+    row |= {name: float(total) / steps for name, total in at.sums.items()}
+    return row | {"seconds": at.seconds, "images_per_second": at.step * batch_size / at.seconds}
 
 
-def _loss(logits: Tensor, split: Split) -> float:
-    return float(F.cross_entropy(logits, split.labels))
-
-
-def _accuracy(logits: Tensor, split: Split) -> float:
-    return float((logits.argmax(1) == split.labels).double().mean())
-
-
-def _finish(run: Run, config: RunConfig, data: Data, history: list[dict], best: dict) -> None:
+def _finish(run: Run, config: RunConfig, data: Data, at: Progress) -> None:
     """History, the one look at the test set, and the summary that makes the run complete."""
     with writing(run.path / "history.csv") as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False)
-    run.save("model.pt", best["weights"])
+        pd.DataFrame(at.history).to_csv(temporary, index=False)
+    run.save("model.pt", at.best["weights"])
     test = evaluate(run, config, data)
-    last = history[-1]
+    last = at.history[-1]
     run.write_json(
         "summary.json",
         {
             "run": run.path.name,
-            "parameters": sum(weight.numel() for weight in best["weights"].values()),
-            "epoch": best["epoch"],
+            "parameters": sum(weight.numel() for weight in at.best["weights"].values()),
+            "epoch": at.best["epoch"],
             "epochs": last["epoch"],
             "steps": last["step"],
             "train_images": len(data.train),
-            "val_accuracy": best["val_accuracy"] if len(data.val) else None,
+            "val_accuracy": at.best["val_accuracy"] if len(data.val) else None,
             "seconds": last["seconds"],
             "images_per_second": last["images_per_second"],
             "test": test,

@@ -26,16 +26,19 @@ class PatchEmbed(nn.Module):
 class ConvEmbed(nn.Module):
     """As many tokens as PatchEmbed, made by a small stack of 3×3 convolutions (Xiao et al. 2021; Hassani et al. 2021).
 
-    One convolution at full resolution, then one of stride 2 for every halving until one pixel is left a patch.
+    One convolution at full resolution, then one of stride 2 for every halving until one pixel is left a patch. Batch
+    norm between convolution and activation as in Xiao et al.; GELU for their ReLU, no 1×1 convolution at the end.
     """
 
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
         halvings = patch_size.bit_length() - 1
-        widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
-        for before, after in pairwise(widths):
-            layers += [nn.GELU(), nn.Conv2d(before, after, 3, stride=2, padding=1)]
+        widths = [channels] + [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+        layers: list[nn.Module] = []
+        for i, (before, after) in enumerate(pairwise(widths)):
+            layers += [nn.BatchNorm2d(before), nn.GELU()] if i else []
+            # all but the last lead to a norm, which has the bias
+            layers.append(nn.Conv2d(before, after, 3, stride=2 if i else 1, padding=1, bias=i == halvings))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -43,6 +46,16 @@ class ConvEmbed(nn.Module):
 
 
 TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed}
+
+
+def sincos_positions(grid: int, dim: int) -> Tensor:
+    """(grid², dim) fixed positions: half of the channels sines and cosines of the column, half of the row.
+
+    Frequencies 10000^(−4i/dim) as Vaswani et al. 2017, in two dimensions as MoCo v3 and MAE (He et al. 2022).
+    """
+    angles = torch.arange(grid)[:, None] * 10_000 ** -(torch.arange(dim // 4) / (dim // 4))  # (grid, dim/4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([axis.repeat(grid, 1), axis.repeat_interleave(grid, 0)], dim=1)
 
 
 def split_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
@@ -160,9 +173,10 @@ class ViT(nn.Module):
         patch_size: int,
         tokenizer: str = "patch",
         pool: str = "cls",
+        positions: str = "learned",
         dropout: float = 0.0,
         drop_path: float = 0.0,
-        **attention_options: int,
+        **attention_options: int | str,
     ) -> None:
         super().__init__()
         self.grid = image_size // patch_size
@@ -170,7 +184,11 @@ class ViT(nn.Module):
         self.embed = TOKENIZERS[tokenizer](channels, dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "cls" else None
         num_tokens = self.num_patches + (pool == "cls")
-        self.pos_embed = nn.Parameter(torch.empty(1, num_tokens, dim))
+        if positions == "learned":
+            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))
+        else:  # zeros for the class token, as in MAE; known from the shape, so not saved
+            fixed = nn.functional.pad(sincos_positions(self.grid, dim), (0, 0, num_tokens - self.num_patches, 0))
+            self.register_buffer("pos_embed", fixed[None], persistent=False)
         self.dropout = nn.Dropout(dropout)
         rates = torch.linspace(0, drop_path, depth).tolist()
         self.blocks = nn.ModuleList(
@@ -180,7 +198,6 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         self.apply(_init)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 

@@ -1,0 +1,60 @@
+"""What pruning costs in accuracy where images are few: python benchmarks/fine_tune.py FOLDER [EPOCHS FINE_TUNE_EPOCHS]
+
+FOLDER holds CIFAR-10 as class folders, train/<class>/ and test/<class>/. A ViT-Tiny learns from the first 500 images of
+each class; from its weights a DynamicViT (ρ = 0.7, distilled from it) is fine-tuned, and for the same time the ViT just
+trains on. Runs are kept in runs/ as a notebook's are, so the command can be interrupted and repeated.
+"""
+
+import sys
+from dataclasses import replace
+
+import torch
+
+from vitlab import metrics
+from vitlab.config import LabConfig
+from vitlab.data import Source, load_source
+from vitlab.lab import Lab
+
+PER_CLASS = 500
+PARAMS = {
+    "dataset": "folder",
+    "image_size": 32,
+    "val_fraction": 0.0,  # the last epoch counts: 5,000 images are few enough
+    "preset": "tiny",
+    "pool": "mean",
+    "tokenizer": "conv",
+    "crop": 4,
+    "flip": True,
+    "batch_size": 128,
+}
+
+
+def first_of_each_class(source: Source, per_class: int) -> Source:
+    places = [(source.train.labels == k).nonzero()[:per_class, 0] for k in range(len(source.classes))]
+    return replace(source, train=source.train.take(torch.cat(places)), digest=f"{source.digest}-first-{per_class}")
+
+
+def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
+    params = LabConfig(**PARAMS, data_dir=folder, epochs=epochs, fine_tune_epochs=fine_tune_epochs)
+    lab = Lab(params, first_of_each_class(load_source(params), PER_CLASS))
+    vit = lab.train(lab.config("ViT"))
+    dynamic = lab.train(lab.config("DynamicViT"))
+    # a step of DynamicViT takes longer: the ViT gets as many more of them as it does in the same time
+    per_step = vit.summary["seconds"] / vit.summary["steps"]
+    on = lab.train(lab.config("ViT, trained on").but(steps=round(dynamic.summary["seconds"] / per_step)))
+
+    labels = dynamic.predictions[1]
+    print(f"\n{len(lab.data.train):,} training images, {len(labels):,} test images, seed {params.seed}\n")
+    print("| model | steps | seconds | test accuracy | 95 % interval |\n| --- | --- | --- | --- | --- |")
+    for name, run in {"ViT": vit, "ViT, trained on": on, "DynamicViT, ρ = 0.7": dynamic}.items():
+        done, test = run.summary, run.summary["test"]
+        interval = " – ".join(f"{share:.1%}" for share in test["interval"])
+        print(f"| {name} | {done['steps']:,} | {done['seconds']:,.0f} | {test['accuracy']:.1%} | {interval} |")
+    difference = dynamic.summary["test"]["accuracy"] - on.summary["test"]["accuracy"]
+    comparison = {"difference": difference} | metrics.mcnemar(on.predictions[0], dynamic.predictions[0], labels)
+    print(f"\nAfter the same time {metrics.verdict('the ViT that trained on', 'DynamicViT', comparison)}.")
+    print(f"DynamicViT − ViT: {difference * 100:+.1f} points (wanted: no less than −1).")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -1,0 +1,134 @@
+"""What the models cost, measured in one run on this machine: python benchmarks/models.py > table.md
+
+A ViT and its DynamicViT (ρ = 0.7) of width 192, 6 blocks, 3 heads, MLP ratio 4, 64 tokens (32×32 images, patches of
+4, mean pooling) at batch 128; one attention layer of that width from 64 to 4,096 tokens; the two kernels of softmax
+attention; the course's four models. In float32. Takes a minute or two on 2 CPU cores.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+import torch
+
+from vitlab import complexity, vit
+from vitlab.config import RunConfig
+from vitlab.models import best_device, build_model
+from vitlab.runs import environment
+
+SHAPE = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32, "patch_size": 4, "pool": "mean"}
+BATCH, ROUNDS = 128, 20
+TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
+LINFORMER_K = 64
+
+
+def alternating(works: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Quartiles of each one's seconds; they take turns, so that whatever else the machine does slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(ROUNDS + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name] += [time.perf_counter() - start] if i else []  # the first round warms up
+    return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+
+
+def table(rows: list[dict]) -> None:
+    frame = pd.DataFrame(rows).astype(str)
+    lines = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
+    print("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+
+
+def macs(config: RunConfig) -> int:
+    return sum(complexity.formula_macs(config, 10, 3).values())
+
+
+def pruning() -> None:
+    """MACs and throughput of the ViT and of DynamicViT at batch 128."""
+    plain = RunConfig(**SHAPE)
+    configs = {"ViT": plain, "DynamicViT, ρ = 0.7": plain.but(model="dynamic_vit", keep_ratio=0.7)}
+    images = torch.randn(BATCH, 3, 32, 32, device=best_device())
+    models = {name: build_model(config, 10, 3).eval().to(best_device()) for name, config in configs.items()}
+    times = alternating({name: lambda model=model: model(images) for name, model in models.items()})
+    rows = []
+    for name, config in configs.items():
+        median, low, high = (f"{BATCH / times[name][i]:,.0f}" for i in (1, 2, 0))
+        work = f"{macs(config) / 1e6:,.1f} M"
+        rows.append({"model": name, "MACs an image": work, "images/s (quartiles)": f"{median} ({low} – {high})"})
+    table(rows)
+    saved = 1 - macs(configs["DynamicViT, ρ = 0.7"]) / macs(plain)
+    faster = times["ViT"][1] / times["DynamicViT, ρ = 0.7"][1]
+    print(f"DynamicViT: {saved:.1%} fewer MACs (wanted: 30 %), {faster:.2f} times the throughput (wanted: 1.35).\n")
+
+
+def growth() -> None:
+    """One attention layer by number of tokens: time as the model uses it, fitted, and where the curves meet."""
+    frame = complexity.growth(SHAPE["dim"], SHAPE["heads"], TOKENS, LINFORMER_K)
+    times = frame.pivot(index="tokens", columns="attention", values="seconds")
+    rows = []
+    for kind, part in frame.groupby("attention", sort=False):
+        long = part[part["tokens"] >= vit.FUSED_FROM_TOKENS_ON_CPU]  # one kernel of softmax all the way
+        meets = "–" if kind == "softmax" else f"{complexity.crossover(frame, kind):,.0f} tokens"
+        rows.append(
+            {"attention": kind}
+            | {f"ms at {n:,}": f"{times[kind][n] * 1e3:.2f}" for n in TOKENS}
+            | {"exponent of time": f"{complexity.exponent(long['tokens'], long['seconds']):.2f}"}
+            | {"exponent of MACs": f"{complexity.exponent(long['tokens'], long['macs']):.2f}"}
+            | {f"speed-up at {TOKENS[-1]:,}": f"{times['softmax'][TOKENS[-1]] / times[kind][TOKENS[-1]]:.1f}"}
+            | {"faster than softmax from": meets}
+        )
+    table(rows)
+    print(f"One layer, batch 1, Linformer k = {LINFORMER_K}; exponents from {long['tokens'].min()} tokens on. Wanted: ")
+    print(f"a linear attention at least 5 times as fast as softmax at {TOKENS[-1]:,} tokens.\n")
+
+
+def kernels() -> None:
+    """Softmax attention by both its kernels, inference and training: does the model take the faster one?"""
+    rows = []
+    taken = vit.FUSED_FROM_TOKENS_ON_CPU
+    for tokens in (65, 256, 512, 1024):
+        layer = vit.Attention(SHAPE["dim"], SHAPE["heads"], tokens).to(best_device())
+        inputs = torch.randn(max(1, 4096 // tokens), tokens, SHAPE["dim"], device=best_device())
+        row = {"tokens": tokens, "taken on a CPU": "fused" if tokens >= taken else "explicit"}
+        for name, vit.FUSED_FROM_TOKENS_ON_CPU in (("explicit", math.inf), ("fused", 0)):
+            with torch.inference_mode():
+                one = complexity.seconds(partial(layer, inputs))[0]
+            both = complexity.seconds(lambda layer=layer, inputs=inputs: layer(inputs).sum().backward())[0]
+            row |= {f"{name}, inference (ms)": f"{one * 1e3:.1f}", f"{name}, training (ms)": f"{both * 1e3:.1f}"}
+        rows.append(row)
+    vit.FUSED_FROM_TOKENS_ON_CPU = taken
+    table(rows)
+
+
+def course() -> None:
+    """The models as the course configures them beside the figures that it quotes."""
+    rows = []
+    for name, (preset, model, parameters, flops) in complexity.COURSE.items():
+        config = RunConfig(preset=preset, model=model, image_size=32, patch_size=4)
+        real = sum(p.numel() for p in build_model(config, 10, 3).parameters())
+        rows.append(
+            {
+                "model": f"{name} {config.dim}/{config.depth}/{config.heads}",
+                "parameters": f"{real / 1e6:.2f} M",
+                "quoted": f"{parameters / 1e6:.1f} M",
+                "MACs": f"{macs(config) / 1e9:.2f} G",
+                "FLOPs": f"{2 * macs(config) / 1e9:.2f} G",
+                "FLOPs quoted": f"{flops / 1e9:.1f} G",
+            }
+        )
+    table(rows)
+
+
+if __name__ == "__main__":
+    machine = environment()
+    print(f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}, float32\n")
+    with torch.inference_mode():
+        pruning()
+    growth()
+    kernels()
+    course()

@@ -1,0 +1,129 @@
+"""How fast `fit` trains, against the usual course trainer, on this machine; nothing else should be running.
+
+    python benchmarks/training.py            # ViT-Base of the course and the CPU profile's ViT: about 5 minutes
+
+The course trainer: a DataLoader with two workers and PIL transforms (crop, flip, tensor, normalise), float32, AdamW.
+Both train the same model on the same images with batch 128. Times are medians over steps, taken in turns.
+"""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from vitlab import train
+from vitlab.augment import augment
+from vitlab.complexity import formula_macs, seconds
+from vitlab.config import ROOT, RunConfig, load_params
+from vitlab.data import Data, Split
+from vitlab.models import build_model
+from vitlab.optim import precision_of
+from vitlab.runs import Run
+
+BATCH, WARM_UP = 128, 3
+
+
+class PilImages(Dataset):
+    """Images and labels as torchvision's CIFAR10 hands them out: a PIL image at a time through the transforms."""
+
+    def __init__(self, split: Split) -> None:
+        self.arrays, self.labels = split.images.permute(0, 2, 3, 1).numpy(), split.labels
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize([0.5] * 3, [0.5] * 3),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
+
+
+def course_steps(config: RunConfig, data: Data) -> Iterator[float]:
+    """Seconds of one step after another of the course trainer."""
+    model = build_model(config, 10, 3).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.05)
+    start = time.perf_counter()
+    for images, labels in DataLoader(PilImages(data.train), BATCH, shuffle=True, num_workers=2, drop_last=True):
+        loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        now = time.perf_counter()
+        yield now - start
+        start = now
+
+
+def our_steps(config: RunConfig, data: Data, steps: int) -> list[float]:
+    """Seconds of each step of `fit`, from the beginning of one to the beginning of the next."""
+    begun: list[float] = []
+    seed_step = train.seed_step
+
+    def watched(*arguments: object) -> None:
+        begun.append(time.perf_counter())
+        seed_step(*arguments)
+
+    train.seed_step = watched
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            train.fit(Run(Path(folder) / "run"), config.but(steps=steps + 1), data, "random")
+    finally:
+        train.seed_step = seed_step
+    return [after - before for before, after in itertools.pairwise(begun)]
+
+
+def random_data(images: int) -> Data:
+    torch.manual_seed(0)
+    pixels, labels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10
+    whole = Split(pixels, labels, torch.arange(images))
+    return Data(whole, whole.take(torch.arange(0)), whole.take(torch.arange(100)), tuple("abcdefghij"))
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a 4096×1024×1024 matrix product."""
+    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
+    return 2 * 4096 * 1024 * 1024 / seconds(lambda: a @ b, at_least=2)[0]
+
+
+def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
+    data = random_data(BATCH * (WARM_UP + 3 * steps))
+    ours, course = [], []
+    for _ in range(turns):
+        ours += our_steps(config, data, WARM_UP + steps)[WARM_UP:]
+        course += list(itertools.islice(course_steps(config, data), WARM_UP + steps))[WARM_UP:]
+    step, usual = statistics.median(ours), statistics.median(course)
+    drawing = seconds(lambda: augment(data.train.images[:BATCH], data.train.labels[:BATCH], 10, config))[0]
+    # the backward pass takes twice the products of the forward pass
+    flops = 3 * 2 * sum(formula_macs(config, 10, 3).values()) * BATCH / step
+    dtype = precision_of(config, torch.device("cpu"))
+    rate = matmul_rate(dtype)
+    print(
+        f"| {name} | {BATCH / step:.0f} | {BATCH / usual:.0f} | {usual / step:.2f} | {drawing / step:.1%} "
+        f"| {flops / 1e9:.0f} of {rate / 1e9:.0f} ({str(dtype).removeprefix('torch.')}) | {flops / rate:.0%} |",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    print(f"{torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
+    print("| model | fit, images/s | course trainer | ratio | augmentation | GFLOP/s of a matrix product's | share |")
+    print("|---|---|---|---|---|---|---|")
+    cpu = load_params(ROOT / "params" / "cifar10_cpu.yaml").run(start_size=0)
+    wide = cpu.but(dim=192, depth=6, heads=3, mlp_ratio=4.0)
+    base = load_params(ROOT / "params" / "cifar10_gpu.yaml").run()
+    compare(f"CPU profile, {cpu.dim}/{cpu.depth}/{cpu.heads}", cpu, steps=20)
+    compare("192/6/3, MLP ratio 4", wide, steps=12)
+    compare("ViT-Base, 512/6/8, MixUp and CutMix", base, steps=6)

@@ -1,0 +1,122 @@
+"""A training that is killed for real, by SIGKILL and by a full disk, ends as if nothing had happened."""
+
+import random
+import resource
+import sys
+import time
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vitlab import train as loop
+from vitlab.config import RunConfig
+from vitlab.data import load_source, split
+from vitlab.runs import Run
+from vitlab.train import fit
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("kills processes that a fork server starts", allow_module_level=True)
+
+KILLS = 20
+CONFIG = RunConfig(
+    image_size=8, dim=16, depth=2, heads=2, mlp_ratio=2.0, batch_size=128, epochs=40, precision="fp32",
+    mixup=0.8, cutmix=1.0, dropout=0.1, drop_path=0.1, ema=0.95,
+)  # fmt: skip
+
+
+def life(runs_dir: Path, started: Event, limit: int | None = None) -> None:
+    """Train or go on, with a checkpoint after every step; `limit`: the largest file that can be written, in bytes."""
+    torch.set_num_threads(1)
+    loop.CHECKPOINT_SECONDS = 0
+    source = load_source(CONFIG)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    started.set()
+    fit(Run.of(runs_dir, CONFIG, source.digest), CONFIG, split(source, CONFIG), source.digest)
+
+
+@pytest.fixture(scope="module")
+def context():
+    server = get_context("forkserver")  # imports once what every life needs
+    server.set_forkserver_preload(["vitlab.train", "sklearn.datasets", "scipy.sparse"])
+    return server
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run without interruption."""
+    source = load_source(CONFIG)
+    run = Run.of(tmp_path_factory.mktemp("whole"), CONFIG, source.digest)
+    return fit(run, CONFIG, split(source, CONFIG), source.digest)
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    ours, theirs = run.weights(), whole.weights()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    clock = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(run.history.drop(columns=clock), whole.history.drop(columns=clock), check_exact=True)
+    np.testing.assert_array_equal(run.predictions[0], whole.predictions[0])
+    assert run.summary["test"] == whole.summary["test"]
+    assert run.summary["epoch"] == whole.summary["epoch"]
+
+
+def live(context, runs_dir: Path, limit: int | None = None) -> int:
+    """A whole life; its exit code."""
+    started = context.Event()
+    process = context.Process(target=life, args=(runs_dir, started, limit))
+    process.start()
+    process.join(300)
+    return process.exitcode
+
+
+def changed(run: Run) -> int:
+    """When the checkpoint was written last."""
+    path = run.path / "checkpoint.pt"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_twenty_kills_at_random_moments_change_no_bit(context, whole: Run, tmp_path: Path) -> None:
+    moments = random.Random(0)
+    run = Run(tmp_path / whole.path.name)
+    reached = []
+    for i in range(KILLS):
+        started = context.Event()
+        process = context.Process(target=life, args=(tmp_path, started))
+        process.start()
+        assert started.wait(60)
+        written = changed(run)
+        while i % 4 and process.is_alive() and changed(run) == written:  # every fourth may be killed before it gets on
+            time.sleep(0.001)
+        process.join(moments.uniform(0, 0.1))
+        assert process.is_alive(), "the training was over before it was killed often enough: lengthen it"
+        process.kill()
+        process.join()
+        state = run.load_checkpoint()
+        reached.append(state["progress"]["step"] if state else 0)
+    assert reached == sorted(reached)  # nothing that was saved was lost
+    assert reached[-1] >= KILLS // 2
+    assert live(context, tmp_path) == 0
+    assert_same(run, whole)
+
+
+def test_write_that_fails_for_lack_of_space_keeps_the_last_good_checkpoint(context, whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / whole.path.name)
+    started = context.Event()
+    process = context.Process(target=life, args=(tmp_path, started))
+    process.start()
+    started.wait(60)
+    while run.load_checkpoint() is None:
+        process.join(0.1)
+    process.kill()
+    process.join()
+    before = run.load_checkpoint()["progress"]["step"]
+    size = (run.path / "checkpoint.pt").stat().st_size
+    assert live(context, tmp_path, size // 2) != 0  # the checkpoint no longer fits
+    assert run.load_checkpoint()["progress"]["step"] >= before
+    assert live(context, tmp_path) == 0
+    assert_same(run, whole)

@@ -1,0 +1,80 @@
+"""Several processes, started by Accelerate and joined by gloo, train as one; a command trains without a notebook."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from vitlab.config import ROOT, LabConfig, LabError
+from vitlab.lab import Lab
+
+# AdamW: Muon orthogonalises in bf16, where the order of a sum shows
+SMALL = LabConfig(
+    image_size=8, dim=16, depth=4, heads=2, mlp_ratio=2.0, batch_size=64, precision="fp32", optimizer="adamw",
+    epochs=3, fine_tune_epochs=2, mixup=0.5, cutmix=0.5, flip=True, linformer_k=2, study_epochs=1, study_seeds=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Trained by one process with the batch that two share."""
+    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path_factory.mktemp("alone"))))
+    lab.train(lab.config("ViT"))
+    return lab
+
+
+def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, tmp_path: Path) -> None:
+    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=2))
+    run = lab.train(lab.config("ViT"))
+    one = alone.load("ViT")
+    assert run.path.name == one.path.name  # how many processes is no part of what was run
+    assert yaml.safe_load((run.path / "environment.json").read_text())["processes"] == 2
+    for column in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(run.history[column], one.history[column], rtol=1e-4)
+    np.testing.assert_allclose(run.predictions[0], one.predictions[0], atol=1e-3)
+    student = lab.train(
+        lab.config("DynamicViT")
+    )  # with a teacher and all its losses
+    assert student.history["loss"].is_monotonic_decreasing
+    assert lab.load("DynamicViT").complete
+
+
+def test_failure_in_the_processes_is_told(tmp_path: Path) -> None:
+    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=3))
+    with pytest.raises(LabError, match="batch_size 64 cannot be shared evenly by 3 processes"):
+        lab.train(lab.config("ViT"))
+
+
+def command(*arguments: str, runs: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"VITLAB_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "vitlab.fit", "--params", "params/quick.yaml", *arguments]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_command_trains_the_run_that_the_chapter_asks_for(alone: Lab, tmp_path: Path) -> None:
+    values = SMALL.model_dump(exclude_none=True, exclude_defaults=True) | {"mlp_ratio": 2.0}
+    result = command("--run", "ViT", "--set", *(f"{name}={value}" for name, value in values.items()), runs=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path)))
+    run = lab.load("ViT")
+    assert f"test accuracy {run.summary['test']['accuracy']:.1%}" in result.stdout
+    assert run.history["loss"].tolist() == alone.load("ViT").history["loss"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run", "Vit"], "there is no run 'Vit': did you mean 'ViT'?"),
+        (["--run", "ViT", "--set", "epoch=3"], "did you mean 'epochs'?"),
+        (["--run", "DynamicViT"], "the run 'ViT' of these parameters is not in"),
+    ],
+)
+def test_wrong_command_is_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:
+    result = command(*arguments, runs=tmp_path)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
