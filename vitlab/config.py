@@ -48,7 +48,7 @@ class Common(BaseModel):
     dataset: Literal["digits", "cifar10", "folder"] = "digits"  # digits is built in, cifar10 downloaded, folder yours
     data_dir: str = ""  # class folders, or where CIFAR-10 lies or goes; empty: data/
     image_size: Count = 16  # pixels a side; other images are resized
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of train; 0: no validation, the last epoch counts
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of the rarest class, of each; 0: last epoch counts
     imbalance: Imbalance = "none"  # class sizes in training fall along a line or exponentially
     imbalance_ratio: Annotated[float, Field(ge=1)] = 10.0  # images of the commonest class over the rarest's
     imbalance_order: ImbalanceOrder = "classes"  # which are rare: the last classes, or some that the seed draws
