@@ -150,15 +150,6 @@ def test_order_depends_on_seed_and_epoch_alone(weighted: bool) -> None:
     assert not torch.equal(epoch_order(labels, weights, 4, 5), epoch_order(labels, weights, 5, 4))
 
 
-def test_weighted_order_draws_all_classes_equally_often() -> None:
-    counts = torch.tensor([8000, 1500, 400, 100])
-    labels = torch.repeat_interleave(torch.arange(4), counts)
-    weights = (1 / counts.double())[labels]
-    drawn = torch.cat([labels[epoch_order(labels, weights, 0, epoch)] for epoch in range(20)])
-    shares = drawn.bincount() / len(drawn)
-    assert (shares - 0.25).abs().max() < 0.01
-
-
 def test_images_grow_patch_by_patch_until_the_share_that_was_asked_for() -> None:
     config = PLAIN.but(image_size=32, patch_size=4, start_size=16, grow=0.8)
     assert [size_at(done, config) for done in (0, 0.19, 0.21, 0.41, 0.61, 0.79, 0.8, 0.99)] == [

@@ -70,6 +70,28 @@ def test_validation_leaves_every_class_something_to_learn_from() -> None:
     assert parts.train.counts(2).tolist() == [498, 2]
 
 
+def test_validation_takes_a_share_of_the_rarest_class_from_each() -> None:
+    course = Source(blank([5000 - 500 * k for k in range(10)]), blank([10] * 10), tuple("abcdefghij"), "", ())
+    parts = split(course, RunConfig())
+    assert parts.val.counts(10).tolist() == [50] * 10
+    assert parts.counts.tolist() == [4950 - 500 * k for k in range(10)]
+    assert len(split(course, RunConfig(val_fraction=0)).train) == 27_500
+
+
+def test_rarest_class_of_a_few_images_still_validates_with_one() -> None:
+    parts = split(Source(blank([40, 3]), blank([2, 2]), ("many", "three"), "", ()), RunConfig())
+    assert parts.val.counts(2).tolist() == [1, 1]
+    assert parts.counts.tolist() == [39, 2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "imbalanced"), [([5000] * 10, False), ([142, 146, 138], False), ([20, 10], True), ([500, 50], True)]
+)
+def test_source_comes_imbalanced_where_a_class_is_twice_another(counts: list[int], imbalanced: bool) -> None:
+    source = Source(blank(counts), blank([5] * len(counts)), tuple("abcdefghij"[: len(counts)]), "", ())
+    assert source.imbalanced is imbalanced
+
+
 def test_split_keeps_each_image_with_its_label_and_index(digits: Source) -> None:
     place = {int(index): i for i, index in enumerate(digits.train.index)}
     parts = split(digits, RunConfig(image_size=8, imbalance="linear"))
@@ -95,6 +117,18 @@ def test_counts_of_each_class_are_exact(cifar: Source, fraction: float, profile:
     assert parts.test.counts(10).tolist() == [1000] * 10
     if (fraction, profile) == (0.0, "linear"):
         assert len(parts.train) == 27_500
+
+
+@pytest.mark.parametrize("profile", ["linear", "exponential"])
+def test_seed_draws_which_classes_are_rare(profile: str, cifar: Source) -> None:
+    config = RunConfig(imbalance=profile, imbalance_order="random")
+    ordered = split(cifar, config.but(imbalance_order="classes"))
+    drawn = [split(cifar, config.but(seed=seed)) for seed in range(4)]
+    assert all(sorted(parts.counts.tolist(), reverse=True) == ordered.counts.tolist() for parts in drawn)
+    assert len({tuple(parts.counts.tolist()) for parts in drawn}) == 4
+    assert torch.equal(split(cifar, config).train.index, drawn[0].train.index)
+    assert torch.equal(ordered.val.index, drawn[0].val.index)  # neither validation nor test knows of it
+    assert split(cifar, config.but(imbalance="none")).counts.tolist() == [4500] * 10
 
 
 def test_exponential_counts_fall_by_a_constant_factor() -> None:
@@ -227,6 +261,54 @@ def test_folder_without_parts_is_split_by_us_with_equal_test_classes(folder: Cal
     shown = torch.cat([source.train.images, source.test.images])[:, :, 0, 0]
     assert len(shown.unique(dim=0)) == 40  # each picture once
     assert any("held out" in note for note in source.notes)
+
+
+@pytest.fixture
+def course(tmp_path: Path) -> Path:
+    """`CIFAR10_imbalanced/0..9`, 20 to 2 images a class, and `CIFAR10_balance/0..9` with two others of each."""
+    for k in range(10):
+        for i in range(20 - 2 * k):
+            write(tmp_path / "CIFAR10_imbalanced" / str(k) / f"{i}.png", (20 * k, 0, i))
+        for i in range(2):
+            write(tmp_path / "CIFAR10_balance" / str(k) / f"{i}.png", (20 * k, 255, i))
+    return tmp_path / "CIFAR10_imbalanced"
+
+
+@pytest.mark.parametrize("sibling", ["CIFAR10_balance", "CIFAR10_balanced"])
+def test_imbalanced_folder_is_tested_on_its_balanced_sibling(course: Path, sibling: str) -> None:
+    (course.parent / "CIFAR10_balance").rename(course.parent / sibling)
+    source = load(course)
+    assert source.imbalanced
+    assert source.train.counts(10).tolist() == [20 - 2 * k for k in range(10)]
+    assert source.test.counts(10).tolist() == [2] * 10
+    assert source.test.images[:, 1].unique().tolist() == [255]
+    assert source.notes == (f"The test images are those of {sibling}, the folder beside it.",)
+    parts = split(source, RunConfig())
+    assert parts.val.counts(10).tolist() == [1] * 10
+    assert parts.counts.tolist() == [19 - 2 * k for k in range(10)]
+
+
+def test_imbalanced_folder_without_a_sibling_gives_up_some_images_for_testing(course: Path) -> None:
+    (course.parent / "CIFAR10_balance").rename(course.parent / "elsewhere")
+    source = load(course)
+    assert source.test.counts(10).tolist() == [1] * 10
+    assert "held out" in source.notes[0]
+
+
+def test_balanced_sibling_that_holds_training_images_is_told_on(course: Path) -> None:
+    shown = course.parent / "CIFAR10_balance" / "3" / "0.png"
+    shown.write_bytes((course / "3" / "0.png").read_bytes())
+    assert "1 of them are training images as well" in load(course).notes[0]
+
+
+def test_sibling_with_other_classes_is_refused(course: Path) -> None:
+    (course.parent / "CIFAR10_balance" / "9").rename(course.parent / "CIFAR10_balance" / "10")
+    assert "different classes" in fault(course)
+
+
+def test_balanced_folder_alone_looks_for_no_sibling(course: Path) -> None:
+    source = load(course.parent / "CIFAR10_balance")
+    assert len(source.train) + len(source.test) == 20
 
 
 def test_other_sizes_are_resized_and_the_note_counts_them(folder: Callable[..., Path]) -> None:

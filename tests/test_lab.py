@@ -1,12 +1,15 @@
 """The lab compares like with like, finds what was made before, and says what is missing and which notebook makes it."""
 
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from vitlab import complexity, lab, train
+from vitlab import complexity, lab, metrics, train
 from vitlab.config import LabConfig, LabError, RunConfig
 from vitlab.data import Source
 from vitlab.lab import BALANCED, REMEDIES, Lab
@@ -109,6 +112,15 @@ def test_data_that_come_imbalanced_have_no_balanced_twin(fresh: Lab, few: Source
     assert {remedy for remedy, _ in Lab(fresh.params.but(imbalance="none"), few).study} == set(REMEDIES)
 
 
+def test_imbalance_that_data_bring_is_used_as_it_comes(fresh: Lab, few: Source) -> None:
+    keep = torch.cat([(few.train.labels == k).nonzero()[: 20 - 2 * k, 0] for k in range(10)])
+    bring = Lab(fresh.params, replace(few, train=few.train.take(keep)))
+    assert fresh.params.imbalance == "linear"
+    assert BALANCED not in {remedy for remedy, _ in bring.study}
+    assert bring.study_counts.tolist() == [20 - 2 * k - int(bring.data.val.counts(10)[k]) for k in range(10)]
+    assert "as they come" in bring.imbalance_name
+
+
 # ---------------------------------------------------------------- what was made before
 
 
@@ -207,15 +219,20 @@ def test_equal_shapes_share_their_cost(fresh: Lab, monkeypatch: pytest.MonkeyPat
 # ---------------------------------------------------------------- tables
 
 
-def test_results_are_the_summaries_of_the_runs(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
-    monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: cost if only_read else pytest.fail("measured"))
+COST = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
+
+
+def test_results_are_those_of_the_runs_the_best_first(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: COST if only_read else pytest.fail("measured"))
     frame = done.results()
-    assert frame["model"].tolist() == done.names
+    assert set(frame["model"]) == set(done.names)
+    assert frame["accuracy"].is_monotonic_decreasing
     for _, row in frame.iterrows():
         run = done.load(row["model"])
         assert row["accuracy"] == run.summary["test"]["accuracy"]
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert row["macro_f1_low"] <= row["macro_f1"] <= row["macro_f1_high"]
+        assert row["accuracy"] <= row["top_2"] <= 1
         assert (row["run"], row["macs"], row["test_images"]) == (run.path.name, 6, 60)
 
 
@@ -225,18 +242,133 @@ def test_comparison_is_that_of_the_stored_predictions(done: Lab) -> None:
     right_a, right_b = a.argmax(1) == labels, b.argmax(1) == labels
     assert got["difference"] == pytest.approx(right_b.mean() - right_a.mean())
     assert (got["only_a"], got["only_b"]) == (np.sum(right_a & ~right_b), np.sum(right_b & ~right_a))
-    back = done.compare("Linear ViT", "ViT")
-    assert back["difference"] == -got["difference"]
-    assert back["p"] == pytest.approx(got["p"])
+    assert got["interval"][0] <= got["difference"] <= got["interval"][1]
+
+
+def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
+    pairs = done.pairs()
+    assert {frozenset(pair) for pair in zip(pairs["a"], pairs["b"], strict=True)} == {
+        frozenset(pair) for pair in combinations(done.names, 2)
+    }
+    alone = np.array([done.compare(a, b)["p"] for a, b in zip(pairs["a"], pairs["b"], strict=True)])
+    assert pairs["p"].tolist() == pytest.approx(metrics.holm(alone).tolist())
+    assert (pairs["p"] >= alone).all()
+
+
+def test_recall_differences_add_up_to_the_differences_of_recall(done: Lab) -> None:
+    frame = done.recall_differences("ViT")
+    recall = {name: np.array(done.load(name).summary["test"]["per_class"]["recall"]) for name in done.names}
+    for name, rows in frame.groupby("model"):
+        assert rows["difference"].to_numpy() == pytest.approx(recall[name] - recall["ViT"])
+    assert "ViT" not in set(frame["model"])
+    assert frame["p"].between(0, 1).all()
+
+
+# ---------------------------------------------------------------- runs from elsewhere
+
+
+@pytest.fixture
+def elsewhere(done: Lab, few: Source, tmp_path: Path) -> Lab:
+    """The finished lab with a run of another lab, whose images have another digest, in the comparison."""
+    other = Lab(done.params.but(runs_dir=str(tmp_path), seed=7), replace(few, digest="moved"))
+    run = other.train(other.config("Linear ViT"))
+    return Lab(done.params.but(extra_runs=f"{run.path}, {done.load('ViT').path}"), few)
+
+
+def test_extra_runs_are_compared_with_the_labs_own(elsewhere: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: COST)
+    frame = elsewhere.results().set_index("model")
+    [foreign] = set(frame.index) - set(elsewhere.names) - {elsewhere.load("ViT").path.name}
+    assert len(frame) == 8
+    assert (frame.loc[foreign, "seed"], frame.loc[foreign, "run"]) == (7, foreign)
+    assert elsewhere.compare("ViT", frame.loc["ViT", "run"])["difference"] == 0  # the same run by its directory
+    assert len(elsewhere.pairs()) == 8 * 7 / 2
+
+
+def test_extra_runs_cost_is_measured_where_nobody_has_yet(elsewhere: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = []
+    monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: allowed.append(not only_read) or COST)
+    elsewhere.results()
+    assert allowed == [False] * 6 + [True] * 2
+
+
+def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="no complete run"):
+        Lab(done.params.but(extra_runs=str(tmp_path)), few).load("ViT")
+    other = Lab(
+        done.params.but(runs_dir=str(tmp_path)), replace(few, test=few.test.take(torch.arange(59)), digest="59")
+    )
+    run = other.train(other.config("ViT"))
+    with pytest.raises(LabError, match="tested on other images"):
+        Lab(done.params.but(extra_runs=str(run.path)), few).results()
+
+
+# ---------------------------------------------------------------- the study's tables
 
 
 def test_study_scores_tell_common_from_rare_classes(done: Lab) -> None:
     frame = done.study_scores().set_index("remedy")
     assert list(frame.index) == [BALANCED, *REMEDIES]
     order = done.study_counts.argsort(descending=True, stable=True)
-    recall = np.array(done.load_study()["sampler", 0].summary["test"]["per_class"]["recall"])
-    assert frame.loc["sampler", "recall_common"] == pytest.approx(recall[order[:3]].mean())
-    assert frame.loc["sampler", "recall_rare"] == pytest.approx(recall[order[-3:]].mean())
+    test = done.load_study()["sampler", 0].summary["test"]
+    recall = np.array(test["per_class"]["recall"])
+    row = frame.loc["sampler"]
+    assert row["recall_common"] == pytest.approx(recall[order[:3]].mean())
+    assert row["recall_rare"] == pytest.approx(recall[order[-3:]].mean())
+    assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == (test["accuracy"], *test["interval"])
+    assert row["macro_f1"] == pytest.approx(test["f1"]["macro"])
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "recall_common", "recall_rare"):
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+
+
+def test_rare_classes_are_each_seeds_own_where_the_seed_draws_them(fresh: Lab, few: Source) -> None:
+    drawn = Lab(fresh.params.but(imbalance_order="random", imbalance_ratio=9), few)
+    for config in drawn.study.values():
+        drawn.train(config)
+    frame = drawn.study_scores().set_index(["remedy", "seed"])
+    counts = {seed: drawn.data_of(drawn.study["none", seed]).counts for seed in (0, 1)}
+    assert not torch.equal(counts[0], counts[1])
+    for seed in (0, 1):
+        recall = np.array(drawn.load_study()["none", seed].summary["test"]["per_class"]["recall"])
+        rarest = counts[seed].argsort(descending=True, stable=True)[-3:]
+        assert frame.loc[("none", seed), "recall_rare"] == pytest.approx(recall[rarest].mean())
+    assert drawn.study_recall().index[0] == f"{counts[0].max()} images"
+
+
+def test_effects_of_the_remedies_are_drawn_and_computed(fresh: Lab, few: Source) -> None:
+    frame = Lab(fresh.params.but(imbalance_ratio=9), few).remedy_effects().set_index(["remedy", "class"])
+    images = frame.loc["none", "images"]
+    assert images.is_monotonic_decreasing
+    assert frame.loc["none", "drawn"].tolist() == pytest.approx((images / images.sum()).tolist())  # an epoch is all
+    first, last = images.index[[0, -1]]
+
+    def against(remedy: str, column: str) -> float:
+        return frame.loc[(remedy, last), column] / frame.loc[(remedy, first), column]
+
+    ratio = images[first] / images[last]
+    assert against("class_weights", "share") == pytest.approx(1)
+    assert against("both", "weight") == pytest.approx(ratio)
+    assert against("both", "share") == pytest.approx(against("both", "drawn") * ratio)
+    assert against("sampler", "drawn") > 2 / ratio  # drawn for real, so only about 1
+    shift = frame.loc["logit_adjustment", "shift"]
+    assert shift[first] - shift[last] == pytest.approx(np.log(ratio), rel=1e-4)
+    assert frame.loc["sampler", "shift"].eq(0).all()
+
+
+def test_recall_by_remedy_starts_at_none_and_the_commonest_class(done: Lab) -> None:
+    frame = done.study_recall()
+    assert list(frame.columns) == ["none", BALANCED, *REMEDIES[1:]]
+    assert list(frame.index) == [str(k) for k in done.study_counts.argsort(descending=True, stable=True).tolist()]
+    recall = done.load_study()["both", 0].summary["test"]["per_class"]["recall"]
+    assert frame["both"].tolist() == pytest.approx([recall[int(k)] for k in frame.index])
+
+
+def test_macro_f1_of_the_study_and_its_resamples(done: Lab) -> None:
+    f1, drawn = done.study_f1()
+    assert f1.keys() == drawn.keys() == {BALANCED, *REMEDIES}
+    assert f1["sampler"] == pytest.approx([done.load_study()["sampler", 0].summary["test"]["f1"]["macro"]])
+    assert drawn["sampler"].shape == (metrics.RESAMPLES,)
+    assert drawn["sampler"].std() > 0
 
 
 def test_wrong_parameter_shows_before_any_work() -> None:

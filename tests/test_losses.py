@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlab.augment import epoch_order
 from vitlab.config import Remedy, RunConfig
 from vitlab.dynamic_vit import distill_loss, ratio_loss
 from vitlab.losses import Objective, class_weights, logit_shift, sampling_weights
@@ -73,6 +74,16 @@ def test_sampler_gives_every_class_the_same_total(remedy: str) -> None:
     labels = torch.repeat_interleave(torch.arange(3), COUNTS)
     weights = sampling_weights(remedy, labels, COUNTS)
     assert [float(weights[labels == k].sum()) for k in range(3)] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("remedy", get_args(Remedy))
+def test_classes_are_drawn_in_the_shares_that_the_remedy_intends(remedy: str) -> None:
+    counts = torch.tensor([8000, 1500, 400, 100])
+    labels = torch.repeat_interleave(torch.arange(4), counts)
+    weights = sampling_weights(remedy, labels, counts)
+    drawn = torch.cat([labels[epoch_order(labels, weights, 0, epoch)] for epoch in range(40)]).bincount()
+    intended = torch.full((4,), 0.25) if remedy in ("sampler", "both") else counts / counts.sum()
+    assert (drawn / drawn.sum()).tolist() == pytest.approx(intended.tolist(), rel=0.01)
 
 
 def test_logit_shift_is_the_log_of_the_share() -> None:

@@ -1,11 +1,17 @@
 """Scores agree with scikit-learn and with formulas written out; a difference is claimed where one shows."""
 
 import math
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import bootstrap
 from sklearn import metrics as sk
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from vitlab import metrics
 
@@ -124,16 +130,184 @@ def test_softmax_survives_large_logits() -> None:
     np.testing.assert_allclose(metrics.softmax(np.array([[1000.0, 1000.0], [0.0, -1000.0]])), [[0.5, 0.5], [1, 0]])
 
 
+# ---------------------------------------------------------------- independent implementations
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (1, 10), (342, 360), (360, 360), (7500, 10_000)])
+def test_interval_is_that_of_statsmodels(correct: int, n: int) -> None:
+    expected = proportion_confint(correct, n, alpha=0.05, method="wilson")
+    assert metrics.wilson(correct, n) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(3, 9), (5, 5), (0, 6), (40, 20), (300, 240)])
+def test_mcnemar_is_that_of_statsmodels(only_a: int, only_b: int) -> None:
+    expected = statsmodels_mcnemar([[50, only_a], [only_b, 7]], exact=True).pvalue
+    assert metrics.mcnemar(*pair(50, only_a, only_b, 7))["p"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    for size in (1, 2, 15):
+        p = RNG.random(size) ** 3
+        assert metrics.holm(p) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
+
+
+def scipys_bootstrap(statistic: Callable, *samples: np.ndarray) -> tuple[float, float]:
+    """scipy draws the same images from the same seed, image by image for all samples."""
+    result = bootstrap(
+        samples, statistic, paired=True, vectorized=False, n_resamples=200, method="percentile",
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return tuple(result.confidence_interval)
+
+
+def test_bootstrap_of_macro_f1_is_that_of_scipy_and_scikit_learn(skewed: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = skewed
+
+    def f1(truth: np.ndarray, guess: np.ndarray) -> float:
+        return sk.f1_score(truth, guess, average="macro", labels=range(4), zero_division=0)
+
+    got = metrics.interval(metrics.macro_f1(metrics.resampled(logits, labels, resamples=200)))
+    assert got == pytest.approx(scipys_bootstrap(f1, labels, logits.argmax(1)), abs=1e-9)
+
+
+@pytest.mark.parametrize("score", ["accuracy", "macro_f1"])
+def test_paired_bootstrap_is_that_of_scipy(score: str, balanced: tuple[np.ndarray, np.ndarray]) -> None:
+    a, labels = balanced
+    b = a + RNG.normal(size=a.shape)
+
+    def value(truth: np.ndarray, guess: np.ndarray) -> float:
+        if score == "accuracy":
+            return sk.accuracy_score(truth, guess)
+        return sk.f1_score(truth, guess, average="macro", labels=range(4), zero_division=0)
+
+    expected = scipys_bootstrap(lambda y, i, j: value(y, j) - value(y, i), labels, a.argmax(1), b.argmax(1))
+    drawn = [getattr(metrics, score)(metrics.resampled(logits, labels, resamples=200)) for logits in (a, b)]
+    assert metrics.interval(drawn[1] - drawn[0]) == pytest.approx(expected, abs=1e-9)
+
+
+# ---------------------------------------------------------------- bootstrap, top k, reliability
+
+
+def test_statistics_of_a_confusion_matrix_are_the_scores(skewed: tuple[np.ndarray, np.ndarray]) -> None:
+    got, matrix = metrics.scores(*skewed), metrics.confusion(*skewed)
+    assert metrics.accuracy(matrix) == pytest.approx(got["accuracy"])
+    assert metrics.macro_f1(matrix) == pytest.approx(got["f1"]["macro"])
+    assert metrics.recall(matrix) == pytest.approx(got["per_class"]["recall"])
+    assert metrics.macro_f1(np.stack([matrix, 2 * matrix])) == pytest.approx([got["f1"]["macro"]] * 2)
+
+
+def test_class_without_images_or_answers_counts_as_zero() -> None:
+    matrix = np.array([[3, 0, 0], [0, 2, 0], [0, 0, 0]])
+    assert metrics.macro_f1(matrix) == pytest.approx(2 / 3)
+    assert metrics.recall(matrix).tolist() == [1, 1, 0]
+
+
+def test_resampling_is_seeded_and_quick() -> None:
+    labels = np.arange(10_000) % 10
+    logits = RNG.normal(size=(10_000, 10)) + 2 * np.eye(10)[labels]
+    started = time.perf_counter()
+    drawn = metrics.resampled(logits, labels)
+    assert time.perf_counter() - started < 2
+    assert drawn.shape == (metrics.RESAMPLES, 10, 10)
+    assert (drawn.sum((1, 2)) == 10_000).all()
+    assert np.array_equal(drawn, metrics.resampled(logits, labels))
+    assert not np.array_equal(drawn, metrics.resampled(logits, labels, seed=1))
+    low, high = metrics.scores(logits, labels)["f1_interval"]
+    assert low < metrics.scores(logits, labels)["f1"]["macro"] < high
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_agrees_with_scikit_learn(k: int, skewed: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, labels = skewed
+    assert metrics.top_k(logits, labels, k) == pytest.approx(sk.top_k_accuracy_score(labels, logits, k=k))
+
+
+def test_top_one_is_the_accuracy_even_where_logits_tie() -> None:
+    assert metrics.top_k(np.zeros((4, 3)), np.array([0, 1, 2, 0]), 1) == 0.5
+    assert metrics.top_k(np.zeros((4, 2)), np.array([0, 1, 1, 0]), 2) == 1  # two classes, which scikit-learn refuses
+
+
+def test_reliability_by_hand() -> None:
+    sure = np.array([0.61, 0.63, 0.93, 1.0])
+    logits = np.log(np.maximum(np.stack([sure, 1 - sure], 1), 1e-300))
+    rows = metrics.reliability(logits, np.array([0, 1, 0, 0]), bins=10)
+    assert rows["images"].tolist() == [2, 2]
+    assert rows["confidence"].tolist() == pytest.approx([0.62, 0.965])
+    assert rows["accuracy"].tolist() == [0.5, 1]
+    assert (rows["low"].iloc[0], rows["high"].iloc[0]) == pytest.approx(metrics.wilson(1, 2))
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def found(difference: float, p: float, low: float = -0.01, high: float = 0.04) -> dict:
+    return {"difference": difference, "p": p, "interval": (low, high)}
+
+
 @pytest.mark.parametrize("p", [0.05, 0.2, 1.0])
 def test_verdict_claims_no_difference_without_significance(p: float) -> None:
-    text = metrics.verdict("A", "B", {"difference": 0.03, "p": p})
-    assert "no difference" in text
+    text = metrics.verdict("A", "B", found(0.03, p))
+    assert "no difference that this test set can show" in text
+    assert "95 % interval -1.0 to +4.0" in text
     assert "ahead" not in text
 
 
 def test_verdict_names_the_better_model_and_by_how_much() -> None:
-    assert metrics.verdict("A", "B", {"difference": 0.031, "p": 0.02}) == "B is ahead of A by 3.1 points (p = 0.02)"
-    assert metrics.verdict("A", "B", {"difference": -0.2, "p": 1e-9}) == "A is ahead of B by 20.0 points (p < 0.001)"
+    got = metrics.verdict("A", "B", found(0.031, 0.02, 0.005, 0.057))
+    assert got == "B is ahead of A by 3.1 points (95 % interval 0.5 to 5.7, p = 0.02)"
+    got = metrics.verdict("A", "B", found(-0.2, 1e-9, -0.3, -0.1))
+    assert got == "A is ahead of B by 20.0 points (95 % interval 10.0 to 30.0, p < 0.001)"
+
+
+def test_comparison_is_antisymmetric_and_finds_nothing_between_equals() -> None:
+    a, b, labels = pair(50, 4, 20, 7)
+    there, back = metrics.compare(a, b, labels), metrics.compare(b, a, labels)
+    assert there["difference"] == -back["difference"] == pytest.approx(16 / 81)
+    assert there["interval"] == pytest.approx([-end for end in back["interval"][::-1]])
+    assert there["f1_interval"][0] < there["f1_difference"] < there["f1_interval"][1]
+    same = metrics.compare(a, a, labels)
+    assert (same["difference"], same["interval"], same["f1_interval"], same["p"]) == (0, (0, 0), (0, 0), 1)
+
+
+MODELS = pd.DataFrame(
+    {
+        "model": ["a", "b", "c"],
+        "macs": [3, 1, 2],
+        "accuracy": [0.9, 0.88, 0.5],
+        "accuracy_low": [0.85, 0.83, 0.4],
+        "accuracy_high": [0.95, 0.93, 0.6],
+    }
+)
+PAIRS = [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def leaders(*p: float) -> str:
+    return metrics.leaders(MODELS, pd.DataFrame([{"a": a, "b": b, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)]))
+
+
+def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
+    assert leaders(0.01, 0.001, 1).endswith("The tests tell it from every other model.")
+    text = leaders(0.3, 0.001, 0.001)
+    assert "no difference between it and *b*;" in text
+    assert "**b** needs the fewest multiply-adds, 33% of a's" in text
+    assert "*c*" not in text
+
+
+def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
+    pairs = pd.DataFrame([{"a": "a", "b": "b", "p": 0.3}])
+    assert metrics.leaders(MODELS.assign(macs=1), pairs).endswith("*b*, none of which needs fewer multiply-adds.")
+
+
+def test_pairs_without_a_clear_difference_are_only_counted() -> None:
+    pairs = pd.DataFrame(
+        [{"a": a, "b": b, **found(0.03, p)} for (a, b), p in zip(PAIRS, (0.01, 0.05, 0.9), strict=True)]
+    )
+    text = metrics.verdicts(pairs)
+    assert text.count("ahead") == 1
+    assert "*b* is ahead of *a*" in text
+    assert "In 2 of 3 pairs there is no difference that this test set can show" in text
+    assert "ahead" not in metrics.verdicts(pairs[1:])
+    assert metrics.verdicts(pairs[1:]).startswith("In 2 of 2 pairs")
 
 
 def test_spread_is_the_sample_deviation_and_nan_for_one_seed() -> None:
@@ -143,35 +317,49 @@ def test_spread_is_the_sample_deviation_and_nan_for_one_seed() -> None:
     assert math.isnan(metrics.mean_and_spread([1.0])[1])
 
 
-def test_best_remedy_is_a_gain_only_beyond_the_spread_over_seeds() -> None:
-    none = [0.50, 0.52, 0.54]
-    gain = metrics.best_remedy({"none": none, "sampler": [0.6, 0.62, 0.61], "class_weights": [0.5, 0.5, 0.5]})
-    assert gain.startswith("The best remedy is **sampler**: macro F1 0.610 against 0.520")
-    assert metrics.best_remedy({"none": none, "logit_adjustment": [0.52, 0.53, 0.54]}).startswith("No remedy gains")
-    assert "one seed" in metrics.best_remedy({"none": [0.5], "sampler": [0.9]})
-
-
-def test_frontier_holds_the_models_that_none_beats_at_no_more_cost() -> None:
-    frame = pd.DataFrame({"model": ["cheap", "beaten", "dear"], "macs": [1, 2, 3], "accuracy": [0.8, 0.7, 0.9]})
-    text = metrics.frontier(frame)
-    assert "cheap, dear" in text
-    assert "beaten" not in text
-
-
 @pytest.mark.parametrize(
-    ("scores", "expected"),
+    ("scores", "noise", "expected"),
     [
-        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, "a gain beyond the spread"),
-        ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, "No remedy gains more than the spread"),
-        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, "No remedy helps"),
-        ({"none": [0.5], "sampler": [0.6]}, "with one seed there is no spread"),
-        ({"none": [0.5], "sampler": [0.4]}, "No remedy helps"),
+        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.01, "a gain beyond the spread over seeds (0.014)"),
+        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.1, "No remedy shows a gain"),  # too few test images
+        ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, 0.001, "No remedy shows a gain"),  # seeds differ by more
+        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, 0.001, "No remedy helps"),
+        ({"none": [0.5], "sampler": [0.6]}, 0.01, "a gain beyond the test images' noise; one seed says nothing"),
+        ({"none": [0.5], "sampler": [0.6]}, 0.1, "No remedy shows a gain"),
+        ({"none": [0.5], "sampler": [0.4]}, 0.001, "No remedy helps"),
     ],
 )
-def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, expected: str) -> None:
-    assert expected in metrics.best_remedy(scores)
+def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, noise: float, expected: str) -> None:
+    spread = np.random.default_rng(0).normal(0, noise, 1000)
+    drawn = {remedy: np.mean(f1) + spread * (remedy != "none") for remedy, f1 in scores.items()}
+    assert expected in metrics.best_remedy(scores, drawn)
 
 
-def test_frontier_names_the_models_that_no_other_beats() -> None:
-    results = pd.DataFrame({"model": ["a", "b", "c"], "macs": [1, 2, 3], "accuracy": [0.5, 0.4, 0.6]})
-    assert metrics.frontier(results).endswith("than a, c.")
+def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None:
+    scores = {name: [0.5] for name in ("none", *"abcd")} | {"e": [0.6]}
+    drawn = {name: np.linspace(f1[0] - 0.1, f1[0] + 0.1, 1000) for name, f1 in scores.items()}
+    drawn["none"] = np.full(1000, 0.5)
+    scores["balanced"], drawn["balanced"] = [0.9], np.full(1000, 0.9)  # is none of them
+    text = metrics.best_remedy(scores, drawn)
+    assert "99% interval of the paired bootstrap +0.001 to +0.199" in text
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.001, "All the images are better"), (1, "can show no difference")])
+def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
+    drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
+    text = metrics.price_of_imbalance({"none": [0.5, 0.7], "balanced": [0.7]}, drawn)
+    assert expected in text
+    assert "(+10.0 points of macro F1, 95 % interval" in text
+
+
+@pytest.mark.parametrize("cost", ["macs", "seconds"])
+def test_frontier_holds_the_models_that_none_beats_in_accuracy_and_cost(cost: str) -> None:
+    names = ["dear", "cheap", "beaten", "as good as dear, and dearer", "twin of cheap"]
+    frame = pd.DataFrame({"model": names, cost: [3, 1, 2, 4, 1], "accuracy": [0.9, 0.8, 0.7, 0.9, 0.8]})
+    assert metrics.on_frontier(frame, cost).tolist() == [True, True, False, False, True]
+
+
+def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
+    text = metrics.frontier(pd.DataFrame({"model": ["c", "a", "b"], "macs": [3, 1, 2], "accuracy": [0.6, 0.5, 0.4]}))
+    assert text.startswith("As measured")
+    assert text.endswith("than *a*, *c*.")

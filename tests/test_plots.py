@@ -26,6 +26,13 @@ STUDY = pd.DataFrame(
         "recall_rare": 0.2,
     }
 )
+EFFECTS = pd.DataFrame(
+    {"remedy": ["none"] * 3 + ["both"] * 3, "class": [*CLASSES] * 2, "drawn": 0.3, "weight": 1.0, "share": 0.3}
+)
+DIFFERENCES = pd.DataFrame({"model": "Linear ViT", "class": ["ant", "bee"], "difference": [-0.1, 0.3], "p": [1, 0.01]})
+RELIABILITY = pd.DataFrame(
+    {"images": [30, 70], "confidence": [0.5, 0.9], "accuracy": [0.4, 0.95], "low": [0.3, 0.9], "high": [0.6, 0.98]}
+)
 KEPT = pd.DataFrame(
     {
         "keep_ratio": [1.0, 0.5],
@@ -68,14 +75,15 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "augmentation_grid": (
         lambda: plots.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
     ),
-    "class_shares": (
-        lambda: plots.class_shares({"a": torch.tensor([0.6, 0.3, 0.1])}, CLASSES, "share"), 1, ["share", "a", "bee"],
+    "remedy_effects": (
+        lambda: plots.remedy_effects(EFFECTS), 3, ["share of the images drawn", "weight in the loss", "none", "bee"],
     ),
     "remedy_scores": (
         lambda: plots.remedy_scores(STUDY), 3, ["macro F1", "recall, rarest", "none", "class weights", "one seed"],
     ),
     "recall_by_class": (
-        lambda: plots.recall_by_class({"ViT": np.array([0.1, 0.5, 0.9])}, CLASSES), 1, ["test recall", "ViT", "cat"],
+        lambda: plots.recall_by_class({"none": np.array([0.1, 0.5, 0.9]), "class_weights": [0.2, 0.4, 0.9]}, CLASSES),
+        1, ["test recall", "none", "class weights", "cat"],
     ),
     "patches_as_tokens": (lambda: plots.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
     "position_similarity": (
@@ -86,6 +94,10 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     ),
     "confusion": (
         lambda: plots.confusion(np.array([[5, 1, 0], [0, 7, 2], [0, 0, 3]]), CLASSES), 2, ["true class", "7", "bee"],
+    ),
+    "reliability": (
+        lambda: plots.reliability({"ViT": RELIABILITY}, {"ViT": 0.123}),
+        2, ["confidence", "test accuracy", "ViT, ECE 0.123", "calibrated", "share of the test images"],
     ),
     "attention_maps": (
         lambda: plots.attention_maps(IMAGES[:2], torch.rand(2, 3, 2, 2), torch.rand(2, 2, 2), ["ant", "bee"]),
@@ -117,11 +129,11 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     ),
     "cost_by_keep_ratio": (lambda: plots.cost_by_keep_ratio(KEPT), 1, ["MACs", "latency, batch 1", "throughput"]),
     "accuracy_against_cost": (
-        lambda: plots.accuracy_against_cost(RESULTS), 3, ["test accuracy", "million MACs", "ViT", "Linear ViT"],
+        lambda: plots.accuracy_against_cost(RESULTS), 3, ["test accuracy", "million MACs", "Linear ViT", "frontier"],
     ),
-    "recall_map": (
-        lambda: plots.recall_map(pd.DataFrame([[0.5, 1.0]], index=["ViT"], columns=["ant", "bee"])),
-        2, ["ViT", "bee", "50", "100", "recall (%)"],
+    "recall_differences": (
+        lambda: plots.recall_differences(DIFFERENCES, pd.Series([0.5, 1.0], ["ant", "bee"], name="ViT")),
+        2, ["Linear ViT", "bee\n100%", "+30*", "-10", "difference (points)", "class, and its recall by ViT"],
     ),
 }  # fmt: skip
 
@@ -184,6 +196,8 @@ def test_dropped_patches_are_white() -> None:
     figure = plots.pruning_stages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [torch.tensor([[1]])], 2, ["black"])
     pixels = figure.axes[1].images[0].get_array()
     assert pixels.tolist() == [[255, 255, 0, 0], [255, 255, 0, 0], [255] * 4, [255] * 4]
+    hatched = [patch for patch in figure.axes[1].patches if patch.get_hatch()]
+    assert [patch.get_xy() for patch in hatched] == [(-0.5, -0.5), (-0.5, 1.5), (1.5, 1.5)]
 
 
 def test_confusion_is_coloured_by_the_share_of_the_true_class() -> None:
@@ -227,5 +241,37 @@ def test_models_are_told_apart_by_marker_and_colour() -> None:
 
 
 def test_ninth_line_is_drawn_as_well() -> None:
-    shares = {str(k): torch.tensor([0.6, 0.3, 0.1]) for k in range(9)}
-    assert len(plots.class_shares(shares, CLASSES, "share").axes[0].lines) == 9
+    nine = pd.concat([EFFECTS[:3].assign(remedy=str(k)) for k in range(9)])
+    assert [len(axis.lines) for axis in plots.remedy_effects(nine).axes] == [9, 9, 9]
+
+
+def test_recall_moves_from_the_first_name_to_each_of_the_others() -> None:
+    recalls = {
+        "none": np.array([0.1, 0.5, 0.9]),
+        "a": [0.2, 0.4, 0.9],
+        "b": [0.3, 0.3, 0.3],
+        "c": [0, 0, 0],
+        "d": [1] * 3,
+    }
+    figure = plots.recall_by_class(recalls, CLASSES)
+    shown = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in shown] == ["a", "b", "c", "d"]
+    for axis in shown:
+        before, after = axis.lines
+        assert list(before.get_xdata()) == [0.1, 0.5, 0.9]
+        assert list(after.get_xdata()) == list(recalls[axis.get_title()])
+
+
+def test_single_seed_is_drawn_with_its_interval_several_with_their_mean() -> None:
+    one = STUDY.iloc[[0, 2]].assign(
+        **{f"{name}_{end}": 0.5 for name in ("macro_f1", "recall_common", "recall_rare") for end in ("low", "high")}
+    )
+    assert "95 % interval" in texts(plots.remedy_scores(one))
+    assert {"mean", "one seed"} <= texts(plots.remedy_scores(STUDY))
+
+
+def test_frontier_joins_the_models_that_none_beats() -> None:
+    worse = RESULTS[:1].assign(model="dear", accuracy=0.86, macs=3e6)
+    axis = plots.accuracy_against_cost(pd.concat([RESULTS, worse], ignore_index=True)).axes[0]
+    [line] = [line for line in axis.lines if line.get_label() == "frontier"]
+    assert line.get_xydata().tolist() == pytest.approx(np.array([[1, 0.8], [2 * 0.97, 0.9]]))  # points stand aside

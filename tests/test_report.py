@@ -53,7 +53,7 @@ def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_ag
     assert result.returncode == 0, result.stderr
     assert len(done) >= 3
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
-    assert {"report.html", "report.pdf", "results.csv"} <= {path.name for path in place[0].iterdir()}
+    assert {"report.html", "report.pdf", "results.csv", "results.tex"} <= {path.name for path in place[0].iterdir()}
 
 
 def test_second_call_trains_and_executes_nothing(made, place):
@@ -76,12 +76,15 @@ def test_results_hold_every_model_once(made, place):
     assert frame["model"].is_unique
     assert len(frame) == 6
     assert frame["accuracy"].between(frame["accuracy_low"], frame["accuracy_high"]).all()
+    assert frame["accuracy"].is_monotonic_decreasing
+    tex = (place[0] / "results.tex").read_text()
+    assert all(name in tex for name in (r"\toprule", *frame["model"]))
 
 
 def test_every_number_of_the_comparison_stands_in_results(made, place):
     html = (place[0] / "report.html").read_text()
     for row in pd.read_csv(place[0] / "results.csv").itertuples():
-        assert f"{row.accuracy:.1%}" in html
+        assert f"{100 * row.accuracy:.1f}" in html
         assert f"{row.parameters:,}" in html
 
 

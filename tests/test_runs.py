@@ -33,6 +33,7 @@ LINFORMER = CONFIG.but(model="linformer_vit")
         (CONFIG, {"linformer_k": 4}),
         (CONFIG, {"feature_map": "relu", "linformer_sharing": "layerwise"}),
         (CONFIG, {"imbalance_ratio": 3.0}),
+        (CONFIG, {"imbalance_order": "random"}),
         (CONFIG.but(optimizer="adamw"), {"muon_lr": 1.0}),
         (LINFORMER, {"keep_ratio": 0.3}),
         (DYNAMIC, {"linformer_k": 4}),
@@ -62,6 +63,7 @@ def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict)
         (LINFORMER, {"linformer_k": 4}),
         (LINFORMER, {"linformer_sharing": "layerwise"}),
         (CONFIG.but(imbalance="linear"), {"imbalance_ratio": 3.0}),
+        (CONFIG.but(imbalance="linear"), {"imbalance_order": "random"}),
         (CONFIG.but(optimizer="muon"), {"muon_lr": 1.0}),
     ],
 )

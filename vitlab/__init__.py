@@ -4,7 +4,8 @@ config         parameters, validated            data           datasets, splits,
 augment        batches drawn and augmented      losses         what a step minimises
 vit            ViT, block by block              models         name -> model
 dynamic_vit    ViT that drops tokens            linear_vit     ViTs with linear attention
-train          fit(), the one training loop     runs, files    run directories between stages
+train          fit(), the one training loop     optim          optimisers, schedule, precision
+fit            the same from a command line     runs, files    run directories between stages
 metrics        scores, intervals, tests         complexity     parameters, MACs, time, memory
 explain        attention, mistakes              lab            which runs a chapter makes
 plots          one function a figure            display        how a notebook shows them

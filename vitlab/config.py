@@ -23,6 +23,7 @@ PRESETS = {
 Model = Literal["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
 Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
 Imbalance = Literal["none", "linear", "exponential"]
+ImbalanceOrder = Literal["classes", "random"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -47,9 +48,10 @@ class Common(BaseModel):
     dataset: Literal["digits", "cifar10", "folder"] = "digits"  # digits is built in, cifar10 downloaded, folder yours
     data_dir: str = ""  # class folders, or where CIFAR-10 lies or goes; empty: data/
     image_size: Count = 16  # pixels a side; other images are resized
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of train; 0: no validation, the last epoch counts
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of the rarest class, of each; 0: last epoch counts
     imbalance: Imbalance = "none"  # class sizes in training fall along a line or exponentially
     imbalance_ratio: Annotated[float, Field(ge=1)] = 10.0  # images of the commonest class over the rarest's
+    imbalance_order: ImbalanceOrder = "classes"  # which are rare: the last classes, or some that the seed draws
     # augmentation, each drawn per sample
     crop: Annotated[int, Field(ge=0)] = 1  # pixels of random shift; the border is reflected
     flip: bool = False  # mirror half of the images left to right
@@ -174,6 +176,7 @@ class LabConfig(Common):
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     processes: Count = 1  # that train a run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
+    extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
 
     def run(self, **changes: Any) -> RunConfig:

@@ -50,6 +50,12 @@ class Source:
     digest: str
     notes: tuple[str, ...]
 
+    @property
+    def imbalanced(self) -> bool:
+        """Whether a class is twice as large as another, or more: then the imbalance is used as it comes."""
+        counts = self.train.counts(len(self.classes))
+        return bool(counts.max() >= 2 * counts.min())
+
 
 @dataclass(frozen=True)
 class Data:
@@ -79,12 +85,15 @@ def split(source: Source, config: RunConfig) -> Data:
     """Take the validation images out of train, the same number from each class, then shape what is left."""
     rng = np.random.default_rng(config.seed)
     counts = source.train.counts(len(source.classes))
-    # at most half of the rarest class, so that a folder which comes imbalanced keeps images to learn from
-    per_class = min(round(config.val_fraction * len(source.train) / len(counts)), int(counts.min()) // 2)
+    # a share of the rarest class, so that validation hardly changes the ratio of a source which comes imbalanced
+    least = int(config.val_fraction > 0 and counts.min() > 1)
+    per_class = max(round(config.val_fraction * int(counts.min())), least)
     order = [rng.permutation(np.flatnonzero(source.train.labels == k)) for k in range(len(counts))]
     val = np.sort(np.concatenate([members[:per_class] for members in order]))
     rest = [members[per_class:] for members in order]
     wanted = imbalanced_counts([len(members) for members in rest], config.imbalance, config.imbalance_ratio)
+    if config.imbalance != "none" and config.imbalance_order == "random":
+        wanted = rng.permutation(wanted).tolist()
     train = np.sort(np.concatenate([members[:n] for members, n in zip(rest, wanted, strict=True)]))
     return Data(
         train=source.train.take(torch.from_numpy(train)),
@@ -154,11 +163,11 @@ def _cifar10(root: Path, image_size: int) -> Source:
 
 
 def _folder(root: Path, image_size: int) -> Source:
-    """`root/{train,test}/<class>/*` or `root/<class>/*`, decoded once into a cache tied to names, sizes and times."""
+    """The class folders of `_parts(root)`, decoded once into a cache tied to names, sizes and times."""
     if not root.is_dir():
         raise LabError(f"there is no folder {root}: name an existing one (relative paths start at {ROOT})")
-    parts = ["train", "test"] if (root / "train").is_dir() and (root / "test").is_dir() else [""]
-    listings = [_listing(root / part) for part in parts]
+    parts = _parts(root)
+    listings = [_listing(part) for part in parts]
     classes = sorted(listings[0], key=_natural)
     if len(classes) < 2:
         have = f"only the class folder {classes[0]}" if classes else "no class folders with images"
@@ -166,7 +175,7 @@ def _folder(root: Path, image_size: int) -> Source:
             f"{root} holds {have}: put at least two class folders with images into it, or into train/ and test/"
         )
     if any(sorted(listing, key=_natural) != classes for listing in listings):
-        raise LabError(f"{root}/train and {root}/test hold different classes: give both the same class folders")
+        raise LabError(f"{parts[0]} and {parts[1]} hold different classes: give both the same class folders")
     lone = [name for name in classes if len(listings) == 1 and len(listings[0][name]) == 1]  # none left to learn from
     if lone:
         raise LabError(f"class {lone[0]} of {root} has a single image: add some, or remove its folder")
@@ -187,7 +196,26 @@ def _folder(root: Path, image_size: int) -> Source:
     if len(splits) == 1:
         splits = _hold_out(splits[0].images, splits[0].labels)
         notes.append(f"The folder brings no test part: {len(splits[1]):,} images were held out for it.")
+    elif root in parts:
+        seen = {image.numpy().tobytes() for image in splits[0].images}
+        known = sum(image.numpy().tobytes() in seen for image in splits[1].images)  # both may be cut from one set
+        notes.append(
+            f"The test images are those of {parts[1].name}, the folder beside it"
+            + (f"; {known:,} of them are training images as well, so scores are too good." if known else ".")
+        )
     return _save(cache, _source(*splits, classes, notes))
+
+
+def _parts(root: Path) -> list[Path]:
+    """Where the training and the test part lie: in `train` and `test`, or together in `root`.
+
+    A folder whose name holds "imbalanced" is tested on its balanced sibling, named with "balance" or "balanced"
+    instead: `CIFAR10_imbalanced/<class>/*` on `CIFAR10_balance/<class>/*`.
+    """
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        return [root / "train", root / "test"]
+    siblings = [root.with_name(root.name.replace("imbalanced", word)) for word in ("balance", "balanced")]
+    return [root, *(path for path in siblings if path != root and path.is_dir())][:2]
 
 
 def _listing(folder: Path) -> dict[str, list[tuple[str, int, int]]]:

@@ -8,20 +8,24 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
 from tqdm import tqdm
 
-from vitlab import complexity, metrics
+from vitlab import complexity, losses, metrics
+from vitlab.augment import epoch_order
 from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute, from_notebook
 from vitlab.data import Data, Source, load_source, split
 from vitlab.files import writing
@@ -88,12 +92,12 @@ class Lab:
     def study(self) -> dict[tuple[str, int], RunConfig]:
         """(remedy or BALANCED, seed) -> configuration of the imbalance study; all take the same number of steps."""
         p = self.params
-        shaped = {"imbalance": p.imbalance}
+        shaped = {"imbalance": self.imbalance}
         size = len(self.data_of(p.run(**shaped)).train)
         steps = p.study_epochs * max(1, size // min(p.batch_size, size))
         configs = {}
         for seed in range(p.seed, p.seed + p.study_seeds):
-            if p.imbalance != "none":  # a folder that comes imbalanced has no balanced twin
+            if self.imbalance != "none":  # a folder that comes imbalanced has no balanced twin
                 configs[BALANCED, seed] = p.run(seed=seed, steps=steps)
             for remedy in REMEDIES:
                 configs[remedy, seed] = p.run(remedy=remedy, seed=seed, steps=steps, **shaped)
@@ -153,6 +157,8 @@ class Lab:
 
     def load(self, name: str) -> Run:
         """A complete run by name; LabError says which notebook makes it."""
+        if name in self.extra:
+            return self.extra[name]
         run = self.run_of(self.config(name))
         if not run.complete:
             chapter = next(chapter for chapter, runs in self.plan.items() if name in runs)
@@ -207,13 +213,31 @@ class Lab:
         key = _shape(config) | {"ratios": ratios, "num_classes": num_classes, "channels": channels}
         return pd.DataFrame(self.measured("keep_ratio", key, measure))
 
+    @cached_property
+    def extra(self) -> dict[str, Run]:
+        """Parameter extra_runs: directory's name -> a complete run of any lab, tested on the same images as ours."""
+        paths = [absolute(path.strip()) for path in self.params.extra_runs.split(",") if path.strip()]
+        runs = {path.name: Run(path) for path in paths}
+        for name, run in runs.items():
+            if not run.complete:
+                raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
+            labels = run.predictions[1]
+            if run.classes != list(self.source.classes) or not np.array_equal(labels, self.source.test.labels):
+                raise LabError(f"extra_runs: {name} was tested on other images, which no paired test can compare")
+        return runs
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of all runs that chapter 06 compares."""
+        return [*self.names, *self.extra]
+
     def results(self) -> pd.DataFrame:
-        """A row for each run of chapters 02 to 04: what it scores and what it costs. Reads files alone."""
+        """What each compared run scores and costs, the most accurate first. Only extra runs' cost may be measured."""
         rows = []
-        for name in self.names:
-            run, config = self.load(name), self.config(name)
-            summary, test = run.summary, run.summary["test"]
-            cost = self.cost(config, only_read=True)
+        for name in self.compared:
+            run = self.load(name)
+            test = metrics.scores(*run.predictions)
+            cost = self.cost(run.config, only_read=name not in self.extra)
             rows.append(
                 {
                     "model": name,
@@ -221,41 +245,120 @@ class Lab:
                     "accuracy_low": test["interval"][0],
                     "accuracy_high": test["interval"][1],
                     "macro_f1": test["f1"]["macro"],
+                    "macro_f1_low": test["f1_interval"][0],
+                    "macro_f1_high": test["f1_interval"][1],
+                    "top_2": test["top_2"],
                     "calibration_error": test["calibration_error"],
                     "parameters": cost["parameters"],
                     "macs": cost["macs"],
                     "latency_ms": cost["latency_ms"],
                     "images_per_second": cost["images_per_second"],
-                    "training_seconds": summary["seconds"],
-                    "epochs": summary["epochs"],
-                    "epoch_chosen": summary["epoch"],
+                    "training_seconds": run.summary["seconds"],
+                    "epochs": run.summary["epochs"],
+                    "epoch_chosen": run.summary["epoch"],
                     "test_images": test["n"],
-                    "seed": config.seed,
+                    "seed": run.config.seed,
                     "run": run.path.name,
                 }
             )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
+
+    def pairs(self) -> pd.DataFrame:
+        """`compare` of every two compared runs, columns a and b; p is corrected for making all these tests (Holm)."""
+        names = combinations(self.compared, 2)
+        frame = pd.DataFrame([{"a": a, "b": b, **self.compare(a, b)} for a, b in names])
+        return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
+
+    def recall_differences(self, reference: str) -> pd.DataFrame:
+        """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table."""
+        rows = []
+        base, labels = self.load(reference).predictions
+        for name in self.compared:
+            logits = self.load(name).predictions[0]
+            for k, title in enumerate(self.source.classes if name != reference else ()):
+                two = metrics.mcnemar(base[labels == k], logits[labels == k], labels[labels == k])
+                difference = (two["only_b"] - two["only_a"]) / max(1, (labels == k).sum())
+                rows.append({"model": name, "class": title, "difference": difference, "p": two["p"]})
+        frame = pd.DataFrame(rows)
+        return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
+
+    def remedy_effects(self) -> pd.DataFrame:
+        """What each remedy does before any training, a row a remedy and class, the commonest class first.
+
+        drawn: the class's share of the images really drawn in the first epoch; weight: of its loss; share: of the
+        whole loss, drawn times weight; shift: added to its logit.
+        """
+        train, counts = self.data_of(self.study["none", self.params.seed]).train, self.study_counts
+        rows = []
+        for remedy in REMEDIES:
+            weights = losses.sampling_weights(remedy, train.labels, counts)
+            order = epoch_order(train.labels, weights, self.params.seed, epoch=0)
+            drawn = train.labels[order].bincount(minlength=len(counts)) / len(order)
+            weight = losses.class_weights(remedy, counts)
+            weight = torch.ones(len(counts)) if weight is None else weight
+            shift = losses.logit_shift(remedy, counts)
+            shift = torch.zeros(len(counts)) if shift is None else shift
+            columns = {
+                "drawn": drawn,
+                "weight": weight,
+                "share": drawn * weight / (drawn * weight).sum(),
+                "shift": shift,
+            }
+            rows.append(pd.DataFrame({"remedy": remedy, "class": self.source.classes, "images": counts} | columns))
+        return pd.concat(rows).sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
 
     def study_scores(self) -> pd.DataFrame:
-        """A row for each run of the study: scores, and recall of the rarest and the commonest classes."""
+        """A row for each run of the study: scores, recall of common and rare classes, with <name>_low and _high."""
         rows = []
         for (remedy, seed), run in self.load_study().items():
-            test = run.summary["test"]
-            recall = pd.Series(test["per_class"]["recall"])
-            order = self.study_counts.argsort(descending=True, stable=True).tolist()
-            rows.append(
-                {
-                    "remedy": remedy,
-                    "seed": seed,
-                    "accuracy": test["accuracy"],
-                    "macro_f1": test["f1"]["macro"],
-                    "recall_common": recall[order[: self.few]].mean(),
-                    "recall_rare": recall[order[-self.few :]].mean(),
-                    "calibration_error": test["calibration_error"],
-                    "run": run.path.name,
-                }
-            )
+            logits, labels = run.predictions
+            order = self._commonest_first(seed)
+            row = {"remedy": remedy, "seed": seed, **self._study_row(metrics.confusion(logits, labels), order)}
+            for name, values in self._study_row(metrics.resampled(logits, labels), order).items():
+                row[f"{name}_low"], row[f"{name}_high"] = metrics.interval(values)
+            right = int((logits.argmax(1) == labels).sum())
+            row["accuracy_low"], row["accuracy_high"] = metrics.wilson(right, len(labels))
+            error = metrics.calibration_error(logits, labels)
+            rows.append(row | {"calibration_error": error, "run": run.path.name})
         return pd.DataFrame(rows)
+
+    def _study_row(self, confusion: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores of confusion matrices (..., C, C); order: the classes, the commonest first."""
+        recall = metrics.recall(confusion)
+        return {
+            "accuracy": metrics.accuracy(confusion),
+            "balanced_accuracy": recall.mean(-1),
+            "macro_f1": metrics.macro_f1(confusion),
+            "recall_common": recall[..., order[: self.few]].mean(-1),
+            "recall_rare": recall[..., order[-self.few :]].mean(-1),
+        }
+
+    def study_recall(self) -> pd.DataFrame:
+        """Recall by class (rows, the commonest first) and remedy (columns), the mean over the seeds.
+
+        Where seeds draw their own rare classes, a row is the k-th commonest, named by its number of images.
+        """
+        orders = {seed: self._commonest_first(seed) for _, seed in self.study}
+        recalls = defaultdict(list)
+        for (remedy, seed), run in self.load_study().items():
+            recalls[remedy].append(metrics.recall(metrics.confusion(*run.predictions))[orders[seed]])
+        names = [self.source.classes[k] for k in orders[self.params.seed]]
+        if len({tuple(order) for order in orders.values()}) > 1:
+            names = [f"{n:,} images" for n in self.study_counts.sort(descending=True).values]
+        frame = pd.DataFrame({remedy: np.mean(values, 0) for remedy, values in recalls.items()}, index=names)
+        return frame[["none", *frame.columns.drop("none")]]
+
+    def _commonest_first(self, seed: int) -> np.ndarray:
+        """(C,) classes by falling number of images in the study's imbalanced runs with this seed."""
+        return self.data_of(self.study["none", seed]).counts.argsort(descending=True, stable=True).numpy()
+
+    def study_f1(self) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
+        """Remedy -> macro F1 of each seed; and remedy -> (resamples,) the seeds' mean in the paired bootstrap."""
+        f1, drawn = defaultdict(list), defaultdict(list)
+        for (remedy, _), run in self.load_study().items():
+            f1[remedy].append(float(metrics.macro_f1(metrics.confusion(*run.predictions))))
+            drawn[remedy].append(metrics.macro_f1(metrics.resampled(*run.predictions)))
+        return f1, {remedy: np.mean(values, 0) for remedy, values in drawn.items()}
 
     @cached_property
     def study_counts(self):
@@ -269,11 +372,15 @@ class Lab:
         return self.params.data_name or known.get(self.params.dataset) or Path(self.params.data_dir).name
 
     @property
+    def imbalance(self) -> str:
+        """Profile of the study's class sizes: the parameter's, but "none" where the data come imbalanced themselves."""
+        return "none" if self.source.imbalanced else self.params.imbalance
+
+    @property
     def imbalance_name(self) -> str:
         """How the study's training data are shaped, in words, with the ratio that was reached."""
         ratio = float(self.study_counts.max() / self.study_counts.min())
-        shape = self.params.imbalance
-        return f"as they come, {ratio:.3g}:1" if shape == "none" else f"{shape}, {ratio:.3g}:1"
+        return f"{'as they come' if self.imbalance == 'none' else self.imbalance}, {ratio:.3g}:1"
 
     @property
     def few(self) -> int:
@@ -281,11 +388,9 @@ class Lab:
         return max(1, min(3, len(self.source.classes) // 2))
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
-        """Two runs on the same test images: difference of accuracy (b − a) and the exact McNemar test."""
+        """`metrics.compare` of two runs, whose predictions are of the same test images."""
         logits_a, labels = self.load(a).predictions
-        logits_b, _ = self.load(b).predictions
-        difference = float((logits_b.argmax(1) == labels).mean() - (logits_a.argmax(1) == labels).mean())
-        return {"difference": difference, **metrics.mcnemar(logits_a, logits_b, labels)}
+        return metrics.compare(logits_a, self.load(b).predictions[0], labels)
 
 
 def check(params: LabConfig) -> Lab:
@@ -293,6 +398,7 @@ def check(params: LabConfig) -> Lab:
     lab = Lab.of(params)
     for name in lab.names:
         build_model(lab.config(name), len(lab.source.classes), lab.source.train.images.shape[1])
+    _ = lab.extra
     return lab
 
 

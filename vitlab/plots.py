@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from vitlab.metrics import LEVEL, on_frontier
+
 WIDTH = 7.2  # inches: the text width of the report
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vPX*"  # so that lines differ in grey print as well
@@ -28,6 +30,8 @@ def use_theme() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "font.size": 9,
+            "hatch.color": "0.7",
+            "hatch.linewidth": 0.5,
         },
     )
 
@@ -41,6 +45,10 @@ def _canvas(rows: int = 1, columns: int = 1, height: float = 2.6, **options) -> 
 def _legend_above(axis: plt.Axes, columns: int) -> None:
     """A legend over the axes, where it hides no data."""
     axis.legend(frameon=False, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
@@ -98,44 +106,72 @@ def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
     return figure
 
 
-def class_shares(shares: dict[str, Tensor], classes: tuple[str, ...], ylabel: str) -> Figure:
-    """Lines over the classes, one for each name -> (C,) values; a logarithmic axis."""
-    figure, [[axis]] = _canvas(height=2.6)
-    for (name, values), marker in zip(shares.items(), cycle(MARKERS), strict=False):
-        axis.plot(classes, values.numpy(), marker=marker, markersize=4, label=name)
-    axis.set(xlabel="class", ylabel=ylabel, yscale="log")
-    _class_axis(axis, classes)
-    _legend_above(axis, 4)
+def remedy_effects(frame: pd.DataFrame) -> Figure:
+    """What each remedy does to each class, the commonest first; columns as `Lab.remedy_effects` makes them."""
+    figure, [axes] = _canvas(1, 3, height=3.0)
+    panels = {"drawn": "share of the images drawn", "weight": "weight in the loss", "share": "share of the loss"}
+    classes = frame["class"].unique()
+    places = np.arange(0, len(classes), -(-len(classes) // 20))
+    for axis, (column, label) in zip(axes, panels.items(), strict=True):
+        for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
+            size = max(3, 9 - i)  # equal ones lie on top of each other: the larger show behind the smaller
+            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
+        axis.set(xlabel="class, commonest first", ylabel=label, yscale="log")
+        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
+    axes[0].sharey(axes[2])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=7)
     return figure
 
 
 def remedy_scores(frame: pd.DataFrame) -> Figure:
-    """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean."""
+    """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean.
+
+    Of a single seed the line is the bootstrap's 95 % interval; columns as `Lab.study_scores` makes them.
+    """
     columns = {"macro_f1": "macro F1", "recall_common": "recall, commonest", "recall_rare": "recall, rarest"}
     figure, [axes] = _canvas(1, 3, height=2.6, sharey=True)
     order = list(dict.fromkeys(frame["remedy"]))
+    places = frame["remedy"].map(order.index)
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        means = frame.groupby("remedy")[column].mean()
-        places = frame["remedy"].map(order.index)
+        if len(frame) == len(order):
+            axis.hlines(places, frame[f"{column}_low"], frame[f"{column}_high"], color="0.5", label="95 % interval")
+        else:
+            means = frame.groupby("remedy")[column].mean()
+            axis.scatter(means[order], range(len(order)), marker="|", s=140, color="black", label="mean")
         axis.scatter(frame[column], places, s=14, color=PALETTE[0], alpha=0.6, label="one seed")
-        axis.scatter([means[name] for name in order], range(len(order)), marker="|", s=140, color="black", label="mean")
         axis.set(xlabel=label)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
-    axes[0].invert_yaxis()
+    axes[0].set_yticks(range(len(order)), [_words(name) for name in order])
+    axes[0].set_ylim(len(order) - 0.5, -0.5)
     _legend_above(axes[1], 2)
     return figure
 
 
 def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) -> Figure:
-    """Recall of each class, a line for each name -> (C,) recall."""
-    figure, [[axis]] = _canvas(height=2.6)
-    for (name, values), marker in zip(recalls.items(), cycle(MARKERS), strict=False):
-        axis.plot(classes, values, marker=marker, markersize=4, label=name.replace("_", " "))
-    axis.set(xlabel="class", ylabel="test recall")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _class_axis(axis, classes)
-    _legend_above(axis, 4)
+    """From the recall of each class under the first name to that under each other one: name -> (C,) recall."""
+    (first, base), *others = recalls.items()
+    columns = min(3, len(others))
+    rows = -(-len(others) // columns)
+    height = rows * (0.13 * min(len(classes), 30) + 0.7) + 0.3
+    figure, axes = _canvas(rows, columns, height=height, sharex=True, sharey=True)
+    places = np.arange(len(classes))
+    for axis, (name, values) in zip(axes.flat, others, strict=False):
+        axis.hlines(places, base, values, color="0.6")
+        axis.plot(base, places, "o", color="black", fillstyle="none", markersize=4, label=_words(first))
+        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
+        axis.set_title(_words(name), fontsize=8)
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in axes.flat[len(others) :]:
+        axis.set_axis_off()
+    every = -(-len(classes) // 30)
+    axes[0, 0].set_yticks(places[::every], classes[::every])
+    axes[0, 0].invert_yaxis()
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
+    figure.supxlabel("test recall", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=7)
     return figure
 
 
@@ -223,6 +259,24 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     return figure
 
 
+def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Figure:
+    """Accuracy over confidence, and how many images are how sure: name -> `metrics.reliability`; errors: their ECE."""
+    figure, [[axis, sizes]] = _canvas(1, 2, height=2.8, width_ratios=[1.3, 1])
+    axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="calibrated")
+    for (name, rows), marker in zip(frames.items(), cycle(MARKERS), strict=False):
+        bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+        label = f"{name}, ECE {errors[name]:.3f}"
+        axis.errorbar(rows["confidence"], rows["accuracy"], bars, fmt=marker, markersize=4, capsize=2, label=label)
+        sizes.plot(rows["confidence"], rows["images"] / rows["images"].sum(), marker=marker, markersize=4)
+    axis.set(xlabel="confidence", ylabel="test accuracy")
+    sizes.set(xlabel="confidence", ylabel="share of the test images", xlim=axis.get_xlim())
+    for formatted in (axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis):
+        formatted.set_major_formatter(PercentFormatter(1, decimals=0))
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=7)
+    return figure
+
+
 def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
     """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
     figure, axes = _canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
@@ -253,7 +307,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
 
 
 def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
-    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is white."""
+    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is hatched."""
     figure, axes = _canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
     scale = images.shape[-1] // grid
     for i, title in enumerate(titles):
@@ -261,9 +315,11 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
         for stage, index in enumerate(kept):
             mask = torch.zeros(grid * grid, dtype=torch.bool)
             mask[index[i]] = True
-            mask = mask.view(grid, grid).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-            _picture(axes[stage + 1, i], torch.where(mask, images[i], 255))
-            axes[stage + 1, i].patch.set_edgecolor("0.7")
+            mask = mask.view(grid, grid)
+            axis = axes[stage + 1, i]
+            _picture(axis, torch.where(mask.repeat_interleave(scale, 0).repeat_interleave(scale, 1), images[i], 255))
+            for row, column in (~mask).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+                axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
     names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
     for row, name in zip(axes, names, strict=True):
         row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
@@ -345,40 +401,54 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
 
 
 def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
-    """Test accuracy with its 95 % interval over MACs, latency and training time; a point a model."""
-    figure, [axes] = _canvas(1, 3, height=3.1, sharey=True)
+    """Test accuracy with its 95 % interval over MACs, latency and training time; a point a model, and the frontier."""
+    figure, [axes] = _canvas(1, 3, height=3.2, sharey=True)
     costs = (
         ("macs", 1e6, "million MACs"),
         ("latency_ms", 1, "latency, batch 1 (ms)"),
         ("training_seconds", 60, "training (minutes)"),
     )
+    aside = np.linspace(0.97, 1.03, len(frame))  # models of the same cost stand beside each other
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
-        for (_, row), marker, colour in zip(frame.iterrows(), cycle(MARKERS), cycle(PALETTE), strict=False):
+        places = frame[column] / unit * aside
+        for i, marker, colour in zip(frame.index, cycle(MARKERS), cycle(PALETTE), strict=False):
+            row = frame.loc[i]
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            axis.errorbar(
-                row[column] / unit, row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=row["model"]
-            )
-        axis.set(xlabel=label, xlim=(0, None))
-        axis.margins(x=0.15)
+            name = row["model"]
+            axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
+        best = places[on_frontier(frame, column)].sort_values()
+        axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
+        axis.set(xlabel=label, xlim=(0, 1.1 * places.max()))
     axes[0].set_ylabel("test accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
     return figure
 
 
-def recall_map(recalls: pd.DataFrame) -> Figure:
-    """Recall of each class (columns) by each model (rows), as a labelled map."""
-    figure, [[axis]] = _canvas(height=0.36 * len(recalls) + 1.2)
+def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
+    """Map of each model's recall minus the reference's by class, * where p < LEVEL: model, class, difference, p.
+
+    reference: class -> recall of the model that the others are compared with, written below the classes.
+    """
+    points = frame.pivot(index="model", columns="class", values="difference") * 100
+    points = points.loc[frame["model"].unique(), frame["class"].unique()]
+    clear = frame.pivot(index="model", columns="class", values="p").loc[points.index, points.columns] < LEVEL
+    few = points.shape[1] <= 20
+    figure, [[axis]] = _canvas(height=0.36 * len(points) + 1.4)
     sns.heatmap(
-        recalls * 100,
-        annot=recalls.shape[1] <= 20,
-        fmt=".0f",
-        cmap="viridis",
+        points,
+        annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
+        fmt="",
+        cmap="RdBu",
+        vmin=-points.abs().to_numpy().max(),
+        vmax=points.abs().to_numpy().max(),
         ax=axis,
         annot_kws={"fontsize": 7},
-        cbar_kws={"label": "recall (%)"},
+        cbar_kws={"label": "difference (points)"},
     )
-    axis.set(xlabel="class", ylabel="")
-    _class_axis(axis, tuple(recalls.columns))
+    if few:
+        axis.set_xticklabels([f"{name}\n{reference[name]:.0%}" for name in points.columns], fontsize=7)
+    axis.set(xlabel=f"class, and its recall by {reference.name}", ylabel="")
+    _class_axis(axis, tuple(points.columns))
     return figure

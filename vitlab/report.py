@@ -1,4 +1,4 @@
-"""`make report`: check everything, run the six notebooks with papermill, write results.csv, render HTML and PDF."""
+"""`make report`: check everything, run the six notebooks with papermill, write the results, render HTML and PDF."""
 
 import argparse
 import contextlib
@@ -16,7 +16,9 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
+from vitlab import metrics
 from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
+from vitlab.display import scores_table
 from vitlab.files import require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
 from vitlab.render import PdfError, render
@@ -27,7 +29,7 @@ SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small image
 
 
 def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
-    """Make `out/{report.html, report.pdf, results.csv}`; what the user can mend is a LabError before any work."""
+    """Make report.html, report.pdf and the results in `out`; what the user can mend is a LabError before any work."""
     params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
     require_writable(out, megabytes=16)
     lab = check(params)
@@ -47,9 +49,13 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
             temporary.write_text(_stamp(lab))
     else:
         _say("All six chapters are up to date: rendering them.")
+    results = lab.results()
     with writing(out / "results.csv") as temporary:
-        lab.results().to_csv(temporary, index=False)
-    for path in [*render(executed, out, title_page(lab, profile)), out / "results.csv"]:
+        results.to_csv(temporary, index=False)
+    with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
+        table = scores_table(results)
+        temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
+    for path in [*render(executed, out, title_page(lab, profile)), out / "results.csv", out / "results.tex"]:
         _say(f"made {os.path.relpath(path)}")
 
 
@@ -84,14 +90,13 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
     dynamic = results.set_index("model").loc["DynamicViT"]
-    best = results.loc[results["accuracy"].idxmax()]
     summary = (
         f"A Vision Transformer of {vit['parameters']:,} parameters, trained from nothing on "
         f"{len(lab.data.train):,} images of {lab.data_name}, classifies **{vit['accuracy']:.1%}** of "
         f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
-        f"multiply-adds and reaches {dynamic['accuracy']:.1%}. The best of the {len(results)} models is "
-        f"{best['model']} with {best['accuracy']:.1%}."
+        f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
+        f"{dynamic['accuracy_high']:.1%}). {metrics.leaders(results, lab.pairs())}"
     )
     facts = [
         ("Profile", profile),
@@ -102,7 +107,9 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
         ("Set on", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
     ]
     meaning = LabConfig.help()
-    values = params.model_dump(exclude={"data_dir", "runs_dir"})  # paths of this machine say nothing to the reader
+    values = params.model_dump(
+        exclude={"data_dir", "runs_dir", "extra_runs"}
+    )  # paths of this machine say nothing to the reader
     rows = [(name, str(value), meaning[name]) for name, value in values.items()]
     return {"title": TITLE, "subtitle": SUBTITLE, "summary": summary, "facts": facts, "parameters": rows}
 
@@ -124,6 +131,8 @@ def _stamp(lab: Lab) -> str:
     for config in [*(config for runs in lab.plan.values() for config in runs.values()), *lab.study.values()]:
         summary = lab.run_of(config).path / "summary.json"
         digest.update(summary.read_bytes() if summary.exists() else b"missing")
+    for run in lab.extra.values():
+        digest.update((run.path / "summary.json").read_bytes())
     digest.update(" ".join(sorted(path.name for path in lab.runs_dir.glob("complexity/*.json"))).encode())
     return digest.hexdigest()
 

@@ -34,7 +34,7 @@ def identity(config: RunConfig, digest: str) -> dict[str, Any]:
     used = set(OPTIONS.get(config.model, ())) | (LOSS_WEIGHTS if config.model == "dynamic_vit" else set())
     skip = IRRELEVANT | (MODEL_ONLY - used)
     skip |= {"grow"} if not config.start_size else set()
-    skip |= {"imbalance_ratio"} if config.imbalance == "none" else set()
+    skip |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
     skip |= {"muon_lr"} if config.optimizer != "muon" else set()
     budgets = ("steps", "minutes", "epochs")  # the first that is given decides
     skip |= set(budgets) - {next(name for name in budgets if getattr(config, name))}
@@ -71,6 +71,10 @@ class Run:
     def config(self) -> RunConfig:
         stored = json.loads((self.path / "config.json").read_text())
         return parse(RunConfig, stored["config"])
+
+    @cached_property
+    def classes(self) -> list[str]:
+        return json.loads((self.path / "config.json").read_text())["classes"]
 
     @cached_property
     def history(self) -> pd.DataFrame:
