@@ -92,7 +92,7 @@ def test_study_varies_remedy_and_seed_alone(fresh: Lab) -> None:
     for remedy in REMEDIES[1:]:
         assert differing(study["none", 0], study[remedy, 0]) == {"remedy"}
     assert differing(study["none", 0], study["none", 1]) == {"seed"}
-    assert differing(study["none", 0], study[BALANCED, 0]) == {"imbalance", "imbalance_ratio"}
+    assert differing(study["none", 0], study[BALANCED, 0]) == {"imbalance", "imbalance_ratio", "imbalance_order"}
 
 
 def test_all_of_the_study_takes_the_same_number_of_steps(fresh: Lab) -> None:

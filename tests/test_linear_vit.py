@@ -132,7 +132,7 @@ def test_linformer_takes_images_of_another_size_and_keeps_the_sum_of_its_project
     layer = LinformerAttention(dim=16, heads=2, num_tokens=16, linformer_k=4)
     nn.init.constant_(layer.project_k.weight, 1 / 16)  # every projected key is the mean of all keys
     keys = torch.randn(2, 2, 64, 8)
-    projected = layer._project(layer.project_k.weight, keys)
+    projected = layer._project(layer.project_k, keys)
     torch.testing.assert_close(projected, keys.mean(2, keepdim=True).expand(-1, -1, 4, -1))
     model = build_model(RunConfig(model="linformer_vit"), 10, 1).eval()
     assert model(torch.randn(2, 1, 32, 32)).isfinite().all()

@@ -65,18 +65,19 @@ class LinformerAttention(nn.Module):
 
     def forward(self, tokens: Tensor, keep: None = None, trace: dict | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
-        k = self._project(self.project_k.weight, k)
-        v = self._project(self.project_v.weight, v)
+        k = self._project(self.project_k, k)
+        v = self._project(self.project_v, v)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, T, k)
         return self.proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
     @staticmethod
-    def _project(weight: Tensor, tokens: Tensor) -> Tensor:
-        """(k, T) and (B, H, T', D/H) -> (B, H, k, D/H)."""
-        fixed, given = weight.shape[1], tokens.shape[2]
-        if given != fixed:
-            weight = resample(weight.T[None], math.isqrt(given))[0].T * (fixed / given)
-        return F.linear(tokens.transpose(-2, -1), weight).transpose(-2, -1)
+    def _project(projection: nn.Linear, tokens: Tensor) -> Tensor:
+        """(B, H, T, D/H) -> (B, H, k, D/H)."""
+        tokens, fixed = tokens.transpose(-2, -1), projection.in_features
+        if tokens.shape[-1] == fixed:
+            return projection(tokens).transpose(-2, -1)
+        weight = resample(projection.weight.T[None], math.isqrt(tokens.shape[-1]))[0].T
+        return F.linear(tokens, weight * (fixed / tokens.shape[-1])).transpose(-2, -1)
 
 
 class LinearViT(ViT):
