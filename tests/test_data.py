@@ -4,6 +4,7 @@ import urllib.error
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -490,3 +491,24 @@ def test_existing_copy_of_cifar_may_lie_where_nobody_can_write(tmp_path: Path, m
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Archive)
     load_source(RunConfig(dataset="cifar10", data_dir=str(shared), image_size=32))
     assert list(shared.iterdir()) == []  # our cache lies elsewhere: a cluster's data sets are read-only
+
+
+def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content(
+    folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    config = RunConfig(dataset="folder", data_dir=str(folder()), image_size=8)
+    inside = load_source(config)
+    for path in cache.glob("*.pt"):
+        path.unlink()
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    memmap, shapes = np.memmap, []
+    monkeypatch.setattr(np, "memmap", lambda *a, shape: shapes.append(shape) or memmap(*a, shape=shape))
+    load, loaded = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, mmap, **k: loaded.append(mmap) or load(*a, mmap=mmap, **k))
+    decoded, mapped = load_source(config), load_source(config)
+    assert shapes == [(8, 3, 8, 8)] * 2  # train and test, decoded once
+    assert not mapped.train.fits
+    assert loaded == [True]
+    for source in (decoded, mapped):
+        assert source.digest == inside.digest
+        assert torch.equal(source.train.images, inside.train.images)

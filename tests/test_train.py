@@ -361,6 +361,21 @@ def test_images_grow_to_their_full_size(
     assert run.history["loss"].notna().all()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_images_that_do_not_fit_are_read_by_a_loader_with_the_same_result(
+    num_workers: int, tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    config = tiny.but(mixup=0.5, remedy="sampler", imbalance="linear", imbalance_ratio=2, num_workers=num_workers)
+    inside = train(config, runs_dir=tmp_path / "inside")
+    monkeypatch.setattr(Split, "fits", False)
+    monkeypatch.setattr(Split, "images", property(lambda _: pytest.fail("all images at once")))
+    with monkeypatch.context() as killed:
+        kill(killed, at=2)
+        with pytest.raises(KilledError):
+            train(config)
+    assert_same_run(train(config), inside)
+
+
 @pytest.mark.parametrize("remedy", ["none", "class_weights"])
 def test_batch_in_pieces_gives_the_gradient_of_the_whole(remedy: str, tiny: RunConfig, train: Train) -> None:
     config = tiny.but(remedy=remedy, imbalance="linear", imbalance_ratio=3, mixup=0.5, optimizer="adamw", batch_size=30)
@@ -501,7 +516,7 @@ def test_test_set_is_read_once_after_the_last_step(
 
 
 def test_labels_of_the_test_set_have_no_say_in_training(tiny: RunConfig, few: Source, train: Train) -> None:
-    shuffled = Split(few.test.images.flip(0), (few.test.labels + 1) % 10, few.test.index)
+    shuffled = Split(few.test.pool, (few.test.labels + 1) % 10, few.test.index.flip(0))
     assert same_weights(train(tiny), train(tiny, Source(few.train, shuffled, few.classes, "other", ())))
 
 

@@ -95,6 +95,8 @@ class Common(BaseModel):
     clip: Positive = 1.0  # largest norm of the gradient
     ema: Share = 0.0  # decay of the averaged weights; 0: off
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
+    num_workers: Annotated[int, Field(ge=0)] = 2  # processes that read images ahead where they do not fit into memory
+    pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
     channels_last: bool = False  # memory layout of images: pays for convolutions on a GPU
     seed: Annotated[int, Field(ge=0)] = 0  # of the splits, the weights and every step

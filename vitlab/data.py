@@ -1,18 +1,26 @@
-"""Data sets as uint8 tensors in memory: CIFAR-10, class folders, digits; splits, and imbalance made to measure."""
+"""Data sets as uint8 tensors: CIFAR-10, class folders, digits; splits, and imbalance made to measure.
+
+What fits lies in memory, decoded once; of what does not, batches are read from the cache file by a loader.
+"""
 
 import hashlib
 import io
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vitlab.config import ROOT, LabError, RunConfig, absolute
@@ -23,11 +31,24 @@ TEST_FRACTION = 0.2  # held out where a source brings no test part
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64; index: (N,) positions in the source's train or test part."""
+    """Some images of a part of a source: labels (N,) int64 and index (N,), their places in `pool`.
 
-    images: Tensor
+    `pool` (M, C, H, W) uint8 is that part as a whole, in memory or mapped from the cache file.
+    """
+
+    pool: Tensor
     labels: Tensor
     index: Tensor
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(N, C, H, W) uint8, in memory."""
+        return self.pool[self.index]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the images take less than half of the memory that is free."""
+        return len(self) * self.pool[0].nbytes < psutil.virtual_memory().available / 2
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,7 +58,7 @@ class Split:
         return torch.bincount(self.labels, minlength=num_classes)
 
     def take(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index], self.index[index])
+        return Split(self.pool, self.labels[index], self.index[index])
 
 
 @dataclass(frozen=True)
@@ -118,6 +139,41 @@ def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[
     return [max(1, round(most * share)) for share in shares]
 
 
+def batches(
+    split: Split, resident: tuple[Tensor, Tensor] | None, order: Tensor, config: RunConfig, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels on the device, batch after batch in `order`; all of (N,) positions in the split.
+
+    `resident` is the whole split on the device; without it a loader's processes read ahead from the disk.
+    """
+    parts = order.split(min(config.batch_size, len(split)))
+    if resident is not None:
+        images, labels = resident
+        yield from ((images[part], labels[part]) for part in (part.to(device) for part in parts))
+        return
+    loader = DataLoader(
+        _Rows(split),
+        batch_sampler=[part.tolist() for part in parts],
+        collate_fn=lambda rows: rows,
+        num_workers=config.num_workers,
+        pin_memory=config.pin_memory and device.type == "cuda",
+        # forked processes share the mapped file; others would be sent a copy of it
+        multiprocessing_context="fork" if config.num_workers else None,
+    )
+    for images, labels in loader:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+class _Rows(Dataset):
+    """Whole batches of a split by their positions."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitems__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
+        return self.split.pool[self.split.index[positions]], self.split.labels[positions]
+
+
 def to_float(images: Tensor) -> Tensor:
     """uint8 images to float32 in [−1, 1]: what the models take."""
     return images.float().div_(127.5).sub_(1)
@@ -132,7 +188,7 @@ def _digits(image_size: int) -> Source:
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16 * 255).float()[:, None]  # (1797, 1, 8, 8)
     images = F.interpolate(images, size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
-    train, test = _hold_out(images, torch.from_numpy(digits.target).long())
+    train, test = _hold_out(_whole(images, torch.from_numpy(digits.target).long()))
     notes = [] if image_size == 8 else [f"The scans have 8×8 pixels and are drawn at {image_size}×{image_size}."]
     return _source(train, test, [str(digit) for digit in range(10)], notes)
 
@@ -194,11 +250,11 @@ def _folder(root: Path, image_size: int) -> Source:
                 f"{resized:,} of {len(images):,} images were cropped and resized to {image_size}×{image_size}."
             )
     if len(splits) == 1:
-        splits = _hold_out(splits[0].images, splits[0].labels)
+        splits = _hold_out(splits[0])
         notes.append(f"The folder brings no test part: {len(splits[1]):,} images were held out for it.")
     elif root in parts:
-        seen = {image.numpy().tobytes() for image in splits[0].images}
-        known = sum(image.numpy().tobytes() in seen for image in splits[1].images)  # both may be cut from one set
+        seen = {image.numpy().tobytes() for image in splits[0].pool}
+        known = sum(image.numpy().tobytes() in seen for image in splits[1].pool)  # both may be cut from one set
         notes.append(
             f"The test images are those of {parts[1].name}, the folder beside it"
             + (f"; {known:,} of them are training images as well, so scores are too good." if known else ".")
@@ -236,8 +292,15 @@ def _natural(name: str) -> tuple[int, str]:
 
 
 def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
-    """(N, 3, size, size) uint8, and how many had another size."""
-    images = np.empty((len(paths), size, size, 3), np.uint8)
+    """(N, 3, size, size) uint8, and how many had another size; in a file that is never seen if memory is too small."""
+    shape = (len(paths), 3, size, size)
+    if math.prod(shape) < psutil.virtual_memory().available / 2:
+        images = np.empty(shape, np.uint8)
+    else:
+        folder = absolute("data/cache")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            images = np.memmap(file, np.uint8, shape=shape)
     resized = 0
     for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), leave=False, mininterval=2)):
         try:
@@ -249,9 +312,10 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
         except Exception as error:  # Pillow's decoders raise all kinds
             reason = str(error).split(" <_io")[0]
             raise LabError(f"{paths[i]} is not a readable image ({reason}): repair it or remove it") from None
-        images[i] = rgb if fits else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+        rgb = rgb if fits else ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+        images[i] = np.asarray(rgb).transpose(2, 0, 1)
         resized += not fits
-    return torch.from_numpy(images).permute(0, 3, 1, 2), resized
+    return torch.from_numpy(images), resized
 
 
 def _contents(paths: list[str], ahead: int = 256) -> Iterator[bytes | OSError]:
@@ -276,12 +340,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
-def _hold_out(images: Tensor, labels: Tensor) -> list[Split]:
+def _hold_out(whole: Split) -> list[Split]:
     """Train and test, stratified with the same number of test images from each class; the same for every seed."""
     rng = np.random.default_rng(0)
+    labels = whole.labels
     members = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
     per_class = max(1, min(round(TEST_FRACTION * len(labels) / len(members)), min(map(len, members)) // 2))
-    whole = _whole(images, labels)
     parts = [np.sort(np.concatenate([m[s] for m in members])) for s in (slice(per_class, None), slice(per_class))]
     return [whole.take(torch.from_numpy(part)) for part in parts]
 
@@ -293,18 +357,20 @@ def _whole(images: Tensor, labels: Tensor) -> Split:
 def _source(train: Split, test: Split, classes: list[str], notes: list[str]) -> Source:
     digest = hashlib.sha256(repr(classes).encode())
     for part in (train, test):
-        digest.update(part.images.numpy())
+        for some in part.index.split(10_000):
+            digest.update(part.pool[some].numpy())
         digest.update(part.labels.numpy())
     return Source(train, test, tuple(classes), digest.hexdigest()[:12], tuple(notes))
 
 
 def _save(path: Path, source: Source) -> Source:
-    parts = {name: vars(part) for name, part in (("train", source.train), ("test", source.test))}
+    names = [field.name for field in fields(Split)]
+    parts = {part: {name: getattr(getattr(source, part), name) for name in names} for part in ("train", "test")}
     with writing(path) as temporary:
         torch.save(parts | {"classes": source.classes, "digest": source.digest, "notes": source.notes}, temporary)
     return source
 
 
 def _load(path: Path) -> Source:
-    stored = torch.load(path, weights_only=True)
+    stored = torch.load(path, weights_only=True, mmap=path.stat().st_size > psutil.virtual_memory().available / 2)
     return Source(**(stored | {name: Split(**stored[name]) for name in ("train", "test")}))

@@ -190,7 +190,7 @@ class Lab:
     ) -> dict[str, Any]:
         """`complexity.measure` of a configuration, kept as a file; on this lab's data unless told otherwise."""
         num_classes = num_classes or len(self.source.classes)
-        channels = channels or self.source.train.images.shape[1]
+        channels = channels or self.source.train.pool.shape[1]
         key = _shape(config) | {"num_classes": num_classes, "channels": channels}
         return self.measured(
             "model", key, None if only_read else lambda: complexity.measure(config, num_classes, channels)
@@ -198,14 +198,14 @@ class Lab:
 
     def macs(self, config: RunConfig) -> dict[str, int]:
         """MACs of one image by component, on this lab's data."""
-        return complexity.formula_macs(config, len(self.source.classes), self.data.train.images.shape[1])
+        return complexity.formula_macs(config, len(self.source.classes), self.data.train.pool.shape[1])
 
     def keep_ratio_cost(
         self, config: RunConfig, ratios: tuple[float, ...], num_classes: int = 0, channels: int = 0
     ) -> pd.DataFrame:
         """Cost of a DynamicViT by keep ratio, kept as a file; on this lab's data unless told otherwise."""
         num_classes = num_classes or len(self.source.classes)
-        channels = channels or self.source.train.images.shape[1]
+        channels = channels or self.source.train.pool.shape[1]
 
         def measure() -> list[dict]:
             return complexity.by_keep_ratio(config, ratios, num_classes, channels).to_dict("records")
@@ -397,7 +397,7 @@ def check(params: LabConfig) -> Lab:
     """Load the data and build every model of the lab once: a wrong parameter shows before any work starts."""
     lab = Lab.of(params)
     for name in lab.names:
-        build_model(lab.config(name), len(lab.source.classes), lab.source.train.images.shape[1])
+        build_model(lab.config(name), len(lab.source.classes), lab.source.train.pool.shape[1])
     _ = lab.extra
     return lab
 

@@ -24,7 +24,7 @@ from vitlab.config import ROOT, LabError, RunConfig, parse
 from vitlab.files import writing
 from vitlab.models import OPTIONS, best_device, build_model
 
-IRRELEVANT = {"data_dir", "preset"}  # where the data lie, and a name for dim, depth, heads, mlp_ratio
+IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory"}  # preset: a name for dim, depth, heads, mlp_ratio
 LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
 MODEL_ONLY = {option for options in OPTIONS.values() for option in options} | LOSS_WEIGHTS
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from vitlab import metrics
 from vitlab.augment import augment, epoch_order, mixed_seed, size_at
 from vitlab.config import LabError, RunConfig
-from vitlab.data import Data, Split, to_float
+from vitlab.data import Data, Split, batches, to_float
 from vitlab.files import require_writable, writing
 from vitlab.losses import Objective, sampling_weights
 from vitlab.models import best_device, build_model, start_from
@@ -87,7 +87,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
     batch_size = min(config.batch_size, len(data.train))
     steps_an_epoch = len(data.train) // batch_size
     total = config.steps or config.epochs * steps_an_epoch
-    images, labels = data.train.images.to(device), data.train.labels.to(device)
+    resident = (data.train.images.to(device), data.train.labels.to(device)) if data.train.fits else None
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # this process's images of a batch
     if batch_size % accelerator.num_processes:
         raise LabError(f"batch_size {batch_size} cannot be shared evenly by {accelerator.num_processes} processes")
@@ -118,17 +118,18 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
 
         events = SummaryWriter(run.path, purge_step=at.step) if main else None
         bar = tqdm(desc=run.path.name, unit=" images", unit_scale=True, mininterval=2, leave=False, disable=not main)
-        order, bad = None, torch.tensor(-1, device=device)
+        feed, bad = None, torch.tensor(-1, device=device)
         done, _ = clock()
         while done < 1 and not at.stopped_early(config.patience):
             epoch, place = divmod(at.step, steps_an_epoch)
-            if place == 0 or order is None:
-                order = epoch_order(data.train.labels, weights, config.seed, epoch).to(device)
-            batch = order[place * batch_size : (place + 1) * batch_size]
+            if place == 0 or feed is None:
+                order = epoch_order(data.train.labels, weights, config.seed, epoch)[place * batch_size :]
+                feed = batches(data.train, resident, order, config, device)
+            images, labels = next(feed)
             # every process draws for the whole batch, so that what is drawn does not depend on their number
             seed_step(config.seed, at.step, device)
             size = size_at(done, config)
-            inputs, targets = augment(images[batch], labels[batch], len(data.classes), config, size)
+            inputs, targets = augment(images, labels, len(data.classes), config, size)
             if accelerator.process_index:  # but dropout is not to repeat itself from share to share
                 seed_step(config.seed, at.step, device, accelerator.process_index)
             set_lr(optimizers, lr_factor(done, config))
@@ -184,7 +185,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
 
 def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch.device) -> Objective:
     """The model with its loss, on the device: a new model, or one that starts from the teacher's weights."""
-    model = build_model(config, len(data.classes), data.train.images.shape[1])
+    model = build_model(config, len(data.classes), data.train.pool.shape[1])
     if teacher is not None:
         start_from(model, teacher.weights())
     if config.channels_last:
@@ -253,8 +254,8 @@ def predict(model: nn.Module, split: Split, config: RunConfig) -> Tensor:
     device = next(model.parameters()).device
     model.eval()
     with autocast(config, device):
-        batches = [model(to_float(images.to(device))).float().cpu() for images in split.images.split(EVAL_BATCH)]
-    return torch.cat(batches)
+        parts = split.index.split(EVAL_BATCH)
+        return torch.cat([model(to_float(split.pool[part].to(device))).float().cpu() for part in parts])
 
 
 def _accuracy(logits: Tensor, split: Split) -> float:
@@ -277,7 +278,10 @@ def _what_would_fit(config: RunConfig, data: Data, teacher: Run | None) -> str:
         size //= 2
         with contextlib.suppress(RuntimeError):
             inputs, targets = augment(
-                data.train.images[:size].to(device), data.train.labels[:size].to(device), len(data.classes), config
+                data.train.take(slice(size)).images.to(device),
+                data.train.labels[:size].to(device),
+                len(data.classes),
+                config,
             )
             with autocast(config, device):
                 loss, *_ = _objective(config, data, teacher, device)(inputs, targets)
@@ -293,7 +297,7 @@ def _record(config: RunConfig, digest: str, data: Data) -> dict:
         "config": config.model_dump(),
         "identity": identity(config, digest),
         "classes": list(data.classes),
-        "channels": data.train.images.shape[1],
+        "channels": data.train.pool.shape[1],
         "counts": data.counts.tolist(),
         "train_index": data.train.index.tolist(),
     }
