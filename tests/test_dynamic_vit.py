@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitlab import dynamic_vit
 from vitlab.config import RunConfig
-from vitlab.data import Source, split, to_float
+from vitlab.data import Source, load_source, split, to_float
 from vitlab.dynamic_vit import DynamicViT
 from vitlab.losses import Objective
 from vitlab.models import build_model, start_from
@@ -38,8 +38,8 @@ def silent(parameters) -> list[str]:
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_one_step_with_a_teacher_gives_every_predictor_parameter_a_gradient(pool: str) -> None:
     config = CONFIG.but(pool=pool)
-    model = build_model(config, 10, 3).train()
-    teacher = build_model(config.but(model="vit"), 10, 3)
+    model = lively(build_model(config, 10, 3)).train()  # trained: blocks begin as identities, which hide the patches
+    teacher = lively(build_model(config.but(model="vit"), 10, 3))
     objective = Objective(config, torch.full((10,), 5), model, teacher)
     torch.manual_seed(0)
     loss, parts, _ = objective(pictures(16), torch.eye(10)[torch.arange(16) % 10])
@@ -57,27 +57,33 @@ def test_the_classification_alone_reaches_the_predictors_through_the_masked_atte
 
 
 @pytest.fixture(scope="session")
-def on_digits(tmp_path_factory: pytest.TempPathFactory, digits: Source) -> Callable[[float], tuple[Run, DynamicViT]]:
-    """on_digits(ρ): the run and the model of a DynamicViT fine-tuned on all digits from a ViT of two epochs."""
+def sixteen() -> Source:
+    """The digits at 16×16: 64 patches of 2×2."""
+    return load_source(RunConfig(image_size=16))
+
+
+@pytest.fixture(scope="session")
+def on_digits(tmp_path_factory: pytest.TempPathFactory, sixteen: Source) -> Callable[[float], tuple[Run, DynamicViT]]:
+    """on_digits(ρ): the run and the model of a DynamicViT fine-tuned on all digits from a ViT of one epoch."""
 
     def run(keep_ratio: float) -> tuple[Run, DynamicViT]:
-        plain = RunConfig(image_size=8, patch_size=2, dim=32, epochs=2)
-        dynamic = plain.but(model="dynamic_vit", keep_ratio=keep_ratio, epochs=8)
+        plain = RunConfig(image_size=16, patch_size=2, dim=16, heads=2, epochs=1, ratio_weight=10, lr=4e-3)
+        dynamic = plain.but(model="dynamic_vit", keep_ratio=keep_ratio, epochs=5)
         where, teacher = tmp_path_factory.getbasetemp(), None
         for config in (plain, dynamic):
-            place = Run.of(where, config, digits.digest)
-            teacher = fit(place, config, split(digits, config), digits.digest, teacher)
+            place = Run.of(where, config, sixteen.digest)
+            teacher = fit(place, config, split(sixteen, config), sixteen.digest, teacher)
         return teacher, teacher.model()
 
     return run
 
 
-def test_training_on_digits_brings_the_kept_share_of_each_stage_to_its_target(on_digits, digits: Source) -> None:
+def test_training_on_digits_brings_the_kept_share_of_each_stage_to_its_target(on_digits, sixteen: Source) -> None:
     _, model = on_digits(0.7)
     trace: dict = {}
     torch.manual_seed(0)
     with torch.no_grad():
-        model.train()(to_float(digits.test.images), trace)
+        model.train()(to_float(sixteen.test.images), trace)
     assert [float(keep.mean()) for keep in trace["keep"]] == pytest.approx([0.7, 0.49, 0.343], abs=0.02)
 
 

@@ -200,7 +200,8 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "cls" else None
         num_tokens = self.num_patches + (pool == "cls")
         if positions == "learned":
-            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_tokens, dim), std=0.02))
+            # ten times the paper's deviation: a short training has no time to make places differ
+            self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, num_tokens, dim), std=0.2))
         else:  # zeros for the class token, as in MAE; known from the shape, so not saved
             fixed = nn.functional.pad(sincos_positions(self.grid, dim), (0, 0, num_tokens - self.num_patches, 0))
             self.register_buffer("pos_embed", fixed[None], persistent=False)
@@ -213,6 +214,12 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         self.apply(_init)
+        for block in self.blocks:
+            for weight in block.attention.qkv.weight.chunk(3):  # Q, K and V are three matrices
+                nn.init.xavier_uniform_(weight)
+            for branch_end in (block.attention.proj, block.mlp.fc2):  # every block begins as the identity
+                nn.init.zeros_(branch_end.weight)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
         if self.cls_token is not None:
             nn.init.trunc_normal_(self.cls_token, std=0.02)
 
@@ -245,8 +252,8 @@ class ViT(nn.Module):
 
 
 def _init(module: nn.Module) -> None:
-    """Truncated normal weights of deviation 0.02 and zero biases, as in the paper's code; norms keep their ones."""
+    """Xavier-uniform matrices and zero biases, as in the paper's code; norms keep their ones."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
