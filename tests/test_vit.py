@@ -128,18 +128,23 @@ def test_fixed_positions_are_zero_for_the_class_token_and_neither_trained_nor_sa
     assert "pos_embed" not in {**dict(model.named_parameters()), **model.state_dict()}
 
 
-def test_fused_and_explicit_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_attention_agree_and_bf16_on_a_cpu_takes_the_explicit_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = small(), torch.randn(2, 3, 16, 16)
     calls = []
     fused = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", lambda *a: calls.append(1) or fused(*a))
-    results = []
-    for from_tokens, expected_calls in ((10**9, 0), (0, 2)):
-        monkeypatch.setattr(vit, "FUSED_FROM_TOKENS_ON_CPU", from_tokens)
-        with torch.inference_mode():
-            results.append(model(images))
-        assert len(calls) == expected_calls
-    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    with torch.inference_mode():
+        quick, explicit = model(images), model(images, {})  # the trace asks for the weights
+        assert len(calls) == 2  # one a block
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(images)
+        assert len(calls) == 2
+        monkeypatch.setattr(vit, "FUSED_FROM_TOKENS_IN_BF16_ON_CPU", 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            low_fused = model(images)
+        assert len(calls) == 4
+    torch.testing.assert_close(quick, explicit, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(low, low_fused, atol=0.1, rtol=0.1)
 
 
 def numbered_patches(grid: int, size: int) -> torch.Tensor:

@@ -9,8 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-# From this many tokens on the fused kernel beats the explicit product on a CPU; below it is the slower one.
-FUSED_FROM_TOKENS_ON_CPU = 512
+# On a CPU in bf16 the fused kernel is up to three times slower than the explicit product below this many tokens; in
+# float32 it never is, nor on a GPU (benchmarks/models.py).
+FUSED_FROM_TOKENS_IN_BF16_ON_CPU = 512
 
 
 class PatchEmbed(nn.Module):
@@ -81,8 +82,8 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
-        fused = tokens.is_cuda or tokens.shape[1] >= FUSED_FROM_TOKENS_ON_CPU
-        if keep is None and trace is None and fused:
+        slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and q.shape[2] < FUSED_FROM_TOKENS_IN_BF16_ON_CPU
+        if keep is None and trace is None and not slow:
             out = nn.functional.scaled_dot_product_attention(q, k, v)
         else:
             weights = self.weights(q, k, keep)
