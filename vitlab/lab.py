@@ -149,10 +149,12 @@ class Lab:
         todo = [config for config in configs.values() if not self.run_of(config).complete]
         workers = min(len(todo), torch.get_num_threads()) if all(config.dim < NARROW for config in todo) else 1
         if workers > 1 and not torch.cuda.is_available():
+            os.environ["TQDM_DISABLE"] = "1"  # for the workers, which import tqdm anew: one bar here shows all
             with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
                 waiting = [pool.submit(_train_in_worker, self.params, config) for config in todo]
                 for done in tqdm(as_completed(waiting), "train side by side", len(waiting), unit="run", leave=False):
                     done.result()
+            del os.environ["TQDM_DISABLE"]
         return {key: self.train(config) for key, config in configs.items()}
 
     def load(self, name: str) -> Run:
@@ -408,13 +410,12 @@ def _train_in_worker(params: LabConfig, config: RunConfig) -> None:
 
 
 def _start_worker() -> None:
-    """Show no bar, the parent shows one for all; and die with the parent, or a killed one's worker would go on."""
+    """Die with the parent, or a killed one's worker would go on."""
 
     def follow() -> None:
         parent_process().join()
         os._exit(1)
 
-    os.environ["TQDM_DISABLE"] = "1"
     threading.Thread(target=follow, daemon=True).start()
 
 

@@ -117,7 +117,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
             return at.seconds / (60 * config.minutes) if by_time else at.step / total, due
 
         events = SummaryWriter(run.path, purge_step=at.step) if main else None
-        bar = tqdm(desc=run.path.name, unit=" images", unit_scale=True, mininterval=2, leave=False, disable=not main)
+        options = {} if main else {"disable": True}
+        bar = tqdm(desc=run.path.name, unit=" images", unit_scale=True, mininterval=2, leave=False, **options)
         feed, bad = None, torch.tensor(-1, device=device)
         done, _ = clock()
         while done < 1 and not at.stopped_early(config.patience):
