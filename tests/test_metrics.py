@@ -289,7 +289,7 @@ def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
     assert leaders(0.01, 0.001, 1).endswith("The tests tell it from every other model.")
     text = leaders(0.3, 0.001, 0.001)
     assert "no difference between it and *b*;" in text
-    assert "**b** needs the fewest multiply-adds, 33% of a's" in text
+    assert "**b** needs the fewest multiply-adds, 33.3% of the best one's" in text
     assert "*c*" not in text
 
 

@@ -202,7 +202,7 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if light["macs"] >= best["macs"]:
         return f"{text}, none of which needs fewer multiply-adds."
     share = light["macs"] / best["macs"]
-    return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.0%} of {best['model']}'s."
+    return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:

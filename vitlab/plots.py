@@ -351,6 +351,8 @@ def attention_matrices(weights: dict[str, Tensor]) -> Figure:
     for axis, (name, matrix) in zip(axes, weights.items(), strict=True):
         shown = axis.imshow(matrix, cmap="magma", vmin=0)
         axis.set(title=name, xlabel="key token", ylabel="query token")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_locator(MaxNLocator(integer=True))
         axis.grid(visible=False)
         figure.colorbar(shown, ax=axis, shrink=0.75, label="weight")
     return figure
