@@ -50,10 +50,9 @@ def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
         done, test = run.summary, run.summary["test"]
         interval = " – ".join(f"{share:.1%}" for share in test["interval"])
         print(f"| {name} | {done['steps']:,} | {done['seconds']:,.0f} | {test['accuracy']:.1%} | {interval} |")
-    difference = dynamic.summary["test"]["accuracy"] - on.summary["test"]["accuracy"]
-    comparison = {"difference": difference} | metrics.mcnemar(on.predictions[0], dynamic.predictions[0], labels)
+    comparison = metrics.compare(on.predictions[0], dynamic.predictions[0], labels)
     print(f"\nAfter the same time {metrics.verdict('the ViT that trained on', 'DynamicViT', comparison)}.")
-    print(f"DynamicViT − ViT: {difference * 100:+.1f} points (wanted: no less than −1).")
+    print(f"DynamicViT − ViT: {comparison['difference'] * 100:+.1f} points (wanted: no less than −1).")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
     figure, axes = _canvas(len(picks), len(picks), height=4.2)
     for row, i in zip(axes, picks, strict=True):
         for axis, j in zip(row, picks, strict=True):
-            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap="RdBu_r")
+            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap="cividis")
             axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=7)
             axis.set_axis_off()
     figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.7)
@@ -362,7 +362,9 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
     """Stacked bars of MACs: model -> component -> MACs."""
     figure, [[axis]] = _canvas(height=0.34 * len(rows) + 1.1)
     frame = pd.DataFrame(rows).T / 1e6
-    frame.loc[::-1, frame.sum() > 0].plot.barh(stacked=True, ax=axis, width=0.75, color=sns.color_palette("colorblind"))
+    parts = frame.loc[::-1, frame.sum() > 0]
+    colours = sns.color_palette("cividis", len(parts.columns))  # lighter and lighter: they differ in grey as well
+    parts.plot.barh(stacked=True, ax=axis, width=0.75, color=colours, edgecolor="white", linewidth=0.5)
     axis.set(xlabel="million MACs per image", ylabel="")
     axis.grid(visible=False, axis="y")
     _legend_above(axis, 3)
