@@ -25,7 +25,7 @@ from vitlab.complexity import formula_macs, seconds
 from vitlab.config import ROOT, RunConfig, load_params
 from vitlab.data import Data, Split
 from vitlab.models import build_model
-from vitlab.optim import precision_of
+from vitlab.optim import Muon, precision_of
 from vitlab.runs import Run
 
 BATCH, WARM_UP = 128, 3
@@ -117,6 +117,17 @@ def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
     )
 
 
+def muon(config: RunConfig) -> None:
+    """One step of our Muon beside torch's, which computes in bf16 on every machine."""
+    model = build_model(config, 10, 3)
+    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    for p in matrices:
+        p.grad = torch.randn_like(p)
+    ours, theirs = (cls(matrices, lr=0.02, weight_decay=0.05) for cls in (Muon, torch.optim.Muon))
+    mine, their = seconds(ours.step)[0], seconds(theirs.step)[0]
+    print(f"Muon, {config.dim}/{config.depth}: {mine * 1e3:.1f} ms a step, torch's own {their * 1e3:.1f} ms")
+
+
 if __name__ == "__main__":
     print(f"{torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
     print("| model | fit, images/s | course trainer | ratio | augmentation | GFLOP/s of a matrix product's | share |")
@@ -127,3 +138,5 @@ if __name__ == "__main__":
     compare(f"CPU profile, {cpu.dim}/{cpu.depth}/{cpu.heads}", cpu, steps=20)
     compare("192/6/3, MLP ratio 4", wide, steps=12)
     compare("ViT-Base, 512/6/8, MixUp and CutMix", base, steps=6)
+    print()
+    muon(cpu)

@@ -21,7 +21,7 @@ from vitlab.config import LabError, Remedy, RunConfig
 from vitlab.data import Source, Split, split
 from vitlab.losses import Objective
 from vitlab.models import build_model
-from vitlab.optim import build_optimizers, lr_factor, precision_of
+from vitlab.optim import Muon, build_optimizers, lr_factor, orthogonal, precision_of
 from vitlab.runs import Run
 from vitlab.train import _follow as follow
 from vitlab.train import fit, predict, seed_step
@@ -454,10 +454,38 @@ def test_every_parameter_has_one_optimiser(optimizer: str, tiny: RunConfig) -> N
 def test_muon_takes_the_matrices_of_the_blocks(tiny: RunConfig) -> None:
     net = build_model(tiny, 10, 1)
     muon, adamw = build_optimizers(net, tiny.but(optimizer="muon", lr=0.003, muon_lr=0.04))
-    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(muon, Muon)
     taken = {id(p) for p in muon.param_groups[0]["params"]}
     assert taken == {id(p) for name, p in net.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
     assert (muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"]) == (0.04, 0.003)
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24), (1, 16, 16)])
+def test_orthogonal_keeps_the_singular_vectors_and_evens_out_the_values(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape)
+    result = orthogonal(matrices)
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    values = u.mT @ result @ vh.mT  # diagonal if the vectors are the same
+    assert (values - torch.diag_embed(values.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
+    large = torch.linalg.svdvals(matrices) > 0.05 * torch.linalg.svdvals(matrices)[:, :1]
+    assert values.diagonal(dim1=1, dim2=2)[large].min() > 0.5
+    assert values.diagonal(dim1=1, dim2=2).max() < 1.3
+
+
+def test_muon_takes_the_steps_of_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "bfloat16", Tensor.clone)  # theirs in float32 as well
+    starts = [torch.randn(shape) for shape in ((24, 8), (8, 24), (24, 8), (16, 16))]
+    ours, theirs = ([nn.Parameter(start.clone()) for start in starts] for _ in range(2))
+    optimizers = Muon(ours, lr=0.1, weight_decay=0.2), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2)
+    for _ in range(3):
+        for mine, their in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn_like(mine)
+            their.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, their, start in zip(ours, theirs, starts, strict=True):
+        torch.testing.assert_close(mine, their, atol=1e-5, rtol=1e-4)
+        assert (mine - start).norm() > 0.1
 
 
 # ---------------------------------------------------------------- average of weights

@@ -64,9 +64,9 @@ class Objective(nn.Module):
         parts = {"cls": self.classify(logits, targets), "ratio": ratio_loss(trace["keep"], model.targets())}
         loss = parts["cls"] + self.config.ratio_weight * parts["ratio"]
         if self.teacher is not None:
-            seen: dict = {}
             with torch.no_grad():
-                teacher_logits = self.teacher(images, seen)
+                seen = self.teacher.encode(images)
+                teacher_logits = self.teacher.head(self.teacher.pool_tokens(seen))
             patches = slice(-trace["keep"][-1].shape[1], None)  # the class token's distance is in the logits already
             parts["kl"] = F.kl_div(
                 logits.float().log_softmax(-1),
@@ -74,8 +74,6 @@ class Objective(nn.Module):
                 log_target=True,
                 reduction="batchmean",
             )
-            parts["distill"] = distill_loss(
-                trace["final"][:, patches], seen["tokens"][-1][:, patches], trace["keep"][-1]
-            )
+            parts["distill"] = distill_loss(trace["final"][:, patches], seen[:, patches], trace["keep"][-1])
             loss = loss + self.config.distill_weight * (parts["kl"] + parts["distill"])
         return loss, parts, logits

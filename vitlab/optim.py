@@ -1,9 +1,10 @@
 """How a step changes the weights: optimisers, the learning rate's schedule, the precision of the arithmetic."""
 
 import math
+from collections import defaultdict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitlab.config import RunConfig
 
@@ -22,6 +23,52 @@ def lr_factor(done: float, config: RunConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * fall)) if config.schedule == "cosine" else 1 - fall
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal, for matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+
+    The same steps as `torch.optim.Muon`, which computes in bf16 wherever it runs: on a CPU without instructions for
+    bf16 that takes longer than the rest of a training step. This one keeps to float32 there, and takes all matrices
+    of one shape at once.
+    """
+
+    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for (rows, columns), params in by_shape.items():
+                grads = [p.grad for p in params]
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                averages = [self.state[p]["momentum"] for p in params]
+                torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+                ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's look ahead
+                steps = orthogonal(torch.stack(ahead)).unbind()
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, steps, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """(n, R, C) matrices with singular values near 1 and the same singular vectors, by five Newton–Schulz iterations.
+
+    The coefficients, Jordan's, lift small singular values fast and leave all of them between about 0.7 and 1.2.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
 def build_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     """AdamW or SGD for all weights, or Muon for the blocks' matrices and AdamW for the rest.
 
@@ -35,7 +82,7 @@ def build_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Op
     optimizers: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
         matrices = [p for name, p in decayed if name.startswith("blocks.") and p.ndim == 2]
-        optimizers.append(torch.optim.Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
         decayed = [(name, p) for name, p in decayed if not (name.startswith("blocks.") and p.ndim == 2)]
     groups = [
         {"params": [p for _, p in decayed], "weight_decay": config.weight_decay},

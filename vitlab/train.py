@@ -171,7 +171,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
                 done, _ = clock()  # the validation's time counts as well
                 for name, value in row.items() if main else ():
                     events.add_scalar(name, value, at.step)
-                bar.set_postfix_str(f"validation {row.get('val_accuracy', math.nan):.1%}", refresh=False)
+                if "val_accuracy" in row:
+                    bar.set_postfix_str(f"validation {row['val_accuracy']:.1%}", refresh=False)
             if main:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 run.save_checkpoint(states | {"progress": vars(at)})

@@ -240,7 +240,8 @@ class ViT(nn.Module):
             return tokens.mean(1)
         return (tokens * keep[:, :, None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
 
-    def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
+    def encode(self, images: Tensor, trace: dict | None = None) -> Tensor:
+        """(B, C, S, S) -> (B, T, D): the tokens after the last norm."""
         tokens = self.embed_tokens(images)
         for block in self.blocks:
             if trace is not None:
@@ -249,7 +250,10 @@ class ViT(nn.Module):
         tokens = self.norm(tokens)
         if trace is not None:
             trace["tokens"].append(tokens.detach())
-        return self.head(self.pool_tokens(tokens))
+        return tokens
+
+    def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
+        return self.head(self.pool_tokens(self.encode(images, trace)))
 
 
 def _init(module: nn.Module) -> None:
