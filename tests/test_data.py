@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vitlab import data
 from vitlab.config import LabError, RunConfig
@@ -330,6 +330,21 @@ def test_oblong_image_is_cropped_not_squeezed(folder: Callable[..., Path]) -> No
     assert load(root).train.images[4].min() == 255
 
 
+def test_photograph_taken_on_its_side_is_turned_and_a_large_one_keeps_its_picture(folder: Callable[..., Path]) -> None:
+    root = folder()
+    picture = np.zeros((400, 400, 3), np.uint8)
+    picture[:200] = 255  # white above black, as the sensor saw it; 6: the camera was turned to the right
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(picture).save(root / "train" / "cat" / "y.jpg")
+    Image.fromarray(picture).save(root / "train" / "cat" / "z.jpg", exif=exif)
+    upright, turned = load(root).train.images[4:6, 0].int()
+    assert upright[:3].min() > 250
+    assert upright[5:].max() < 5
+    assert turned[:, 5:].min() > 250  # white is to the right now
+    assert turned[:, :3].max() < 5
+
+
 def test_other_files_and_hidden_or_empty_folders_are_passed_over(folder: Callable[..., Path]) -> None:
     root = folder()
     (root / "train" / "cat" / "notes.txt").write_text("not a picture")
@@ -507,7 +522,7 @@ def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content
     monkeypatch.setattr(torch, "load", lambda *a, mmap, **k: loaded.append(mmap) or load(*a, mmap=mmap, **k))
     decoded, mapped = load_source(config), load_source(config)
     assert shapes == [(8, 3, 8, 8)] * 2  # train and test, decoded once
-    assert not mapped.train.fits
+    assert not mapped.train.fits(torch.device("cpu"))
     assert loaded == [True]
     for source in (decoded, mapped):
         assert source.digest == inside.digest

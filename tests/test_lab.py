@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitlab import complexity, lab, metrics, train
+from vitlab import complexity, lab, metrics, tables, train
 from vitlab.config import LabConfig, LabError, RunConfig
 from vitlab.data import Source
 from vitlab.lab import BALANCED, REMEDIES, Lab
@@ -224,7 +224,7 @@ COST = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
 
 def test_results_are_those_of_the_runs_the_best_first(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: COST if only_read else pytest.fail("measured"))
-    frame = done.results()
+    frame = tables.results(done)
     assert set(frame["model"]) == set(done.names)
     assert frame["accuracy"].is_monotonic_decreasing
     for _, row in frame.iterrows():
@@ -246,7 +246,7 @@ def test_comparison_is_that_of_the_stored_predictions(done: Lab) -> None:
 
 
 def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
-    pairs = done.pairs()
+    pairs = tables.pairs(done)
     assert {frozenset(pair) for pair in zip(pairs["a"], pairs["b"], strict=True)} == {
         frozenset(pair) for pair in combinations(done.names, 2)
     }
@@ -256,7 +256,7 @@ def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
 
 
 def test_recall_differences_add_up_to_the_differences_of_recall(done: Lab) -> None:
-    frame = done.recall_differences("ViT")
+    frame = tables.recall_differences(done, "ViT")
     recall = {name: np.array(done.load(name).summary["test"]["per_class"]["recall"]) for name in done.names}
     for name, rows in frame.groupby("model"):
         assert rows["difference"].to_numpy() == pytest.approx(recall[name] - recall["ViT"])
@@ -277,18 +277,18 @@ def elsewhere(done: Lab, few: Source, tmp_path: Path) -> Lab:
 
 def test_extra_runs_are_compared_with_the_labs_own(elsewhere: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: COST)
-    frame = elsewhere.results().set_index("model")
+    frame = tables.results(elsewhere).set_index("model")
     [foreign] = set(frame.index) - set(elsewhere.names) - {elsewhere.load("ViT").path.name}
     assert len(frame) == 8
     assert (frame.loc[foreign, "seed"], frame.loc[foreign, "run"]) == (7, foreign)
     assert elsewhere.compare("ViT", frame.loc["ViT", "run"])["difference"] == 0  # the same run by its directory
-    assert len(elsewhere.pairs()) == 8 * 7 / 2
+    assert len(tables.pairs(elsewhere)) == 8 * 7 / 2
 
 
 def test_extra_runs_cost_is_measured_where_nobody_has_yet(elsewhere: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed = []
     monkeypatch.setattr(Lab, "cost", lambda self, config, only_read: allowed.append(not only_read) or COST)
-    elsewhere.results()
+    tables.results(elsewhere)
     assert allowed == [False] * 6 + [True] * 2
 
 
@@ -300,14 +300,14 @@ def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tm
     )
     run = other.train(other.config("ViT"))
     with pytest.raises(LabError, match="tested on other images"):
-        Lab(done.params.but(extra_runs=str(run.path)), few).results()
+        tables.results(Lab(done.params.but(extra_runs=str(run.path)), few))
 
 
 # ---------------------------------------------------------------- the study's tables
 
 
 def test_study_scores_tell_common_from_rare_classes(done: Lab) -> None:
-    frame = done.study_scores().set_index("remedy")
+    frame = tables.study_scores(done).set_index("remedy")
     assert list(frame.index) == [BALANCED, *REMEDIES]
     order = done.study_counts.argsort(descending=True, stable=True)
     test = done.load_study()["sampler", 0].summary["test"]
@@ -325,18 +325,18 @@ def test_rare_classes_are_each_seeds_own_where_the_seed_draws_them(fresh: Lab, f
     drawn = Lab(fresh.params.but(imbalance_order="random", imbalance_ratio=9), few)
     for config in drawn.study.values():
         drawn.train(config)
-    frame = drawn.study_scores().set_index(["remedy", "seed"])
+    frame = tables.study_scores(drawn).set_index(["remedy", "seed"])
     counts = {seed: drawn.data_of(drawn.study["none", seed]).counts for seed in (0, 1)}
     assert not torch.equal(counts[0], counts[1])
     for seed in (0, 1):
         recall = np.array(drawn.load_study()["none", seed].summary["test"]["per_class"]["recall"])
         rarest = counts[seed].argsort(descending=True, stable=True)[-3:]
         assert frame.loc[("none", seed), "recall_rare"] == pytest.approx(recall[rarest].mean())
-    assert drawn.study_recall().index[0] == f"{counts[0].max()} images"
+    assert tables.study_recall(drawn).index[0] == f"{counts[0].max()} images"
 
 
 def test_effects_of_the_remedies_are_drawn_and_computed(fresh: Lab, few: Source) -> None:
-    frame = Lab(fresh.params.but(imbalance_ratio=9), few).remedy_effects().set_index(["remedy", "class"])
+    frame = tables.remedy_effects(Lab(fresh.params.but(imbalance_ratio=9), few)).set_index(["remedy", "class"])
     images = frame.loc["none", "images"]
     assert images.is_monotonic_decreasing
     assert frame.loc["none", "drawn"].tolist() == pytest.approx((images / images.sum()).tolist())  # an epoch is all
@@ -356,7 +356,7 @@ def test_effects_of_the_remedies_are_drawn_and_computed(fresh: Lab, few: Source)
 
 
 def test_recall_by_remedy_starts_at_none_and_the_commonest_class(done: Lab) -> None:
-    frame = done.study_recall()
+    frame = tables.study_recall(done)
     assert list(frame.columns) == ["none", BALANCED, *REMEDIES[1:]]
     assert list(frame.index) == [str(k) for k in done.study_counts.argsort(descending=True, stable=True).tolist()]
     recall = done.load_study()["both", 0].summary["test"]["per_class"]["recall"]
@@ -364,7 +364,7 @@ def test_recall_by_remedy_starts_at_none_and_the_commonest_class(done: Lab) -> N
 
 
 def test_macro_f1_of_the_study_and_its_resamples(done: Lab) -> None:
-    f1, drawn = done.study_f1()
+    f1, drawn = tables.study_f1(done)
     assert f1.keys() == drawn.keys() == {BALANCED, *REMEDIES}
     assert f1["sampler"] == pytest.approx([done.load_study()["sampler", 0].summary["test"]["f1"]["macro"]])
     assert drawn["sampler"].shape == (metrics.RESAMPLES,)

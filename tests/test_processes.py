@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from vitlab import fit
 from vitlab.config import ROOT, LabConfig, LabError
@@ -30,7 +29,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, t
     run = lab.train(lab.config("ViT"))
     one = alone.load("ViT")
     assert run.path.name == one.path.name  # how many processes is no part of what was run
-    assert yaml.safe_load((run.path / "environment.json").read_text())["processes"] == 2
+    assert run.environments[0]["processes"] == 2
     for column in ("loss", "accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_allclose(run.history[column], one.history[column], rtol=1e-4)
     np.testing.assert_allclose(run.predictions[0], one.predictions[0], atol=5e-3)

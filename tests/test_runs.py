@@ -191,3 +191,17 @@ def test_commit_is_unknown_outside_a_repository(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "unknown"
+
+
+def test_checkpoint_that_may_not_be_read_is_no_reason_to_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.save_checkpoint({"step": 1})
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(LabError, match=r"cannot read .*checkpoint\.pt \(Permission denied\): check its permissions"):
+        run.load_checkpoint()

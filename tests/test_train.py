@@ -367,7 +367,7 @@ def test_images_that_do_not_fit_are_read_by_a_loader_with_the_same_result(
 ) -> None:
     config = tiny.but(mixup=0.5, remedy="sampler", imbalance="linear", imbalance_ratio=2, num_workers=num_workers)
     inside = train(config, runs_dir=tmp_path / "inside")
-    monkeypatch.setattr(Split, "fits", False)
+    monkeypatch.setattr(Split, "fits", lambda *_: False)
     monkeypatch.setattr(Split, "images", property(lambda _: pytest.fail("all images at once")))
     with monkeypatch.context() as killed:
         kill(killed, at=2)
@@ -656,6 +656,57 @@ def test_low_precision_trains_float32_weights_to_nearly_the_same_answers(
     assert 0 < difference < 0.2
 
 
+def test_overflow_that_one_optimizer_meets_stops_all_of_them(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16's scale is meant to overflow now and then; the step is left out, and no weight is touched."""
+    config = tiny.but(precision="fp16", optimizer="muon", steps=1, warmup=0)
+    start = build_model(config, 10, 1)
+    backward = loop._backward
+
+    def overflow(*arguments: object) -> dict[str, Tensor]:
+        result = backward(*arguments)
+        arguments[1].model.head.bias.grad[0] = math.nan  # AdamW's; Muon's gradients are sound
+        return result
+
+    monkeypatch.setattr(loop, "_backward", overflow)
+    after = train(config).weights()
+    assert all(torch.equal(after[name], weight) for name, weight in start.state_dict().items())
+
+
+def test_compiled_run_is_the_same_run(
+    tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    """The compiler itself is torch's affair: its backend "eager" runs what it has traced."""
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    config = tiny.but(compile=True, ema=0.9, dropout=0.1)
+    whole = train(config, runs_dir=tmp_path / "whole")
+    plain = train(config.but(compile=False), runs_dir=tmp_path / "whole")
+    torch.testing.assert_close(whole.weights(), plain.weights())
+    with monkeypatch.context() as killed:
+        kill(killed, at=3)
+        with pytest.raises(KilledError):
+            train(config)
+    assert_same_run(train(config), whole)
+
+
+def test_run_that_goes_on_elsewhere_says_so(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch, steps: list[int]
+) -> None:
+    with monkeypatch.context() as killed:
+        kill(killed, at=3)
+        with pytest.raises(KilledError):
+            train(tiny)
+    with monkeypatch.context() as killed:  # the same machine, once more
+        kill(killed, at=5)
+        with pytest.raises(KilledError):
+            train(tiny)
+    here = loop.environment()
+    monkeypatch.setattr(loop, "environment", lambda: here | {"device": "another"})
+    assert [machine["device"] for machine in train(tiny).environments] == [here["device"], "another"]
+
+
 def test_precision_of_a_wide_model_follows_the_device(tiny: RunConfig) -> None:
     assert precision_of(tiny.but(precision="auto"), CPU) is torch.float32
     wide = precision_of(tiny.but(precision="auto", dim=512, heads=8), CPU)
@@ -671,7 +722,7 @@ def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> 
     assert record["counts"] == data.counts.tolist()
     assert record["train_index"] == data.train.index.tolist()
     assert record["classes"] == list(few.classes)
-    machine = json.loads((run.path / "environment.json").read_text())
+    [machine] = run.environments
     assert machine["versions"]["torch"] in torch.__version__
     assert {"commit", "device", "python"} <= machine.keys()
     assert run.summary["parameters"] == sum(p.numel() for p in run.model().parameters())

@@ -8,6 +8,7 @@ train          fit(), the one training loop     optim          optimisers, sched
 fit            the same from a command line     runs, files    run directories between stages
 metrics        scores, intervals, tests         complexity     parameters, MACs, time, memory
 explain        attention, mistakes              lab            which runs a chapter makes
-plots          one function a figure            display        how a notebook shows them
-report         run the notebooks                render         notebooks to HTML and PDF
+tables         what chapters show of runs       plots          one function a figure
+display        how a notebook shows them        report         run the notebooks
+render         notebooks to HTML and PDF
 """

@@ -119,13 +119,14 @@ def hidden_macs(config: RunConfig, num_classes: int, channels: int) -> int:
 
 def seconds(work: Callable[[], object], at_least: float = 0.3, repeats: int = 5) -> tuple[float, float, float]:
     """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
+    wait()
     times: list[float] = []
     while len(times) < repeats or sum(times) < at_least:
         start = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         times.append(time.perf_counter() - start)
     low, middle, high = statistics.quantiles(times, n=4)
     return middle, low, high

@@ -45,10 +45,15 @@ class Split:
         """(N, C, H, W) uint8, in memory."""
         return self.pool[self.index]
 
-    @property
-    def fits(self) -> bool:
-        """Whether the images take less than half of the memory that is free."""
-        return len(self) * self.pool[0].nbytes < psutil.virtual_memory().available / 2
+    def some(self, places: Tensor | list[int] | slice) -> Tensor:
+        """(n, C, H, W) uint8: the images at these positions alone, read from the disk where the whole is."""
+        return self.pool[self.index[places]]
+
+    def fits(self, device: torch.device) -> bool:
+        """Whether the images take less than half of the memory that is free on the device."""
+        on_gpu = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
+        return len(self) * self.pool[0].nbytes < free / 2
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,14 +151,14 @@ def batches(
 
     `resident` is the whole split on the device; without it a loader's processes read ahead from the disk.
     """
-    parts = order.split(min(config.batch_size, len(split)))
+    size = min(config.batch_size, len(split))
     if resident is not None:
         images, labels = resident
-        yield from ((images[part], labels[part]) for part in (part.to(device) for part in parts))
+        yield from ((images[part], labels[part]) for part in order.to(device).split(size))  # one copy an epoch
         return
     loader = DataLoader(
         _Rows(split),
-        batch_sampler=[part.tolist() for part in parts],
+        batch_sampler=[part.tolist() for part in order.split(size)],
         collate_fn=lambda rows: rows,
         num_workers=config.num_workers,
         pin_memory=config.pin_memory and device.type == "cuda",
@@ -171,7 +176,7 @@ class _Rows(Dataset):
         self.split = split
 
     def __getitems__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        return self.split.pool[self.split.index[positions]], self.split.labels[positions]
+        return self.split.some(positions), self.split.labels[positions]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -308,7 +313,8 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
                 raise content
             with Image.open(io.BytesIO(content)) as image:
                 fits = image.size == (size, size)
-                rgb = _eight_bits(image).convert("RGB")
+                image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at no more than it needs
+                rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")  # photographs may lie on their side
         except Exception as error:  # Pillow's decoders raise all kinds
             reason = str(error).split(" <_io")[0]
             raise LabError(f"{paths[i]} is not a readable image ({reason}): repair it or remove it") from None

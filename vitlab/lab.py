@@ -1,4 +1,4 @@
-"""The lab as a whole: which runs each chapter makes, where they lie, and the tables that several chapters read."""
+"""The lab as a whole: which runs each chapter makes, where they lie, how they are trained and found again."""
 
 import difflib
 import hashlib
@@ -8,13 +8,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,8 +22,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from vitlab import complexity, losses, metrics
-from vitlab.augment import epoch_order
+from vitlab import complexity, metrics
 from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute, from_notebook
 from vitlab.data import Data, Source, load_source, split
 from vitlab.files import writing
@@ -137,11 +134,17 @@ class Lab:
             several = ["--multi_gpu", "--num_processes", str(self.params.processes), "--num_machines", "1"]
             usual = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
             launch = [sys.executable, "-m", "accelerate.commands.launch", *several, *usual, "-m", "vitlab.fit"]
-            done = subprocess.run(
-                [*launch, "--params", params, "--run", name], stderr=subprocess.PIPE, text=True, check=False
-            )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "Error" in line or line.startswith("vitlab.fit:")]
+            told = ""
+            with subprocess.Popen([*launch, "--params", params, "--run", name], stderr=subprocess.PIPE) as process:
+                try:
+                    while chunk := process.stderr.read1():  # the progress bar, or what went wrong
+                        sys.stderr.write(text := chunk.decode(errors="replace"))
+                        told = (told + text)[-20_000:]
+                except BaseException:
+                    process.terminate()  # killed, it would leave its processes behind
+                    raise
+        if process.returncode:
+            lines = [line for line in told.splitlines() if "Error" in line or line.startswith("vitlab.fit:")]
             raise LabError(f"training {name!r} in {self.params.processes} processes failed: {(lines or ['?'])[0]}")
 
     def train_all(self, configs: dict[Any, RunConfig]) -> dict[Any, Run]:
@@ -152,9 +155,16 @@ class Lab:
             os.environ["TQDM_DISABLE"] = "1"  # for the workers, which import tqdm anew: one bar here shows all
             with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
                 waiting = [pool.submit(_train_in_worker, self.params, config) for config in todo]
-                for done in tqdm(as_completed(waiting), "train side by side", len(waiting), unit="run", leave=False):
-                    done.result()
-            del os.environ["TQDM_DISABLE"]
+                try:
+                    for done in tqdm(as_completed(waiting), "train side by side", len(todo), unit="run", leave=False):
+                        done.result()
+                except BaseException:  # a fault in one, or an interrupt: nobody waits for the others
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for worker in active_children():
+                        worker.terminate()  # its checkpoint stays
+                    raise
+                finally:
+                    del os.environ["TQDM_DISABLE"]
         return {key: self.train(config) for key, config in configs.items()}
 
     def load(self, name: str) -> Run:
@@ -163,7 +173,7 @@ class Lab:
             return self.extra[name]
         run = self.run_of(self.config(name))
         if not run.complete:
-            chapter = next(chapter for chapter, runs in self.plan.items() if name in runs)
+            chapter = next((chapter for chapter, runs in self.plan.items() if name in runs), "01")
             raise LabError(f"the run {name!r} of these parameters is not in {self.runs_dir}: {_make(chapter)}")
         return run
 
@@ -232,135 +242,6 @@ class Lab:
     def compared(self) -> list[str]:
         """Names of all runs that chapter 06 compares."""
         return [*self.names, *self.extra]
-
-    def results(self) -> pd.DataFrame:
-        """What each compared run scores and costs, the most accurate first. Only extra runs' cost may be measured."""
-        rows = []
-        for name in self.compared:
-            run = self.load(name)
-            test = metrics.scores(*run.predictions)
-            cost = self.cost(run.config, only_read=name not in self.extra)
-            rows.append(
-                {
-                    "model": name,
-                    "accuracy": test["accuracy"],
-                    "accuracy_low": test["interval"][0],
-                    "accuracy_high": test["interval"][1],
-                    "macro_f1": test["f1"]["macro"],
-                    "macro_f1_low": test["f1_interval"][0],
-                    "macro_f1_high": test["f1_interval"][1],
-                    "top_2": test["top_2"],
-                    "calibration_error": test["calibration_error"],
-                    "parameters": cost["parameters"],
-                    "macs": cost["macs"],
-                    "latency_ms": cost["latency_ms"],
-                    "images_per_second": cost["images_per_second"],
-                    "training_seconds": run.summary["seconds"],
-                    "epochs": run.summary["epochs"],
-                    "epoch_chosen": run.summary["epoch"],
-                    "test_images": test["n"],
-                    "seed": run.config.seed,
-                    "run": run.path.name,
-                }
-            )
-        return pd.DataFrame(rows).sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
-
-    def pairs(self) -> pd.DataFrame:
-        """`compare` of every two compared runs, columns a and b; p is corrected for making all these tests (Holm)."""
-        names = combinations(self.compared, 2)
-        frame = pd.DataFrame([{"a": a, "b": b, **self.compare(a, b)} for a, b in names])
-        return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
-
-    def recall_differences(self, reference: str) -> pd.DataFrame:
-        """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table."""
-        rows = []
-        base, labels = self.load(reference).predictions
-        for name in self.compared:
-            logits = self.load(name).predictions[0]
-            for k, title in enumerate(self.source.classes if name != reference else ()):
-                two = metrics.mcnemar(base[labels == k], logits[labels == k], labels[labels == k])
-                difference = (two["only_b"] - two["only_a"]) / max(1, (labels == k).sum())
-                rows.append({"model": name, "class": title, "difference": difference, "p": two["p"]})
-        frame = pd.DataFrame(rows)
-        return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
-
-    def remedy_effects(self) -> pd.DataFrame:
-        """What each remedy does before any training, a row a remedy and class, the commonest class first.
-
-        drawn: the class's share of the images really drawn in the first epoch; weight: of its loss; share: of the
-        whole loss, drawn times weight; shift: added to its logit.
-        """
-        train, counts = self.data_of(self.study["none", self.params.seed]).train, self.study_counts
-        rows = []
-        for remedy in REMEDIES:
-            weights = losses.sampling_weights(remedy, train.labels, counts)
-            order = epoch_order(train.labels, weights, self.params.seed, epoch=0)
-            drawn = train.labels[order].bincount(minlength=len(counts)) / len(order)
-            weight = losses.class_weights(remedy, counts)
-            weight = torch.ones(len(counts)) if weight is None else weight
-            shift = losses.logit_shift(remedy, counts)
-            shift = torch.zeros(len(counts)) if shift is None else shift
-            columns = {
-                "drawn": drawn,
-                "weight": weight,
-                "share": drawn * weight / (drawn * weight).sum(),
-                "shift": shift,
-            }
-            rows.append(pd.DataFrame({"remedy": remedy, "class": self.source.classes, "images": counts} | columns))
-        return pd.concat(rows).sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
-
-    def study_scores(self) -> pd.DataFrame:
-        """A row for each run of the study: scores, recall of common and rare classes, with <name>_low and _high."""
-        rows = []
-        for (remedy, seed), run in self.load_study().items():
-            logits, labels = run.predictions
-            order = self._commonest_first(seed)
-            row = {"remedy": remedy, "seed": seed, **self._study_row(metrics.confusion(logits, labels), order)}
-            for name, values in self._study_row(metrics.resampled(logits, labels), order).items():
-                row[f"{name}_low"], row[f"{name}_high"] = metrics.interval(values)
-            right = int((logits.argmax(1) == labels).sum())
-            row["accuracy_low"], row["accuracy_high"] = metrics.wilson(right, len(labels))
-            error = metrics.calibration_error(logits, labels)
-            rows.append(row | {"calibration_error": error, "run": run.path.name})
-        return pd.DataFrame(rows)
-
-    def _study_row(self, confusion: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
-        """Scores of confusion matrices (..., C, C); order: the classes, the commonest first."""
-        recall = metrics.recall(confusion)
-        return {
-            "accuracy": metrics.accuracy(confusion),
-            "balanced_accuracy": recall.mean(-1),
-            "macro_f1": metrics.macro_f1(confusion),
-            "recall_common": recall[..., order[: self.few]].mean(-1),
-            "recall_rare": recall[..., order[-self.few :]].mean(-1),
-        }
-
-    def study_recall(self) -> pd.DataFrame:
-        """Recall by class (rows, the commonest first) and remedy (columns), the mean over the seeds.
-
-        Where seeds draw their own rare classes, a row is the k-th commonest, named by its number of images.
-        """
-        orders = {seed: self._commonest_first(seed) for _, seed in self.study}
-        recalls = defaultdict(list)
-        for (remedy, seed), run in self.load_study().items():
-            recalls[remedy].append(metrics.recall(metrics.confusion(*run.predictions))[orders[seed]])
-        names = [self.source.classes[k] for k in orders[self.params.seed]]
-        if len({tuple(order) for order in orders.values()}) > 1:
-            names = [f"{n:,} images" for n in self.study_counts.sort(descending=True).values]
-        frame = pd.DataFrame({remedy: np.mean(values, 0) for remedy, values in recalls.items()}, index=names)
-        return frame[["none", *frame.columns.drop("none")]]
-
-    def _commonest_first(self, seed: int) -> np.ndarray:
-        """(C,) classes by falling number of images in the study's imbalanced runs with this seed."""
-        return self.data_of(self.study["none", seed]).counts.argsort(descending=True, stable=True).numpy()
-
-    def study_f1(self) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
-        """Remedy -> macro F1 of each seed; and remedy -> (resamples,) the seeds' mean in the paired bootstrap."""
-        f1, drawn = defaultdict(list), defaultdict(list)
-        for (remedy, _), run in self.load_study().items():
-            f1[remedy].append(float(metrics.macro_f1(metrics.confusion(*run.predictions))))
-            drawn[remedy].append(metrics.macro_f1(metrics.resampled(*run.predictions)))
-        return f1, {remedy: np.mean(values, 0) for remedy, values in drawn.items()}
 
     @cached_property
     def study_counts(self):

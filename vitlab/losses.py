@@ -54,7 +54,7 @@ class Objective(nn.Module):
         return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.config.label_smoothing)
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        model = self.model.train()
+        model = self.model
         if self.config.model != "dynamic_vit":
             logits = model(images)
             loss = self.classify(logits, targets)

@@ -176,7 +176,7 @@ def verdict(a: str, b: str, comparison: dict) -> str:
 
 
 def verdicts(pairs: pd.DataFrame) -> str:
-    """A line for each pair of `Lab.pairs` in which one is ahead, and one on how many pairs showed no difference."""
+    """A line for each pair of `tables.pairs` in which one is ahead, and one on how many pairs showed no difference."""
     clear = pairs[pairs["p"] < LEVEL]
     lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in clear.itertuples()]
     rest = f"In {len(pairs) - len(clear)} of {len(pairs)} pairs there is no difference that this test set can show."

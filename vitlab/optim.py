@@ -59,7 +59,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
     The coefficients, Jordan's, lift small singular values fast and leave all of them between about 0.7 and 1.2.
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = matrices.bfloat16() if matrices.is_cuda and torch.cuda.get_device_capability() >= (8, 0) else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -75,19 +75,18 @@ def build_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Op
     Weight decay acts on matrices and kernels alone: not on biases, norms, the class token and positions. Each group
     keeps its peak learning rate as `peak`.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    bare = ("cls_token", "pos_embed")
-    decayed = [(name, p) for name, p in named if p.ndim > 1 and name not in bare]
-    rest = [p for name, p in named if p.ndim <= 1 or name in bare]
+    bare, matrices, kernels = [], [], []
+    for name, p in model.named_parameters():
+        if p.ndim <= 1 or name in ("cls_token", "pos_embed"):
+            bare.append(p)
+        elif config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2:
+            matrices.append(p)
+        else:
+            kernels.append(p)
     optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
-        matrices = [p for name, p in decayed if name.startswith("blocks.") and p.ndim == 2]
+    if matrices:
         optimizers.append(Muon(matrices, lr=config.muon_lr, weight_decay=config.weight_decay))
-        decayed = [(name, p) for name, p in decayed if not (name.startswith("blocks.") and p.ndim == 2)]
-    groups = [
-        {"params": [p for _, p in decayed], "weight_decay": config.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": bare, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
         optimizers.append(torch.optim.SGD(groups, lr=config.lr, momentum=0.9, nesterov=True))
     else:

@@ -107,7 +107,7 @@ def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
 
 
 def remedy_effects(frame: pd.DataFrame) -> Figure:
-    """What each remedy does to each class, the commonest first; columns as `Lab.remedy_effects` makes them."""
+    """What each remedy does to each class, the commonest first; columns as `tables.remedy_effects` makes them."""
     figure, [axes] = _canvas(1, 3, height=3.0)
     panels = {"drawn": "share of the images drawn", "weight": "weight in the loss", "share": "share of the loss"}
     classes = frame["class"].unique()
@@ -127,7 +127,7 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
 def remedy_scores(frame: pd.DataFrame) -> Figure:
     """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean.
 
-    Of a single seed the line is the bootstrap's 95 % interval; columns as `Lab.study_scores` makes them.
+    Of a single seed the line is the bootstrap's 95 % interval; columns as `tables.study_scores` makes them.
     """
     columns = {"macro_f1": "macro F1", "recall_common": "recall, commonest", "recall_rare": "recall, rarest"}
     figure, [axes] = _canvas(1, 3, height=2.6, sharey=True)

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import datetime
 import hashlib
-import json
 import logging
 import os
 import sys
@@ -16,9 +15,8 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from vitlab import metrics
+from vitlab import metrics, tables
 from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
-from vitlab.display import scores_table
 from vitlab.files import require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
 from vitlab.render import PdfError, render
@@ -49,11 +47,11 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
             temporary.write_text(_stamp(lab))
     else:
         _say("All six chapters are up to date: rendering them.")
-    results = lab.results()
+    results = tables.results(lab)
     with writing(out / "results.csv") as temporary:
         results.to_csv(temporary, index=False)
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
-        table = scores_table(results)
+        table = tables.scores_table(results)
         temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
     for path in [*render(executed, out, title_page(lab, profile)), out / "results.csv", out / "results.tex"]:
         _say(f"made {os.path.relpath(path)}")
@@ -84,9 +82,9 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
 
 def title_page(lab: Lab, profile: str) -> dict[str, Any]:
     """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs."""
-    params, results = lab.params, lab.results()
+    params, results = lab.params, tables.results(lab)
     runs = [*(lab.load(name) for name in lab.names), *lab.load_study().values()]
-    environments = [json.loads((run.path / "environment.json").read_text()) for run in runs]
+    environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
     dynamic = results.set_index("model").loc["DynamicViT"]
@@ -96,7 +94,7 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
         f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
         f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
-        f"{dynamic['accuracy_high']:.1%}). {metrics.leaders(results, lab.pairs())}"
+        f"{dynamic['accuracy_high']:.1%}). {metrics.leaders(results, tables.pairs(lab))}"
     )
     facts = [
         ("Profile", profile),

@@ -45,9 +45,9 @@ def identity(config: RunConfig, digest: str) -> dict[str, Any]:
 class Run:
     """One run directory.
 
-    config.json (resolved configuration), environment.json (versions, machine, commit), history.csv (a row an epoch),
-    checkpoint.pt (to continue from), model.pt (the chosen epoch's weights), predictions.npz (test logits and labels),
-    summary.json (scores; written last), events.* (TensorBoard).
+    config.json (resolved configuration), environment.json (versions, machine, commit of each start), history.csv (a
+    row an epoch), checkpoint.pt (to continue from), model.pt (the chosen epoch's weights), predictions.npz (test
+    logits and labels), summary.json (scores; written last), events.* (TensorBoard).
     """
 
     path: Path
@@ -78,7 +78,7 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, step, lr, losses, val_loss, val_accuracy, images_per_second, seconds, keep shares."""
+        """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, seconds, images_per_second."""
         return pd.read_csv(self.path / "history.csv")
 
     @cached_property
@@ -97,7 +97,13 @@ class Run:
     def weights(self) -> dict[str, Tensor]:
         return torch.load(self.path / "model.pt", weights_only=True, map_location="cpu")
 
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """Versions, machine, commit and number of processes of every start that differed from the one before."""
+        path = self.path / "environment.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def write_json(self, name: str, values: dict[str, Any] | list) -> None:
         with writing(self.path / name) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n")
 
@@ -113,10 +119,16 @@ class Run:
         self.save(current.name, state)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None."""
+        """The newest checkpoint that is whole, or None; LabError for one that may not be read."""
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            with contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # absent or damaged
-                return torch.load(self.path / name, weights_only=True, map_location="cpu")
+            path = self.path / name
+            try:
+                with contextlib.suppress(RuntimeError, EOFError, pickle.UnpicklingError):  # damaged
+                    return torch.load(path, weights_only=True, map_location="cpu")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise LabError(f"cannot read {path} ({error.strerror}): check its permissions, then go on") from None
         return None
 
     @contextlib.contextmanager

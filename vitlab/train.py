@@ -80,14 +80,14 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else model
     optimizers = build_optimizers(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) is torch.float16)
-    parts = {"model": model, "average": average, "scaler": scaler}
+    parts = {"model": model, "average": average} | ({"scaler": scaler} if scaler.is_enabled() else {})
     parts |= {f"optimizer{i}": optimizer for i, optimizer in enumerate(optimizers)}
 
     weights = sampling_weights(config.remedy, data.train.labels, data.counts)
     batch_size = min(config.batch_size, len(data.train))
     steps_an_epoch = len(data.train) // batch_size
     total = config.steps or config.epochs * steps_an_epoch
-    resident = (data.train.images.to(device), data.train.labels.to(device)) if data.train.fits else None
+    resident = (data.train.images.to(device), data.train.labels.to(device)) if data.train.fits(device) else None
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # this process's images of a batch
     if batch_size % accelerator.num_processes:
         raise LabError(f"batch_size {batch_size} cannot be shared evenly by {accelerator.num_processes} processes")
@@ -101,19 +101,25 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
         if state is not None:
             at = Progress(**state["progress"])
             for name, part in parts.items():
-                part.load_state_dict(state[name])
+                if name in state:  # no scaler, where the run began on a device that needs none
+                    part.load_state_dict(state[name])
         elif main:
             run.write_json("config.json", _record(config, digest, data))
-            run.write_json("environment.json", environment() | {"processes": accelerator.num_processes})
+        here = environment() | {"processes": accelerator.num_processes}
+        if main and run.environments[-1:] != [here]:
+            run.write_json("environment.json", [*run.environments, here])
         shared = accelerator.prepare_model(objective)  # several processes: averages their gradients
         before, started = at.seconds, time.perf_counter()
         saved = started
 
         def clock() -> tuple[float, bool]:
             """Share of the budget that is used up, and whether a checkpoint is due: one clock for all processes."""
-            now = time.perf_counter()
-            at.seconds, due = broadcast_object_list([before + now - started, now - saved >= CHECKPOINT_SECONDS])
-            by_time = config.minutes and not config.steps
+            by_time, due = config.minutes and not config.steps, False
+            epoch_over = at.step % steps_an_epoch == 0 or at.step == total
+            # the processes have to meet for it
+            if accelerator.num_processes == 1 or by_time or epoch_over or at.step % CHECK_STEPS == 0:
+                now = time.perf_counter()
+                at.seconds, due = broadcast_object_list([before + now - started, now - saved >= CHECKPOINT_SECONDS])
             return at.seconds / (60 * config.minutes) if by_time else at.step / total, due
 
         events = SummaryWriter(run.path, purge_step=at.step) if main else None
@@ -137,7 +143,10 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
             losses = _backward(accelerator, shared, scaler, inputs[share], targets[share], config)
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            if scaler.is_enabled() and not norm.isfinite():  # an overflow that one optimiser has met stops them all
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
             for optimizer in optimizers:
                 scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
@@ -164,8 +173,9 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
                 continue
             at.sums = accelerator.reduce(at.sums, "mean")
             if epoch_over:
-                row = _epoch_row(at, steps_an_epoch, batch_size, optimizers)
-                _validate(average, data.val, config, row, at)
+                row = _epoch_row(at, steps_an_epoch, batch_size, optimizers) | _validate(average, data.val, config)
+                [row] = broadcast_object_list([row])  # or each process would stop early by its own
+                _keep_best(average, row, at)
                 at.history.append(row)
                 at.sums = {}
                 done, _ = clock()  # the validation's time counts as well
@@ -193,7 +203,7 @@ def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     frozen = teacher.model() if teacher and config.model == "dynamic_vit" else None
-    objective = Objective(config, data.counts, model, frozen).to(device)
+    objective = Objective(config, data.counts, model.train(), frozen).to(device)
     if config.compile:
         objective.compile()
     return objective
@@ -231,13 +241,17 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
         kept.copy_(now)
 
 
-def _validate(model: nn.Module, val: Split, config: RunConfig, row: dict, at: Progress) -> None:
-    """Add validation loss and accuracy to an epoch's row, and keep its weights if it is the best one so far."""
-    if len(val):
-        logits = predict(model, val, config)
-        row["val_loss"] = float(F.cross_entropy(logits, val.labels))
-        row["val_accuracy"] = _accuracy(logits, val)
-    if row.get("val_accuracy", math.inf) > at.best["val_accuracy"]:  # with no validation the last epoch counts
+def _validate(model: nn.Module, val: Split, config: RunConfig) -> dict[str, float]:
+    """Validation loss and accuracy, by their names in the history; nothing where there is no validation split."""
+    if not len(val):
+        return {}
+    logits = predict(model, val, config)
+    return {"val_loss": float(F.cross_entropy(logits, val.labels)), "val_accuracy": _accuracy(logits, val)}
+
+
+def _keep_best(model: nn.Module, row: dict[str, float], at: Progress) -> None:
+    """Keep the weights of the epoch of `row` if it is the best one so far; with no validation the last one counts."""
+    if row.get("val_accuracy", math.inf) > at.best["val_accuracy"]:
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         at.best = {"val_accuracy": row.get("val_accuracy", -1.0), "epoch": row["epoch"], "weights": weights}
 
@@ -252,12 +266,15 @@ def evaluate(run: Run, config: RunConfig, data: Data) -> dict:
 
 @torch.inference_mode()
 def predict(model: nn.Module, split: Split, config: RunConfig) -> Tensor:
-    """(N, classes) float32 logits of a split, on the CPU; the model is left in evaluation mode."""
-    device = next(model.parameters()).device
+    """(N, classes) float32 logits of a split, on the CPU, in evaluation mode."""
+    device, training = next(model.parameters()).device, model.training
     model.eval()
+    # what a training step takes at once surely fits into memory
+    parts = split.index.split(min(EVAL_BATCH, 2 * -(-config.batch_size // config.accumulate)))
     with autocast(config, device):
-        parts = split.index.split(EVAL_BATCH)
-        return torch.cat([model(to_float(split.pool[part].to(device))).float().cpu() for part in parts])
+        logits = torch.cat([model(to_float(split.pool[part].to(device))).float().cpu() for part in parts])
+    model.train(training)
+    return logits
 
 
 def _accuracy(logits: Tensor, split: Split) -> float:
@@ -280,10 +297,7 @@ def _what_would_fit(config: RunConfig, data: Data, teacher: Run | None) -> str:
         size //= 2
         with contextlib.suppress(RuntimeError):
             inputs, targets = augment(
-                data.train.take(slice(size)).images.to(device),
-                data.train.labels[:size].to(device),
-                len(data.classes),
-                config,
+                data.train.some(slice(size)).to(device), data.train.labels[:size].to(device), len(data.classes), config
             )
             with autocast(config, device):
                 loss, *_ = _objective(config, data, teacher, device)(inputs, targets)

@@ -98,9 +98,8 @@ class Attention(nn.Module):
         if keep is None:
             return scores.softmax(-1)
         scores = scores.float()
-        allowed = keep[:, None, None, :] + (1 - keep)[:, None, None, :] * torch.eye(
-            keep.shape[1], device=keep.device
-        )  # (B, 1, T, T)
+        itself = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
+        allowed = torch.where(itself, 1.0, keep[:, None, None, :])  # (B, 1, T, T)
         # relative to the largest score in sight, so that a hidden one can't drown the others; its own exp stays finite
         largest = scores.masked_fill(allowed == 0, -torch.inf).amax(-1, keepdim=True).detach()
         exp = (scores - largest).clamp(max=0).exp() * allowed
