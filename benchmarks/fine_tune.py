@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from vitlab import metrics
+from vitlab import metrics, sentences
 from vitlab.config import LabConfig
 from vitlab.data import Source, load_source
 from vitlab.lab import Lab
@@ -85,7 +85,7 @@ def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
         interval = " – ".join(f"{share:.1%}" for share in test["interval"])
         print(f"| {name} | {done['steps']:,} | {done['seconds']:,.0f} | {test['accuracy']:.1%} | {interval} |")
     comparison = metrics.compare(on.predictions[0], dynamic.predictions[0], labels)
-    print(f"\nAfter the same time {metrics.verdict('the ViT that trained on', 'DynamicViT', comparison)}.")
+    print(f"\nAfter the same time {sentences.verdict('the ViT that trained on', 'DynamicViT', comparison)}.")
     print(f"DynamicViT − ViT: {comparison['difference'] * 100:+.1f} points (wanted: no less than −1).")
 
 

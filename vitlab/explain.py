@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 
 from vitlab.data import to_float
-from vitlab.metrics import softmax
 
 
 @torch.inference_mode()
@@ -38,7 +38,7 @@ def rollout(attentions: list[Tensor], grid: int) -> Tensor:
 
 def confident_mistakes(logits: np.ndarray, labels: np.ndarray, most: int = 12) -> list[tuple[int, int, float]]:
     """(index, answer, confidence) of the wrongly classified, the surest first."""
-    probabilities = softmax(logits)
+    probabilities = softmax(logits, axis=1)
     answer = probabilities.argmax(1)
     wrong = np.flatnonzero(answer != labels)
     order = wrong[np.argsort(-probabilities[wrong, answer[wrong]], kind="stable")][:most]

@@ -15,7 +15,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from vitlab import metrics, tables
+from vitlab import sentences, tables
 from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
 from vitlab.files import require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
@@ -94,7 +94,7 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
         f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
         f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
-        f"{dynamic['accuracy_high']:.1%}). {metrics.leaders(results, tables.pairs(lab))}"
+        f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))}"
     )
     facts = [
         ("Profile", profile),

@@ -95,7 +95,7 @@ def study_scores(lab: Lab) -> pd.DataFrame:
     for (remedy, seed), run in lab.load_study().items():
         logits, labels = run.predictions
         order = _commonest_first(lab, seed)
-        row = {"remedy": remedy, "seed": seed, **_study_row(lab, metrics.confusion(logits, labels), order)}
+        row = {"remedy": remedy, "seed": seed, **_study_row(lab, metrics.counts(logits, labels), order)}
         for name, values in _study_row(lab, metrics.resampled(logits, labels), order).items():
             row[f"{name}_low"], row[f"{name}_high"] = metrics.interval(values)
         right = int((logits.argmax(1) == labels).sum())
@@ -113,7 +113,7 @@ def study_recall(lab: Lab) -> pd.DataFrame:
     orders = {seed: _commonest_first(lab, seed) for _, seed in lab.study}
     recalls = defaultdict(list)
     for (remedy, seed), run in lab.load_study().items():
-        recalls[remedy].append(metrics.recall(metrics.confusion(*run.predictions))[orders[seed]])
+        recalls[remedy].append(metrics.recall(metrics.counts(*run.predictions))[orders[seed]])
     names = [lab.source.classes[k] for k in orders[lab.params.seed]]
     if len({tuple(order) for order in orders.values()}) > 1:
         names = [f"{n:,} images" for n in lab.study_counts.sort(descending=True).values]
@@ -125,18 +125,18 @@ def study_f1(lab: Lab) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
     """Remedy -> macro F1 of each seed; and remedy -> (resamples,) the seeds' mean in the paired bootstrap."""
     f1, drawn = defaultdict(list), defaultdict(list)
     for (remedy, _), run in lab.load_study().items():
-        f1[remedy].append(float(metrics.macro_f1(metrics.confusion(*run.predictions))))
+        f1[remedy].append(float(metrics.macro_f1(metrics.counts(*run.predictions))))
         drawn[remedy].append(metrics.macro_f1(metrics.resampled(*run.predictions)))
     return f1, {remedy: np.mean(values, 0) for remedy, values in drawn.items()}
 
 
-def _study_row(lab: Lab, confusion: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of confusion matrices (..., C, C); order: the classes, the commonest first."""
-    recall = metrics.recall(confusion)
+def _study_row(lab: Lab, counts: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of `metrics.counts` (3, ..., C); order: the classes, the commonest first."""
+    recall = metrics.recall(counts)
     return {
-        "accuracy": metrics.accuracy(confusion),
+        "accuracy": metrics.accuracy(counts),
         "balanced_accuracy": recall.mean(-1),
-        "macro_f1": metrics.macro_f1(confusion),
+        "macro_f1": metrics.macro_f1(counts),
         "recall_common": recall[..., order[: lab.few]].mean(-1),
         "recall_rare": recall[..., order[-lab.few :]].mean(-1),
     }

@@ -1,0 +1,110 @@
+"""No sentence claims a difference, a gain or a leader inside the noise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vitlab import sentences
+
+
+def found(difference: float, p: float, low: float = -0.01, high: float = 0.04) -> dict:
+    return {"difference": difference, "p": p, "interval": (low, high)}
+
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 1.0])
+def test_verdict_claims_no_difference_without_significance(p: float) -> None:
+    text = sentences.verdict("A", "B", found(0.03, p))
+    assert "no difference that this test set can show" in text
+    assert "95 % interval -1.0 to +4.0" in text
+    assert "ahead" not in text
+
+
+def test_verdict_names_the_better_model_and_by_how_much() -> None:
+    got = sentences.verdict("A", "B", found(0.031, 0.02, 0.005, 0.057))
+    assert got == "B is ahead of A by 3.1 points (95 % interval 0.5 to 5.7, p = 0.02)"
+    got = sentences.verdict("A", "B", found(-0.2, 1e-9, -0.3, -0.1))
+    assert got == "A is ahead of B by 20.0 points (95 % interval 10.0 to 30.0, p < 0.001)"
+
+
+MODELS = pd.DataFrame(
+    {
+        "model": ["a", "b", "c"],
+        "macs": [3, 1, 2],
+        "accuracy": [0.9, 0.88, 0.5],
+        "accuracy_low": [0.85, 0.83, 0.4],
+        "accuracy_high": [0.95, 0.93, 0.6],
+    }
+)
+PAIRS = [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def leaders(*p: float) -> str:
+    return sentences.leaders(
+        MODELS, pd.DataFrame([{"a": a, "b": b, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)])
+    )
+
+
+def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
+    assert leaders(0.01, 0.001, 1).endswith("The tests tell it from every other model.")
+    text = leaders(0.3, 0.001, 0.001)
+    assert "no difference between it and *b*;" in text
+    assert "**b** needs the fewest multiply-adds, 33.3% of the best one's" in text
+    assert "*c*" not in text
+
+
+def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
+    pairs = pd.DataFrame([{"a": "a", "b": "b", "p": 0.3}])
+    assert sentences.leaders(MODELS.assign(macs=1), pairs).endswith("*b*, none of which needs fewer multiply-adds.")
+
+
+def test_pairs_without_a_clear_difference_are_only_counted() -> None:
+    pairs = pd.DataFrame(
+        [{"a": a, "b": b, **found(0.03, p)} for (a, b), p in zip(PAIRS, (0.01, 0.05, 0.9), strict=True)]
+    )
+    text = sentences.verdicts(pairs)
+    assert text.count("ahead") == 1
+    assert "*b* is ahead of *a*" in text
+    assert "In 2 of 3 pairs there is no difference that this test set can show" in text
+    assert "ahead" not in sentences.verdicts(pairs[1:])
+    assert sentences.verdicts(pairs[1:]).startswith("In 2 of 2 pairs")
+
+
+@pytest.mark.parametrize(
+    ("scores", "noise", "expected"),
+    [
+        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.01, "a gain beyond the spread over seeds (0.014)"),
+        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.1, "No remedy shows a gain"),  # too few test images
+        ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, 0.001, "No remedy shows a gain"),  # seeds differ by more
+        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, 0.001, "No remedy helps"),
+        ({"none": [0.5], "sampler": [0.6]}, 0.01, "a gain beyond the test images' noise; one seed says nothing"),
+        ({"none": [0.5], "sampler": [0.6]}, 0.1, "No remedy shows a gain"),
+        ({"none": [0.5], "sampler": [0.4]}, 0.001, "No remedy helps"),
+    ],
+)
+def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, noise: float, expected: str) -> None:
+    spread = np.random.default_rng(0).normal(0, noise, 1000)
+    drawn = {remedy: np.mean(f1) + spread * (remedy != "none") for remedy, f1 in scores.items()}
+    assert expected in sentences.best_remedy(scores, drawn)
+
+
+def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None:
+    scores = {name: [0.5] for name in ("none", *"abcd")} | {"e": [0.6]}
+    drawn = {name: np.linspace(f1[0] - 0.1, f1[0] + 0.1, 1000) for name, f1 in scores.items()}
+    drawn["none"] = np.full(1000, 0.5)
+    scores["balanced"], drawn["balanced"] = [0.9], np.full(1000, 0.9)  # is none of them
+    text = sentences.best_remedy(scores, drawn)
+    assert "99% interval of the paired bootstrap +0.001 to +0.199" in text
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.001, "All the images are better"), (1, "can show no difference")])
+def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
+    drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
+    text = sentences.price_of_imbalance({"none": [0.5, 0.7], "balanced": [0.7]}, drawn)
+    assert expected in text
+    assert "(+10.0 points of macro F1, 95 % interval" in text
+
+
+def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
+    text = sentences.frontier(pd.DataFrame({"model": ["c", "a", "b"], "macs": [3, 1, 2], "accuracy": [0.6, 0.5, 0.4]}))
+    assert text.startswith("As measured")
+    assert text.endswith("than *a*, *c*.")

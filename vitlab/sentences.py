@@ -1,0 +1,101 @@
+"""What the numbers say, as sentences: no gain inside the noise is called one."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from vitlab.metrics import LEVEL, interval, mean_and_spread, on_frontier
+
+
+def p_text(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def verdict(a: str, b: str, comparison: dict) -> str:
+    """One sentence on what `compare` found: b or a is ahead only where McNemar's p is below 0.05."""
+    points = comparison["difference"] * 100
+    low, high = (end * 100 for end in comparison["interval"])
+    if comparison["p"] >= LEVEL:
+        return (
+            f"between {a} and {b} there is no difference that this test set can show "
+            f"({points:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])})"
+        )
+    if points < 0:
+        a, b, points, low, high = b, a, -points, -high, -low
+    return (
+        f"{b} is ahead of {a} by {points:.1f} points (95 % interval {low:.1f} to {high:.1f}, {p_text(comparison['p'])})"
+    )
+
+
+def verdicts(pairs: pd.DataFrame) -> str:
+    """A line for each pair of `tables.pairs` in which one is ahead, and one on how many pairs showed no difference."""
+    clear = pairs[pairs["p"] < LEVEL]
+    lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in clear.itertuples()]
+    rest = f"In {len(pairs) - len(clear)} of {len(pairs)} pairs there is no difference that this test set can show."
+    return "\n".join([*lines, f"* {rest}"] if lines else [rest])
+
+
+def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Sentences on the most accurate model, and on the one of fewest MACs that the tests cannot tell from it.
+
+    results: model, accuracy, accuracy_low, accuracy_high, macs; pairs: a, b, p, corrected for the number of tests.
+    """
+    best = results.loc[results["accuracy"].idxmax()]
+    unclear = pairs[(pairs["p"] >= LEVEL) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
+    peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
+    text = (
+        f"The highest accuracy was measured for **{best['model']}**: {best['accuracy']:.1%} "
+        f"(95 % interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
+    )
+    if peers.empty:
+        return f"{text} The tests tell it from every other model."
+    text += f" This test set can show no difference between it and {', '.join(f'*{name}*' for name in peers['model'])}"
+    light = peers.loc[peers["macs"].idxmin()]
+    if light["macs"] >= best["macs"]:
+        return f"{text}, none of which needs fewer multiply-adds."
+    share = light["macs"] / best["macs"]
+    return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
+
+
+def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
+    """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond all of the noise.
+
+    That is the spread over seeds, where there are several, and the choice of test images: the paired bootstrap's
+    interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. It is widened (Bonferroni) because
+    the best is picked out of several. `balanced`, all the images of every class, is no remedy.
+    """
+    remedies = [remedy for remedy in scores if remedy not in ("none", "balanced")]
+    best = max(remedies, key=lambda remedy: np.mean(scores[remedy]))
+    (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
+    confidence = 1 - LEVEL / len(remedies)
+    low, high = interval(resampled_scores[best] - resampled_scores["none"], confidence)
+    figures = (
+        f"macro F1 {mean:.3f} against {base:.3f} without a remedy (gain {mean - base:+.3f}, {confidence:.0%} interval "
+        f"of the paired bootstrap {low:+.3f} to {high:+.3f})"
+    )
+    name = best.replace("_", " ")
+    noise = 0.0 if math.isnan(spread) else max(spread, base_spread)
+    seeds = "; one seed says nothing on the spread between seeds" if math.isnan(spread) else ""
+    beyond = "the test images' noise" if seeds else f"the spread over seeds ({noise:.3f}) and the test images' noise"
+    if mean <= base:
+        return f"No remedy helps: the best is {name}, {figures}."
+    if mean - base > noise and low > 0:
+        return f"The best remedy is **{name}**: {figures}, a gain beyond {beyond}{seeds}."
+    return f"No remedy shows a gain beyond {beyond}; the best is {name}, {figures}{seeds}."
+
+
+def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
+    """One sentence on what the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them."""
+    gap = float(np.mean(scores["balanced"]) - np.mean(scores["none"]))
+    low, high = interval(resampled_scores["balanced"] - resampled_scores["none"])
+    figures = f"({100 * gap:+.1f} points of macro F1, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+    if low <= 0 <= high:
+        return f"Between all the images and the imbalanced ones this test set can show no difference {figures}."
+    return f"All the images are {'better' if gap > 0 else 'worse'} than the imbalanced ones without a remedy {figures}."
+
+
+def frontier(results: pd.DataFrame) -> str:
+    """One sentence naming the models on the frontier of accuracy and MACs."""
+    names = ", ".join(f"*{name}*" for name in results[on_frontier(results, "macs")].sort_values("macs")["model"])
+    return f"As measured, no model is as good in accuracy and multiply-adds and better in one of them than {names}."
