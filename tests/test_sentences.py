@@ -75,10 +75,10 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
         ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.01, "a gain beyond the spread over seeds (0.014)"),
         ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.1, "No remedy shows a gain"),  # too few test images
         ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, 0.001, "No remedy shows a gain"),  # seeds differ by more
-        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, 0.001, "No remedy helps"),
+        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, 0.001, "No remedy raised the measured"),
         ({"none": [0.5], "sampler": [0.6]}, 0.01, "a gain beyond the test images' noise; one seed says nothing"),
         ({"none": [0.5], "sampler": [0.6]}, 0.1, "No remedy shows a gain"),
-        ({"none": [0.5], "sampler": [0.4]}, 0.001, "No remedy helps"),
+        ({"none": [0.5], "sampler": [0.4]}, 0.001, "No remedy raised the measured"),
     ],
 )
 def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, noise: float, expected: str) -> None:
@@ -96,15 +96,39 @@ def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None
     assert "99% interval of the paired bootstrap +0.001 to +0.199" in text
 
 
-@pytest.mark.parametrize(("noise", "expected"), [(0.001, "All the images are better"), (1, "can show no difference")])
+@pytest.mark.parametrize(
+    ("noise", "expected"),
+    [(0.001, "Trained on all the images the model scores better"), (1, "no difference can be shown")],
+)
 def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
     drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
-    text = sentences.price_of_imbalance({"none": [0.5, 0.7], "balanced": [0.7]}, drawn)
+    text = sentences.price_of_imbalance({"none": [0.6, 0.62], "balanced": [0.7, 0.72]}, drawn)
     assert expected in text
     assert "(+10.0 points of macro F1, 95 % interval" in text
+    wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn)
+    assert "no difference can be shown" in wide  # seeds differ by more
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([0, 1, 2], "down to ρ = 0.3 (40.0%), the 100 test images can show no loss against the teacher (McNemar"),
+        ([0, 30, 60], "down to ρ = 1 (80.0%), the 100 test images can show no loss against the teacher"),
+        ([0, 30, 60], "; at ρ = 0.7 (60.0%) they show one."),
+        ([30, 30, 60], "Even at ρ = 1 (80.0%) the 100 test images can show a loss"),
+        ([0, -30, 60], "down to ρ = 0.7 (60.0%)"),  # better than the teacher is no loss
+    ],
+)
+def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[int], expected: str) -> None:
+    sweep = pd.DataFrame({"keep_ratio": [1.0, 0.7, 0.3], "accuracy": [0.8, 0.6, 0.4]})
+    tests = {
+        share: {"only_a": max(n, 0), "only_b": max(-n, 0), "p": 1.0 if abs(n) < 5 else 1e-6}
+        for share, n in zip(sweep["keep_ratio"], losses, strict=True)
+    }
+    assert expected in sentences.how_far(sweep, tests, "100 test images")
 
 
 def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
     text = sentences.frontier(pd.DataFrame({"model": ["c", "a", "b"], "macs": [3, 1, 2], "accuracy": [0.6, 0.5, 0.4]}))
-    assert text.startswith("As measured")
-    assert text.endswith("than *a*, *c*.")
+    assert text.startswith("By the measured accuracies, noise included")
+    assert text.endswith(": *a*, *c*.")

@@ -192,7 +192,7 @@ def _digits(image_size: int) -> Source:
 
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16 * 255).float()[:, None]  # (1797, 1, 8, 8)
-    images = F.interpolate(images, size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
+    images = _resized(images, image_size)
     train, test = _hold_out(_whole(images, torch.from_numpy(digits.target).long()))
     notes = [] if image_size == 8 else [f"The scans have 8×8 pixels and are drawn at {image_size}×{image_size}."]
     return _source(train, test, [str(digit) for digit in range(10)], notes)
@@ -214,13 +214,16 @@ def _cifar10(root: Path, image_size: int) -> Source:
     splits = []
     for part in parts:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
-        if image_size != images.shape[-1]:
-            images = (
-                F.interpolate(images.float(), size=image_size, mode="bilinear", antialias=True).round().to(torch.uint8)
-            )
-        splits.append(_whole(images, torch.tensor(part.targets)))
+        splits.append(_whole(_resized(images, image_size), torch.tensor(part.targets)))
     notes = [] if image_size == 32 else [f"All images were resized from 32×32 to {image_size}×{image_size}."]
     return _save(cache, _source(*splits, parts[0].classes, notes))
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """(N, C, S, S) images to uint8 (N, C, size, size)."""
+    if images.shape[-1] == size:
+        return images.round().to(torch.uint8)
+    return F.interpolate(images.float(), size=size, mode="bilinear", antialias=True).round().to(torch.uint8)
 
 
 def _folder(root: Path, image_size: int) -> Source:

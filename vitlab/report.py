@@ -89,7 +89,7 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
     vit = results.set_index("model").loc["ViT"]
     dynamic = results.set_index("model").loc["DynamicViT"]
     summary = (
-        f"A Vision Transformer of {vit['parameters']:,} parameters, trained from nothing on "
+        f"A Vision Transformer of {vit['parameters']:,} parameters, trained from random weights on "
         f"{len(lab.data.train):,} images of {lab.data_name}, classifies **{vit['accuracy']:.1%}** of "
         f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "

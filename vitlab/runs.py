@@ -67,6 +67,16 @@ class Run:
     def summary(self) -> dict[str, Any]:
         return json.loads((self.path / "summary.json").read_text())
 
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training, with those of the run that this one started from."""
+        if not self.config.init_from:
+            return self.summary["seconds"]
+        start = Run(self.path.with_name(self.config.init_from))
+        if not start.complete:
+            raise LabError(f"{self.path} started from {start.path.name}, which is not beside it: put it there as well")
+        return self.summary["seconds"] + start.training_seconds
+
     @cached_property
     def config(self) -> RunConfig:
         stored = json.loads((self.path / "config.json").read_text())

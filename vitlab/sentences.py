@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from vitlab.metrics import LEVEL, interval, mean_and_spread, on_frontier
+from vitlab.metrics import LEVEL, holm, interval, mean_and_spread, on_frontier
 
 
 def p_text(p: float) -> str:
@@ -76,10 +76,10 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
     )
     name = best.replace("_", " ")
     noise = 0.0 if math.isnan(spread) else max(spread, base_spread)
-    seeds = "; one seed says nothing on the spread between seeds" if math.isnan(spread) else ""
+    seeds = "; one seed says nothing about the spread between seeds" if math.isnan(spread) else ""
     beyond = "the test images' noise" if seeds else f"the spread over seeds ({noise:.3f}) and the test images' noise"
     if mean <= base:
-        return f"No remedy helps: the best is {name}, {figures}."
+        return f"No remedy raised the measured macro F1: the best is {name}, {figures}."
     if mean - base > noise and low > 0:
         return f"The best remedy is **{name}**: {figures}, a gain beyond {beyond}{seeds}."
     return f"No remedy shows a gain beyond {beyond}; the best is {name}, {figures}{seeds}."
@@ -87,15 +87,38 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
 
 def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
     """One sentence on what the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them."""
-    gap = float(np.mean(scores["balanced"]) - np.mean(scores["none"]))
+    (mean, spread), (base, base_spread) = mean_and_spread(scores["balanced"]), mean_and_spread(scores["none"])
+    gap, noise = 100 * (mean - base), 0.0 if math.isnan(spread) else 100 * max(spread, base_spread)
     low, high = interval(resampled_scores["balanced"] - resampled_scores["none"])
-    figures = f"({100 * gap:+.1f} points of macro F1, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
-    if low <= 0 <= high:
-        return f"Between all the images and the imbalanced ones this test set can show no difference {figures}."
-    return f"All the images are {'better' if gap > 0 else 'worse'} than the imbalanced ones without a remedy {figures}."
+    figures = f"({gap:+.1f} points of macro F1, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+    if low <= 0 <= high or abs(gap) <= noise:
+        return f"Between training on all the images and on the imbalanced ones no difference can be shown {figures}."
+    better = "better" if gap > 0 else "worse"
+    return (
+        f"Trained on all the images the model scores {better} than on the imbalanced ones without a remedy {figures}."
+    )
+
+
+def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str) -> str:
+    """One sentence on the keep ratio down to which no test shows a loss against the teacher.
+
+    sweep: keep_ratio and accuracy, falling; tests: keep ratio -> `metrics.mcnemar` of the teacher and the student.
+    """
+    p = holm(np.array([test["p"] for test in tests.values()]))
+    lost = [q < LEVEL and test["only_a"] > test["only_b"] for q, test in zip(p, tests.values(), strict=True)]
+    shown = [f"ρ = {row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
+    rule = f"the {images} can show {{}} against the teacher (McNemar, Holm over the {len(lost)} keep ratios)"
+    if not any(lost):
+        return f"Run at other keep ratios, down to {shown[-1]}, {rule.format('no loss')}."
+    first = lost.index(True)
+    if first == 0:
+        return f"Even at {shown[0]} {rule.format('a loss')}."
+    down = f"down to {shown[first - 1]}, {rule.format('no loss')}"
+    return f"Run at other keep ratios, {down}; at {shown[first]} they show one."
 
 
 def frontier(results: pd.DataFrame) -> str:
     """One sentence naming the models on the frontier of accuracy and MACs."""
     names = ", ".join(f"*{name}*" for name in results[on_frontier(results, "macs")].sort_values("macs")["model"])
-    return f"As measured, no model is as good in accuracy and multiply-adds and better in one of them than {names}."
+    beaten = "these models are beaten by no other in accuracy at the same or fewer multiply-adds"
+    return f"By the measured accuracies, noise included, {beaten}: {names}."

@@ -32,11 +32,8 @@ def results(lab: Lab) -> pd.DataFrame:
                 "macro_f1_high": test["f1_interval"][1],
                 "top_2": test["top_2"],
                 "calibration_error": test["calibration_error"],
-                "parameters": cost["parameters"],
-                "macs": cost["macs"],
-                "latency_ms": cost["latency_ms"],
-                "images_per_second": cost["images_per_second"],
-                "training_seconds": run.summary["seconds"],
+                **{name: cost[name] for name in ("parameters", "macs", "latency_ms", "images_per_second")},
+                "training_seconds": run.training_seconds,
                 "epochs": run.summary["epochs"],
                 "epoch_chosen": run.summary["epoch"],
                 "test_images": test["n"],
@@ -54,11 +51,14 @@ def pairs(lab: Lab) -> pd.DataFrame:
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
-def recall_differences(lab: Lab, reference: str) -> pd.DataFrame:
-    """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table."""
+def recall_differences(lab: Lab, reference: str, names: list[str] | None = None) -> pd.DataFrame:
+    """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table.
+
+    Of the models `names`, or of all that are compared.
+    """
     rows = []
     base, labels = lab.load(reference).predictions
-    for name in lab.compared:
+    for name in names or lab.compared:
         logits = lab.load(name).predictions[0]
         for k, title in enumerate(lab.source.classes if name != reference else ()):
             two = metrics.mcnemar(base[labels == k], logits[labels == k], labels[labels == k])
