@@ -58,7 +58,7 @@ class TestEachNotebook:
                     assert node.end_lineno - node.lineno < 8, f"{node.name} belongs into the package"
 
     def test_prose_is_long_enough_to_explain_and_short_enough_to_read(self, path):
-        assert 400 <= len(prose(path).split()) <= 1000  # captions and computed sentences come on top
+        assert 600 <= len(prose(path).split()) <= 1200  # captions and computed sentences come on top
 
     def test_has_four_to_nine_numbered_figures_and_tables_in_order(self, path):
         source, chapter = "\n".join(code(path)), int(path.name[:2])

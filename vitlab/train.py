@@ -1,6 +1,7 @@
 """The one training loop and the one evaluation function.
 
-Everything random in step t is a function of (seed, t): a run that was interrupted continues as if it had not been.
+Everything random in step t is a function of (seed, t): a run that was interrupted continues as if it had not been, to
+the bit on a CPU, and up to the last digits on a GPU, where some kernels add in no fixed order.
 Only a budget in minutes makes the result depend on the clock, because the learning rate then follows it.
 """
 
@@ -200,6 +201,8 @@ def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch
     model = build_model(config, len(data.classes), data.train.pool.shape[1])
     if teacher is not None:
         start_from(model, teacher.weights())
+    if torch.distributed.is_initialized() and device.type == "cuda":  # there is none for a CPU
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     frozen = teacher.model() if teacher and config.model == "dynamic_vit" else None
