@@ -47,6 +47,16 @@ def _legend_above(axis: plt.Axes, columns: int) -> None:
     axis.legend(frameon=False, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
+def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "upper") -> None:
+    """One legend for all panels, of what `axis` shows, above or below them."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns, frameon=False, fontsize=7)
+
+
+def _row_name(row: np.ndarray, name: str) -> None:
+    row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
@@ -91,7 +101,7 @@ def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], column
             axis.set_axis_off()
         for axis, image in zip(row, members, strict=False):
             _picture(axis, image)
-        row[0].text(-0.15, 0.5, shown[k], transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        _row_name(row, shown[k])
     return figure
 
 
@@ -102,7 +112,7 @@ def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
     for (name, images), row in zip(rows.items(), axes, strict=True):
         for axis, image in zip(row, images, strict=True):
             _picture(axis, image)
-        row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        _row_name(row, name)
     return figure
 
 
@@ -119,8 +129,7 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
         axis.set(xlabel="class, commonest first", ylabel=label, yscale="log")
         axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
     axes[0].sharey(axes[2])
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=6, frameon=False, fontsize=7)
+    _legend_outside(figure, axes[0], 6)
     return figure
 
 
@@ -170,8 +179,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     for axis in axes.flat:
         axis.tick_params(labelsize=7)
     figure.supxlabel("test recall", fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=7)
+    _legend_outside(figure, axes[0, 0], 2)
     return figure
 
 
@@ -272,8 +280,7 @@ def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Fi
     sizes.set(xlabel="confidence", ylabel="share of the test images", xlim=axis.get_xlim())
     for formatted in (axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis):
         formatted.set_major_formatter(PercentFormatter(1, decimals=0))
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=7)
+    _legend_outside(figure, axis, 3)
     return figure
 
 
@@ -322,7 +329,7 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
                 axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
     names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
     for row, name in zip(axes, names, strict=True):
-        row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=7)
+        _row_name(row, name)
     return figure
 
 
@@ -425,8 +432,7 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         axis.set(xlabel=label, xlim=(0, 1.1 * places.max()))
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7)
+    _legend_outside(figure, axes[0], 4, "lower")
     return figure
 
 
