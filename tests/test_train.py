@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitlab import train as loop
 from vitlab.config import LabError, Remedy, RunConfig
-from vitlab.data import Source, Split, split
+from vitlab.data import Source, Split, split, to_float
 from vitlab.losses import Objective
 from vitlab.models import build_model
 from vitlab.optim import Muon, build_optimizers, lr_factor, orthogonal, precision_of
@@ -486,6 +486,20 @@ def test_muon_takes_the_steps_of_torchs_muon(monkeypatch: pytest.MonkeyPatch) ->
     for mine, their, start in zip(ours, theirs, starts, strict=True):
         torch.testing.assert_close(mine, their, atol=1e-5, rtol=1e-4)
         assert (mine - start).norm() > 0.1
+
+
+def test_convolutional_tokenizer_begins_whitened_by_the_training_images_and_a_student_by_its_teacher(
+    tiny: RunConfig, few: Source, train: Train
+) -> None:
+    config = tiny.but(tokenizer="conv", steps=1, warmup=0.5, lr=1e-9, muon_lr=1e-9)
+    data = split(few, config)
+    expected = build_model(config, 10, 1).embed
+    expected.whiten(to_float(data.train.images))
+    teacher = train(config)
+    kernels = teacher.weights()["embed.layers.0.weight"]
+    torch.testing.assert_close(kernels, expected.layers[0].weight)
+    student = train(config.but(model="dynamic_vit", init_from=teacher.path.name), teacher=teacher)
+    torch.testing.assert_close(student.weights()["embed.layers.0.weight"], kernels)
 
 
 # ---------------------------------------------------------------- average of weights

@@ -261,3 +261,17 @@ def test_positions_of_another_size_are_resampled_around_the_class_token(pool: st
     assert torch.allclose(grid, grid[:1].expand_as(grid), atol=1e-5)  # all rows alike still
     assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_whitened_kernels_give_uncorrelated_outputs_of_variance_one() -> None:
+    torch.manual_seed(0)
+    smooth = nn.functional.avg_pool2d(torch.randn(200, 3, 12, 12), 3, stride=1)  # neighbours alike, as in an image
+    embed = vit.ConvEmbed(3, 256, 4)  # 64 first kernels, 27 components
+    before = embed.layers[0].weight.clone()
+    embed.whiten(smooth)
+    seen = nn.functional.conv2d(smooth, embed.layers[0].weight[:27]).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(seen), torch.eye(27), atol=0.05, rtol=0)
+    assert torch.equal(embed.layers[0].weight[27:], before[27:])
+    few = vit.ConvEmbed(3, 64, 4)  # 16 first kernels take the strongest components
+    few.whiten(smooth)
+    torch.testing.assert_close(few.layers[0].weight, embed.layers[0].weight[:16])

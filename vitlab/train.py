@@ -34,6 +34,7 @@ from vitlab.runs import Run, environment, identity
 CHECKPOINT_SECONDS = 120
 CHECK_STEPS = 10  # how often the loss is looked at: a GPU has to be waited for
 EVAL_BATCH = 500
+WHITENING_IMAGES = 2000
 
 
 @dataclasses.dataclass
@@ -201,6 +202,9 @@ def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch
     model = build_model(config, len(data.classes), data.train.pool.shape[1])
     if teacher is not None:
         start_from(model, teacher.weights())
+    elif config.tokenizer == "conv":
+        every = -(-len(data.train) // WHITENING_IMAGES)
+        model.embed.whiten(to_float(data.train.some(slice(None, None, every))))
     if torch.distributed.is_initialized() and device.type == "cuda":  # there is none for a CPU
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.channels_last:

@@ -46,6 +46,19 @@ class ConvEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(2).transpose(1, 2)
 
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Let the first kernels begin as the principal components of the 3×3 patches of `images`, each of variance 1.
+
+        What they see is then decorrelated, which a short training has no time to learn (Jordan 2024, arXiv:2404.00498,
+        section 3.2). Kernels beyond the 9·C components stay as they are.
+        """
+        first = self.layers[0]
+        patches = nn.functional.unfold(images, first.kernel_size).transpose(1, 2).flatten(0, 1)  # (patches, C·9)
+        values, vectors = torch.linalg.eigh(torch.cov(patches.T))  # the largest last
+        components = (vectors / (values + 1e-4).sqrt()).T.flip(0)[: first.out_channels]
+        first.weight[: len(components)] = components.unflatten(1, first.weight.shape[1:])
+
 
 TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed}
 
