@@ -70,7 +70,7 @@ class DynamicViT(ViT):
         return tokens_left(self.num_patches, self.keep_ratio)
 
     def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
-        return self._masked(images, trace) if self.training else self._pruned(images, trace)
+        return self._masked(images, trace) if self.training else super().forward(images, trace)
 
     def _masked(self, images: Tensor, trace: dict | None) -> Tensor:
         tokens = self.embed_tokens(images)
@@ -90,7 +90,8 @@ class DynamicViT(ViT):
             trace |= {"keep": decisions, "final": tokens}
         return self.head(self.pool_tokens(tokens, policy))
 
-    def _pruned(self, images: Tensor, trace: dict | None) -> Tensor:
+    def encode(self, images: Tensor, trace: dict | None = None) -> Tensor:
+        """(B, C, S, S) -> (B, n, D): the tokens that are left, after the last norm."""
         tokens = self.embed_tokens(images)
         extra = int(self.cls_token is not None)
         left = tokens_left(tokens.shape[1] - extra, self.keep_ratio)
@@ -112,7 +113,7 @@ class DynamicViT(ViT):
         tokens = self.norm(tokens)
         if trace is not None:
             trace["tokens"].append(tokens.detach())
-        return self.head(self.pool_tokens(tokens))
+        return tokens
 
 
 def tokens_left(num_patches: int, keep_ratio: float) -> list[int]:
