@@ -340,7 +340,7 @@ def keep_ratio_curve(frame: pd.DataFrame, teacher: float, trained_at: float) -> 
     accuracy.errorbar(frame["keep_ratio"], frame["accuracy"], yerr=bars, marker="o", capsize=2, label="DynamicViT")
     accuracy.axhline(teacher, color="black", linestyle="--", linewidth=1, label="its teacher")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    accuracy.set(xlabel="keep ratio ρ", ylabel="test accuracy")
+    accuracy.set(xlabel="keep ratio ρ", ylabel="accuracy")
     speed.plot(frame["keep_ratio"], frame["images_per_second"], marker="s", color=PALETTE[1])
     speed.set(xlabel="keep ratio ρ", ylabel="images per second", ylim=(0, None))
     for axis in (accuracy, speed):

@@ -124,9 +124,10 @@ class Run:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Keep the checkpoint before as well: should this one turn out damaged, that one serves."""
         current = self.path / "checkpoint.pt"
-        if current.exists():
-            current.replace(self.path / "checkpoint.previous.pt")
-        self.save(current.name, state)
+        with writing(current) as temporary:
+            torch.save(state, temporary)
+            if current.exists():
+                current.replace(self.path / "checkpoint.previous.pt")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, or None; LabError for one that may not be read."""
