@@ -33,6 +33,8 @@ PARAMS = {
     "crop": 4,
     "flip": True,
     "batch_size": 128,
+    "optimizer": "muon",
+    "lr": 1e-3,
 }
 
 

@@ -55,7 +55,7 @@ def differing(a: RunConfig, b: RunConfig) -> set[str]:
         ("ViT", "Linear ViT", {"model", "feature_map"}),
         ("ViT", "Linformer ViT", {"model", "linformer_k", "linformer_sharing"}),
         ("ViT, trained on", "DynamicViT", {"model", "keep_ratio", "ratio_weight", "distill_weight"}),
-        ("ViT", "ViT, trained on", {"init_from", "epochs", "lr", "muon_lr"}),
+        ("ViT", "ViT, trained on", {"init_from", "epochs", "lr"}),
     ],
 )
 def test_runs_differ_in_what_their_names_say_alone(one: str, other: str, names: set[str], fresh: Lab) -> None:
