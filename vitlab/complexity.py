@@ -27,7 +27,7 @@ from vitlab.models import best_device, build_model
 from vitlab.vit import Attention
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, prints two lines a use
-MEMORY_BATCH = 32  # images at which peak memory is measured
+MEMORY_BATCH = 8  # images at which peak memory is measured
 
 # The course's four models at 32×32×3, patch 4, 10 classes: preset, model, and the parameters and FLOPs it quotes
 COURSE = {

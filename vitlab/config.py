@@ -172,9 +172,9 @@ class LabConfig(Common):
 
     imbalance: Imbalance = "exponential"  # of chapter 01's study; the other chapters use balanced data
     imbalance_ratio: Annotated[float, Field(ge=1)] = 50.0  # images of the commonest class over the rarest's
-    study_epochs: Count = 20  # of each run of the imbalance study
+    study_epochs: Count = 15  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
-    fine_tune_epochs: Count = 15  # of DynamicViT, and of the ViT that just trains on
+    fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that just trains on
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     processes: Count = 1  # that train a run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
