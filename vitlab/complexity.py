@@ -117,7 +117,7 @@ def hidden_macs(config: RunConfig, num_classes: int, channels: int) -> int:
     return attention // 2 if config.model == "linformer_vit" else attention
 
 
-def seconds(work: Callable[[], object], at_least: float = 0.3, repeats: int = 5) -> tuple[float, float, float]:
+def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
     """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
