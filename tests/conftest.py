@@ -25,6 +25,7 @@ def pytest_configure() -> None:
     os.environ["VITLAB_RUNS"] = str(SHARED_RUNS)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where pytest-xdist runs tests side by side, a file's tests stay together, and the longest files begin.
 
