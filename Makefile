@@ -11,7 +11,7 @@ report: $(VENV)/installed
 
 test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+	@$(BIN)/python -m pytest
 
 lab: $(VENV)/installed
 	@$(BIN)/jupyter lab notebooks

@@ -25,18 +25,6 @@ def pytest_configure() -> None:
     os.environ["VITLAB_RUNS"] = str(SHARED_RUNS)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where pytest-xdist runs tests side by side, a file's tests stay together, and the longest files begin.
-
-    The report's tests and the notebooks go to one process, in this order: they share a folder of runs.
-    """
-    for item in items:
-        report = item.path.name == "test_report.py" or item.path.suffix == ".ipynb"
-        item.add_marker(pytest.mark.xdist_group("report" if report else item.path.name))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "report")
-
-
 @pytest.fixture(autouse=True)
 def _no_runs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITLAB_RUNS", raising=False)
