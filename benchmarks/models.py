@@ -23,6 +23,7 @@ SHAPE = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32,
 BATCH, ROUNDS = 128, 20
 TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
 LINFORMER_K = 64
+BATCH_TOKENS = 8192  # of all images of a batch, in which the two kernels are compared
 
 
 def alternating(works: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -93,7 +94,7 @@ def kernels() -> None:
     taken, device = vit.FUSED_FROM_TOKENS_IN_BF16_ON_CPU, best_device()
     for dtype, tokens in itertools.product((torch.float32, torch.bfloat16), (65, 256, 1024)):
         layer = vit.Attention(SHAPE["dim"], SHAPE["heads"], tokens).to(device)
-        inputs = torch.randn(max(1, 8192 // tokens), tokens, SHAPE["dim"], device=device)
+        inputs = torch.randn(max(1, BATCH_TOKENS // tokens), tokens, SHAPE["dim"], device=device)
 
         def run(kernel: str, layer=layer, inputs=inputs, dtype=dtype) -> torch.Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):

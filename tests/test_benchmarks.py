@@ -23,7 +23,7 @@ def script(name: str) -> ModuleType:
 
 def test_models_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     models = script("models")
-    for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 512, 1024]}.items():
+    for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 512, 1024], "BATCH_TOKENS": 65}.items():
         monkeypatch.setattr(models, name, value)
     with torch.inference_mode():
         models.pruning()

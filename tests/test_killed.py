@@ -44,7 +44,7 @@ def life(runs_dir: Path, started: Event, limit: int | None = None) -> None:
 @pytest.fixture(scope="module")
 def context():
     server = get_context("forkserver")  # imports once what every life needs
-    server.set_forkserver_preload(["vitlab.train", "sklearn.datasets", "scipy.sparse"])
+    server.set_forkserver_preload(["vitlab.train", "sklearn.datasets", "scipy.sparse", "torch._dynamo"])
     return server
 
 

@@ -113,7 +113,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         6, ["ant", "stage 1:\n3 of 4", "stage 2:\n1 of 4"],
     ),
     "keep_ratio_curve": (
-        lambda: plots.keep_ratio_curve(KEPT, 0.92, 0.7), 2, ["test accuracy", "images per second", "its teacher"],
+        lambda: plots.keep_ratio_curve(KEPT, 0.92, 0.7), 2, ["accuracy", "images per second", "its teacher"],
     ),
     "attention_matrices": (
         lambda: plots.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),

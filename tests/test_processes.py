@@ -39,8 +39,9 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, t
 
 
 def test_failure_in_the_processes_is_told(tmp_path: Path) -> None:
-    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=3))
-    with pytest.raises(LabError, match="batch_size 64 cannot be shared evenly by 3 processes"):
+    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=2, batch_size=2000))  # more than there are images
+    images = len(lab.data.train)
+    with pytest.raises(LabError, match=f"batch_size {images} cannot be shared evenly by 2 processes"):
         lab.train(lab.config("ViT"))
 
 

@@ -1,4 +1,4 @@
-"""`make report` as its user meets it: run as a process on the real notebooks, with the trainings cut short."""
+"""`make report` as its user meets it: the quick profile, whole. The notebooks that follow it here find its runs."""
 
 import os
 import re
@@ -13,9 +13,8 @@ from browser import open_offline
 from conftest import SHARED_RUNS
 from PIL import Image
 
+from vitlab import report
 from vitlab.config import ROOT
-
-SHORT = ["epochs=2", "fine_tune_epochs=1", "study_epochs=1", "study_seeds=1"]
 
 
 def command(out, *options):
@@ -29,22 +28,21 @@ def run(out, runs, *options):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("report"), SHARED_RUNS  # what chapter 5 measures there, nbmake's chapter 5 reads
+    return tmp_path_factory.mktemp("report"), SHARED_RUNS  # which the kernels that nbmake starts read
 
 
 @pytest.fixture(scope="module")
 def made(place):
-    """The report of a lab with short trainings, first killed in the middle and then made."""
+    """The report, first killed in the middle and then made."""
     out, runs = place
-    process = subprocess.Popen(
-        command(out, "--set", *SHORT), env=os.environ | {"VITLAB_RUNS": str(runs)}, start_new_session=True, cwd="/"
-    )
+    environment = os.environ | {"VITLAB_RUNS": str(runs)}
+    process = subprocess.Popen(command(out), env=environment, start_new_session=True, cwd="/")
     while process.poll() is None and len(list(runs.glob("*/summary.json"))) < 3:
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
-    result = run(out, runs, "--set", *SHORT)
+    result = run(out, runs)
     return result, done
 
 
@@ -59,7 +57,7 @@ def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_ag
 def test_second_call_trains_and_executes_nothing(made, place):
     out, runs = place
     summaries = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
-    result = run(out, runs, "--set", *SHORT)
+    result = run(out, runs)
     assert result.returncode == 0
     assert "up to date" in result.stdout
     assert all(path.stat().st_mtime_ns == before for path, before in summaries.items())
@@ -81,6 +79,12 @@ def test_results_hold_every_model_once(made, place):
     assert all(name in tex for name in (r"\toprule", *frame["model"]))
 
 
+@pytest.mark.parametrize(("model", "least"), [("ViT", 0.97), ("Linear ViT", 0.95), ("Linformer ViT", 0.95)])
+def test_models_know_the_digits(made, place, model, least):
+    accuracy = pd.read_csv(place[0] / "results.csv").set_index("model")["accuracy"]
+    assert accuracy[model] >= least
+
+
 def test_every_number_of_the_comparison_stands_in_results(made, place):
     html = (place[0] / "report.html").read_text()
     for row in pd.read_csv(place[0] / "results.csv").itertuples():
@@ -100,6 +104,19 @@ def test_page_opens_offline_in_a_browser(made, place):
         assert not re.search(r"\$\$|\\frac|\\operatorname|\\mathrm", page["text"])
 
 
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """refused(*options): what a call that must fail says, and the folder of its runs."""
+
+    def call(*options):
+        monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+        monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "out"), *options])
+        assert report.main() == 1
+        return capsys.readouterr().err, tmp_path / "runs"
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -111,30 +128,27 @@ def test_page_opens_offline_in_a_browser(made, place):
         (["--data", "/nowhere"], "there is no folder"),
     ],
 )
-def test_wrong_input_is_one_sentence_before_any_work(tmp_path, options, expected):
-    result = run(tmp_path / "out", tmp_path / "runs", *options)
-    assert result.returncode == 1
-    assert expected in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not list(tmp_path.glob("runs/*/config.json"))
+def test_wrong_input_is_one_sentence_before_any_work(refused, options, expected):
+    error, runs = refused(*options)
+    assert expected in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(runs.glob("*/config.json"))
 
 
-def test_broken_image_is_named(tmp_path):
+def test_broken_image_is_named(tmp_path, refused):
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(3):
             Image.new("RGB", (16, 16)).save(tmp_path / "data" / name / f"good{number}.png")
     (tmp_path / "data" / "dog" / "torn.png").write_bytes(b"\x89PNG\r\n")
-    result = run(tmp_path / "out", tmp_path / "runs", "--data", str(tmp_path / "data"))
-    assert result.returncode == 1
-    assert "torn.png is not a readable image" in result.stderr
+    error, _ = refused("--data", str(tmp_path / "data"))
+    assert "torn.png is not a readable image" in error
 
 
-def test_folder_that_cannot_be_written_is_named_before_any_work(tmp_path):
+def test_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, refused):
     (tmp_path / "file").write_text("")
-    result = run(tmp_path / "file" / "out", tmp_path / "runs")
-    assert result.returncode == 1
-    assert "cannot write" in result.stderr
+    error, _ = refused("--out", str(tmp_path / "file" / "out"))
+    assert "cannot write" in error
 
 
 def test_full_disk_is_said_before_any_work(tmp_path):

@@ -181,6 +181,12 @@ class LabConfig(Common):
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
 
+    @model_validator(mode="after")
+    def _check_processes(self) -> Self:
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
+        return self
+
     def run(self, **changes: Any) -> RunConfig:
         """Configuration of one run of this lab: balanced data unless `changes` says otherwise."""
         shared = {name: getattr(self, name) for name in Common.model_fields}
