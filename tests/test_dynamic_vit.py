@@ -63,12 +63,12 @@ def sixteen() -> Source:
 
 
 @pytest.fixture(scope="session")
-def on_digits(tmp_path_factory: pytest.TempPathFactory, sixteen: Source) -> Callable[[float], tuple[Run, DynamicViT]]:
-    """on_digits(ρ): the run and the model of a DynamicViT fine-tuned on all digits from a ViT of one epoch."""
+def on_digits(tmp_path_factory: pytest.TempPathFactory, sixteen: Source) -> Callable[..., tuple[Run, DynamicViT]]:
+    """on_digits(ρ, epochs): the run and the model of a DynamicViT fine-tuned on all digits from a ViT of one epoch."""
 
-    def run(keep_ratio: float) -> tuple[Run, DynamicViT]:
+    def run(keep_ratio: float, epochs: int) -> tuple[Run, DynamicViT]:
         plain = RunConfig(image_size=16, patch_size=2, dim=16, heads=2, epochs=1, ratio_weight=10, lr=4e-3)
-        dynamic = plain.but(model="dynamic_vit", keep_ratio=keep_ratio, epochs=5)
+        dynamic = plain.but(model="dynamic_vit", keep_ratio=keep_ratio, epochs=epochs)
         where, teacher = tmp_path_factory.getbasetemp(), None
         for config in (plain, dynamic):
             place = Run.of(where, config, sixteen.digest)
@@ -79,7 +79,7 @@ def on_digits(tmp_path_factory: pytest.TempPathFactory, sixteen: Source) -> Call
 
 
 def test_training_on_digits_brings_the_kept_share_of_each_stage_to_its_target(on_digits, sixteen: Source) -> None:
-    _, model = on_digits(0.7)
+    _, model = on_digits(0.7, epochs=5)
     trace: dict = {}
     torch.manual_seed(0)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_training_on_digits_brings_the_kept_share_of_each_stage_to_its_target(on
 
 
 def test_training_on_digits_at_a_hard_ratio_stays_finite(on_digits) -> None:
-    run, _ = on_digits(0.3)
+    run, _ = on_digits(0.3, epochs=2)
     assert np.isfinite(run.history.to_numpy()).all()
     assert run.history["cls"].iloc[-1] < run.history["cls"].iloc[0]
 

@@ -171,7 +171,8 @@ def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
         _ = Run(tmp_path).predictions
 
 
-def test_lock_is_free_again_after_a_failure(tmp_path: Path) -> None:
+def test_lock_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
     run = Run(tmp_path)
     with pytest.raises(ZeroDivisionError), run.locked():
         raise ZeroDivisionError

@@ -16,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from vitlab import runs
 from vitlab import train as loop
 from vitlab.config import LabError, Remedy, RunConfig
 from vitlab.data import Source, Split, split, to_float
@@ -246,7 +247,10 @@ def test_complete_run_keeps_no_checkpoint(tiny: RunConfig, train: Train) -> None
     assert list(train(tiny).path.glob("checkpoint*")) == []
 
 
-def test_run_that_another_process_trains_is_refused(tiny: RunConfig, few: Source, tmp_path: Path, train: Train) -> None:
+def test_run_that_another_process_trains_is_refused(
+    tiny: RunConfig, few: Source, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
     where = Run.of(tmp_path, tiny, few.digest)
     where.path.mkdir()
     with filelock.FileLock(where.path / ".lock"), pytest.raises(LabError, match="another process"):
@@ -451,13 +455,27 @@ def test_every_parameter_has_one_optimiser(optimizer: str, tiny: RunConfig) -> N
     assert sorted(owned) == sorted(map(id, net.parameters()))
 
 
-def test_muon_takes_the_matrices_of_the_blocks(tiny: RunConfig) -> None:
-    net = build_model(tiny, 10, 1)
+def test_muon_takes_the_hidden_layers(tiny: RunConfig) -> None:
+    net = build_model(tiny.but(tokenizer="conv"), 10, 1)
     muon, adamw = build_optimizers(net, tiny.but(optimizer="muon", lr=0.003, muon_lr=0.04))
     assert isinstance(muon, Muon)
     taken = {id(p) for p in muon.param_groups[0]["params"]}
-    assert taken == {id(p) for name, p in net.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    first, *deeper = [name for name, p in net.named_parameters() if name.startswith("embed.") and p.ndim == 4]
+    assert first == "embed.layers.0.weight"
+    assert len(deeper) == 2
+    blocks = {name for name, p in net.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    assert taken == {id(net.get_parameter(name)) for name in blocks | set(deeper)}
     assert (muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"]) == (0.04, 0.003)
+
+
+def test_muon_takes_a_kernel_for_the_matrix_of_its_rows() -> None:
+    kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn_like(kernel)
+    matrix.grad = kernel.grad.flatten(1)
+    for p in (kernel, matrix):
+        Muon([p], lr=0.1, weight_decay=0.1).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24), (1, 16, 16)])

@@ -149,7 +149,7 @@ def peak_memory(work: Callable[[], object]) -> int:
 def throughput(model: nn.Module, image: Tensor) -> tuple[int, float, float, float]:
     """The best batch for one image (C, S, S), and its images per second: median, lower and upper quartile.
 
-    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than half a second a call.
+    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than 0.25 s a call.
     """
     best = (0, 0.0, 0.0, 0.0)
     for batch in (8 * 4**i for i in range(5)):
@@ -158,7 +158,7 @@ def throughput(model: nn.Module, image: Tensor) -> tuple[int, float, float, floa
         if batch / median <= best[1]:
             break
         best = (batch, batch / median, batch / high, batch / low)
-        if 4 * median > 0.5:
+        if 4 * median > 0.25:
             break
     return best
 

@@ -83,7 +83,7 @@ class Common(BaseModel):
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation accuracy that end training; 0: off
     batch_size: Count = 64  # images a step, of all processes together
     accumulate: Count = 1  # pieces that a batch is taken in, where it does not fit into memory as a whole
-    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for the blocks' matrices, AdamW for the rest
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for the hidden layers' matrices, AdamW for the rest
     lr: Positive = 2e-3  # peak learning rate (with muon: AdamW's)
     muon_lr: Positive = 0.02  # Muon's peak learning rate
     weight_decay: NotNegative = 0.05  # of matrices and kernels alone

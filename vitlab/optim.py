@@ -41,7 +41,8 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[p.shape].append(p)
-            for (rows, columns), params in by_shape.items():
+            for shape, params in by_shape.items():
+                rows, columns = shape[0], math.prod(shape[1:])
                 grads = [p.grad for p in params]
                 for p in params:
                     if not self.state[p]:
@@ -49,7 +50,7 @@ class Muon(torch.optim.Optimizer):
                 averages = [self.state[p]["momentum"] for p in params]
                 torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, averages, group["momentum"])  # Nesterov's look ahead
-                steps = orthogonal(torch.stack(ahead)).unbind()
+                steps = orthogonal(torch.stack(ahead).flatten(2)).view(-1, *shape).unbind()
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(params, steps, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
@@ -70,16 +71,20 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def build_optimizers(model: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
-    """AdamW or SGD for all weights, or Muon for the blocks' matrices and AdamW for the rest.
+    """AdamW or SGD for all weights, or Muon for the hidden layers' matrices and AdamW for the rest.
+
+    Hidden are those of the blocks, and the convolutional tokenizer's after its first layer: a kernel (O, I, k, k) is
+    the matrix (O, I·k·k).
 
     Weight decay acts on matrices and kernels alone: not on biases, norms, the class token and positions. Each group
     keeps its peak learning rate as `peak`.
     """
     bare, matrices, kernels = [], [], []
+    deeper = [name for name, p in model.named_parameters() if name.startswith("embed.layers.") and p.ndim == 4][1:]
     for name, p in model.named_parameters():
         if p.ndim <= 1 or name in ("cls_token", "pos_embed"):
             bare.append(p)
-        elif config.optimizer == "muon" and name.startswith("blocks.") and p.ndim == 2:
+        elif config.optimizer == "muon" and (name.startswith("blocks.") or name in deeper):
             matrices.append(p)
         else:
             kernels.append(p)

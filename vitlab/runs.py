@@ -25,6 +25,7 @@ from vitlab.files import writing
 from vitlab.models import OPTIONS, best_device, build_model
 
 IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory"}  # preset: a name for dim, depth, heads, mlp_ratio
+LOCK_SECONDS = 5  # that a killed process may take to die
 LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
 MODEL_ONLY = {option for options in OPTIONS.values() for option in options} | LOSS_WEIGHTS
 
@@ -144,9 +145,9 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for this process; LabError if another still trains into it, given seconds to die."""
+        """Hold the directory for this process; LabError if another still trains into it."""
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=5):
+            with filelock.FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
                 for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
                     leftover.unlink()
                 yield
