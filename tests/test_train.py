@@ -462,7 +462,7 @@ def test_muon_takes_the_hidden_layers(tiny: RunConfig) -> None:
     taken = {id(p) for p in muon.param_groups[0]["params"]}
     first, *deeper = [name for name, p in net.named_parameters() if name.startswith("embed.") and p.ndim == 4]
     assert first == "embed.layers.0.weight"
-    assert len(deeper) == 2
+    assert len(deeper) == 4
     blocks = {name for name, p in net.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
     assert taken == {id(net.get_parameter(name)) for name in blocks | set(deeper)}
     assert (muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"]) == (0.04, 0.003)

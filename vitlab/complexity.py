@@ -78,9 +78,11 @@ def _tokenizer_macs(config: RunConfig, channels: int) -> int:
     if config.tokenizer == "patch":
         return config.num_tokens * channels * config.patch_size**2 * config.dim
     halvings = config.patch_size.bit_length() - 1
-    widths = [channels] + [max(config.dim >> (halvings - i), 8) for i in range(halvings)] + [config.dim]
-    sides = [config.image_size] + [config.image_size >> i for i in range(1, halvings + 1)]
-    return sum(9 * a * b * s * s for (a, b), s in zip(pairwise(widths), sides, strict=True))
+    widths = [max(config.dim >> (halvings - i), 8) for i in range(halvings)] + [config.dim]
+    macs = 9 * channels * widths[0] * config.image_size**2
+    for i, (before, after) in enumerate(pairwise(widths), 1):  # two 3×3 convolutions at each lower resolution
+        macs += 9 * (before + after) * after * (config.image_size >> i) ** 2
+    return macs
 
 
 @torch.inference_mode()

@@ -28,19 +28,20 @@ class PatchEmbed(nn.Module):
 class ConvEmbed(nn.Module):
     """As many tokens as PatchEmbed, made by a small stack of 3×3 convolutions (Xiao et al. 2021; Hassani et al. 2021).
 
-    One convolution at full resolution, then one of stride 2 for every halving until one pixel is left a patch. Batch
-    norm between convolution and activation as in Xiao et al.; GELU for their ReLU, no 1×1 convolution at the end.
+    One convolution at full resolution, then for every halving, until one pixel is left a patch, one of stride 2 and
+    one of stride 1. Batch norm between convolution and activation as in Xiao et al.; GELU for their ReLU, no 1×1
+    convolution at the end.
     """
 
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
         halvings = patch_size.bit_length() - 1
-        widths = [channels] + [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
-        layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(pairwise(widths)):
-            layers += [nn.BatchNorm2d(before), nn.GELU()] if i else []
-            # all but the last lead to a norm, which has the bias
-            layers.append(nn.Conv2d(before, after, 3, stride=2 if i else 1, padding=1, bias=i == halvings))
+        widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)]
+        for before, after in pairwise(widths):
+            layers += [nn.BatchNorm2d(before), nn.GELU(), nn.Conv2d(before, after, 3, 2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(after), nn.GELU(), nn.Conv2d(after, after, 3, padding=1, bias=False)]
+        layers[-1].bias = nn.Parameter(torch.zeros(dim))  # the others lead to a norm, which has one
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
