@@ -69,6 +69,7 @@ class Common(BaseModel):
     tokenizer: Literal["patch", "conv"] = "patch"  # how patches become tokens; chapter 02 trains the other one too
     pool: Literal["cls", "mean"] = "cls"  # what is classified: the class token, or the mean of the patches
     positions: Literal["learned", "sincos"] = "learned"  # where a patch is: learned, or fixed sines and cosines
+    init: Literal["xavier", "small"] = "xavier"  # small, deviation 0.02, suits muon: where Q, K, V and MLPs begin
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps

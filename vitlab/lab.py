@@ -26,7 +26,7 @@ from vitlab import complexity, metrics
 from vitlab.config import ROOT, LabConfig, LabError, Remedy, RunConfig, absolute, from_notebook
 from vitlab.data import Data, Source, load_source, split
 from vitlab.files import writing
-from vitlab.models import OPTIONS, SHARED, build_model
+from vitlab.models import OPTIONS, SHAPE, build_model
 from vitlab.optim import NARROW
 from vitlab.runs import Run, environment
 from vitlab.train import fit
@@ -302,7 +302,7 @@ def _start_worker() -> None:
 
 def _shape(config: RunConfig) -> dict[str, Any]:
     """What of a configuration decides the cost of inference."""
-    return {name: getattr(config, name) for name in ("model", "image_size", *SHARED, *OPTIONS.get(config.model, ()))}
+    return {name: getattr(config, name) for name in ("model", "image_size", *SHAPE, *OPTIONS.get(config.model, ()))}
 
 
 def _make(chapter: str) -> str:

@@ -15,7 +15,8 @@ OPTIONS = {
     "linear_vit": ("feature_map",),
     "linformer_vit": ("linformer_k", "linformer_sharing"),
 }
-SHARED = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "positions", "dropout", "drop_path")
+SHAPE = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "positions")
+SHARED = (*SHAPE, "init", "dropout", "drop_path")
 
 
 def best_device() -> torch.device:

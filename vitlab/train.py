@@ -34,7 +34,7 @@ from vitlab.runs import Run, environment, identity
 CHECKPOINT_SECONDS = 120
 CHECK_STEPS = 10  # how often the loss is looked at: a GPU has to be waited for
 EVAL_BATCH = 500
-WHITENING_IMAGES = 2000
+WHITENING_PIXELS = 2_000_000  # of training images, that the first kernels are fitted to
 
 
 @dataclasses.dataclass
@@ -203,7 +203,7 @@ def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch
     if teacher is not None:
         start_from(model, teacher.weights())
     elif config.tokenizer == "conv":
-        every = -(-len(data.train) // WHITENING_IMAGES)
+        every = -(-len(data.train) * config.image_size**2 // WHITENING_PIXELS)
         model.embed.whiten(to_float(data.train.some(slice(None, None, every))))
     if torch.distributed.is_initialized() and device.type == "cuda":  # there is none for a CPU
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

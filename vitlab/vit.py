@@ -203,6 +203,7 @@ class ViT(nn.Module):
         tokenizer: str = "patch",
         pool: str = "cls",
         positions: str = "learned",
+        init: str = "xavier",
         dropout: float = 0.0,
         drop_path: float = 0.0,
         **attention_options: int | str,
@@ -231,6 +232,9 @@ class ViT(nn.Module):
         for block in self.blocks:
             for weight in block.attention.qkv.weight.chunk(3):  # Q, K and V are three matrices
                 nn.init.xavier_uniform_(weight)
+            if init == "small":  # as DeiT (Touvron et al. 2021): steps of a fixed size, such as Muon's, turn it sooner
+                for layer in (block.attention.qkv, block.mlp.fc1):
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
             for branch_end in (block.attention.proj, block.mlp.fc2):  # every block begins as the identity
                 nn.init.zeros_(branch_end.weight)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
