@@ -266,7 +266,7 @@ def test_positions_of_another_size_are_resampled_around_the_class_token(pool: st
 @pytest.mark.parametrize(("init", "deviation"), [("xavier", (2 / (64 + 64)) ** 0.5), ("small", 0.02)])
 def test_attention_begins_as_large_as_init_says(init: str, deviation: float) -> None:
     for block in build_model(RunConfig(init=init), 10, 1).blocks:
-        assert float(block.attention.qkv.weight.std()) == pytest.approx(deviation, rel=0.05)
+        assert float(block.attention.qkv.weight.detach().std()) == pytest.approx(deviation, rel=0.05)
 
 
 def test_whitened_kernels_give_uncorrelated_outputs_of_variance_one() -> None:
