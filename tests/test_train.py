@@ -468,8 +468,9 @@ def test_muon_takes_the_hidden_layers(tiny: RunConfig) -> None:
     assert (muon.param_groups[0]["lr"], adamw.param_groups[0]["lr"]) == (0.04, 0.003)
 
 
-def test_muon_takes_a_kernel_for_the_matrix_of_its_rows() -> None:
-    kernel = torch.nn.Parameter(torch.randn(8, 3, 3, 3))
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (32, 1, 3, 3)], ids=["wide", "tall"])
+def test_muon_takes_a_kernel_for_the_matrix_of_its_rows(shape: tuple[int, ...]) -> None:
+    kernel = torch.nn.Parameter(torch.randn(shape))
     matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
     kernel.grad = torch.randn_like(kernel)
     matrix.grad = kernel.grad.flatten(1)
