@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from vitlab import runs
+from vitlab import optim, runs
 from vitlab import train as loop
 from vitlab.config import LabError, Remedy, RunConfig
 from vitlab.data import Source, Split, split, to_float
@@ -740,10 +740,29 @@ def test_run_that_goes_on_elsewhere_says_so(
     assert [machine["device"] for machine in train(tiny).environments] == [here["device"], "another"]
 
 
-def test_precision_of_a_wide_model_follows_the_device(tiny: RunConfig) -> None:
+@pytest.mark.parametrize("pays", [True, False])
+def test_precision_of_a_wide_model_follows_what_the_device_gains(
+    pays: bool, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "bf16_pays", lambda: pays)
     assert precision_of(tiny.but(precision="auto"), CPU) is torch.float32
     wide = precision_of(tiny.but(precision="auto", dim=512, heads=8), CPU)
-    assert (wide is torch.bfloat16) == torch.cpu._is_avx512_bf16_supported()
+    assert wide is (torch.bfloat16 if pays else torch.float32)
+
+
+@pytest.mark.parametrize(("slowdown", "pays"), [(0.5, True), (0.9, False), (2.0, False)])
+def test_bf16_has_to_be_clearly_faster(slowdown: float, pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def product(a: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        nonlocal now
+        now += slowdown if a.dtype is torch.bfloat16 else 1.0
+        return a
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", product)
+    monkeypatch.setattr(optim.time, "perf_counter", lambda: now)
+    assert optim.bf16_pays.__wrapped__() is pays
 
 
 def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> None:
