@@ -3,10 +3,14 @@
 import re
 import tomllib
 
+import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from vitlab.config import ROOT
+from vitlab.report import file_digest
+from vitlab.tables import readme_table
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -40,6 +44,16 @@ def test_files_that_the_readme_names_exist():
     links += re.findall(r'<img[^>]+src="([^"]+)"', readme)
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_readme_shows_the_results_of_the_committed_report():
+    folder = ROOT / "reports" / "cifar10_cpu"
+    table = readme_table(pd.read_csv(folder / "results.csv"))
+    readme = (ROOT / "README.md").read_text()
+    assert table in readme, f"put this table into README.md:\n{table}"
+    assert "](reports/cifar10_cpu/comparison.png)" in readme
+    with Image.open(folder / "comparison.png") as picture:
+        assert picture.text["Source"] == f"results.csv {file_digest(folder / 'results.csv')}"
 
 
 def test_every_module_of_the_package_is_in_its_map():

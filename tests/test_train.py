@@ -628,7 +628,7 @@ def test_scores_are_those_of_the_stored_predictions(tiny: RunConfig, few: Source
     assert labels.tolist() == few.test.labels.tolist()
     assert run.summary["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     again = predict(run.model(), few.test, tiny)
-    torch.testing.assert_close(torch.from_numpy(logits), again, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(logits), again, atol=1e-3, rtol=1e-3)  # kept as float16
 
 
 def test_predictions_do_not_depend_on_how_images_are_batched(
@@ -772,7 +772,8 @@ def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> 
     data = split(few, config)
     assert RunConfig(**record["config"]) == config == run.config
     assert record["counts"] == data.counts.tolist()
-    assert record["train_index"] == data.train.index.tolist()
+    with np.load(run.path / "split.npz") as stored:
+        assert stored["train"].tolist() == data.train.index.tolist()
     assert record["classes"] == list(few.classes)
     [machine] = run.environments
     assert machine["versions"]["torch"] in torch.__version__

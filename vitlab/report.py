@@ -15,7 +15,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from vitlab import sentences, tables
+from vitlab import plots, sentences, tables
 from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
 from vitlab.files import require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
@@ -53,7 +53,12 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
-    for path in [*render(executed, out, title_page(lab, profile)), out / "results.csv", out / "results.tex"]:
+    figure = plots.accuracy_against_cost(results)
+    made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
+    with writing(out / "comparison.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
+    others = [out / name for name in ("results.csv", "results.tex", "comparison.png")]
+    for path in [*render(executed, out, title_page(lab, profile)), *others]:
         _say(f"made {os.path.relpath(path)}")
 
 
@@ -117,6 +122,10 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     hardware = f"{machine['device']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['system']}"
     return f"{hardware}; Python {machine['python']}, {versions}", machine["commit"]
+
+
+def file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _stamp(lab: Lab) -> str:

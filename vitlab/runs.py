@@ -46,9 +46,9 @@ def identity(config: RunConfig, digest: str) -> dict[str, Any]:
 class Run:
     """One run directory.
 
-    config.json (resolved configuration), environment.json (versions, machine, commit of each start), history.csv (a
-    row an epoch), checkpoint.pt (to continue from), model.pt (the chosen epoch's weights), predictions.npz (test
-    logits and labels), summary.json (scores; written last), events.* (TensorBoard).
+    config.json (resolved configuration), split.npz (which images train), environment.json (versions, machine, commit of
+    each start), history.csv (a row an epoch), checkpoint.pt (to continue from), model.pt (the chosen epoch's weights),
+    predictions.npz (test logits and labels), summary.json (scores; written last), events.* (TensorBoard).
     """
 
     path: Path
@@ -96,7 +96,7 @@ class Run:
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
         """Test logits (N, classes) float32 and labels (N,)."""
         with np.load(self.path / "predictions.npz", allow_pickle=False) as stored:
-            return stored["logits"], stored["labels"]
+            return stored["logits"].astype(np.float32), stored["labels"]
 
     def model(self) -> nn.Module:
         """The trained model of the chosen epoch, on the best device, in evaluation mode."""
@@ -113,6 +113,10 @@ class Run:
         """Versions, machine, commit and number of processes of every start that differed from the one before."""
         path = self.path / "environment.json"
         return json.loads(path.read_text()) if path.exists() else []
+
+    def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
+        with writing(self.path / name) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
 
     def write_json(self, name: str, values: dict[str, Any] | list) -> None:
         with writing(self.path / name) as temporary:

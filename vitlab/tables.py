@@ -175,6 +175,14 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=list(results["model"]))
 
 
+def readme_table(results: pd.DataFrame) -> str:
+    """The main columns of `scores_table` in Markdown, as the README shows them."""
+    shown = ["accuracy (%)", "95 % interval", "parameters", "million MACs", "latency (ms)", "images/s", "training (min)"]
+    frame = scores_table(results)[shown]
+    rows = [("model", *shown), ("---", *["---:"] * len(shown)), *frame.itertuples(name=None)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95 % interval."""
     rows = [

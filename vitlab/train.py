@@ -11,7 +11,6 @@ import dataclasses
 import math
 import time
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -107,6 +106,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
                     part.load_state_dict(state[name])
         elif main:
             run.write_json("config.json", _record(config, digest, data))
+            run.write_arrays("split.npz", train=data.train.index.int().numpy())
         here = environment() | {"processes": accelerator.num_processes}
         if main and run.environments[-1:] != [here]:
             run.write_json("environment.json", [*run.environments, here])
@@ -264,11 +264,13 @@ def _keep_best(model: nn.Module, row: dict[str, float], at: Progress) -> None:
 
 
 def evaluate(run: Run, config: RunConfig, data: Data) -> dict:
-    """Read the test set with the run's chosen weights, leave predictions.npz, and return the scores."""
+    """Read the test set with the run's chosen weights, leave predictions.npz, and return the scores.
+
+    Logits are kept with float16's three digits, half the size, and every score is computed from what is kept.
+    """
     logits = predict(run.model(), data.test, config)
-    with writing(run.path / "predictions.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, logits=logits.numpy(), labels=data.test.labels.numpy())
-    return metrics.scores(logits.numpy(), data.test.labels.numpy())
+    run.write_arrays("predictions.npz", logits=logits.half().numpy(), labels=data.test.labels.numpy())
+    return metrics.scores(*run.predictions)
 
 
 @torch.inference_mode()
@@ -315,14 +317,13 @@ def _what_would_fit(config: RunConfig, data: Data, teacher: Run | None) -> str:
 
 
 def _record(config: RunConfig, digest: str, data: Data) -> dict:
-    """config.json: enough to build the model and to name the run again, and which images trained it."""
+    """config.json: enough to build the model and to name the run again."""
     return {
         "config": config.model_dump(),
         "identity": identity(config, digest),
         "classes": list(data.classes),
         "channels": data.train.pool.shape[1],
         "counts": data.counts.tolist(),
-        "train_index": data.train.index.tolist(),
     }
 
 
