@@ -51,7 +51,8 @@ def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_ag
     assert result.returncode == 0, result.stderr
     assert len(done) >= 3
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
-    assert {"report.html", "report.pdf", "results.csv", "results.tex", "comparison.png"} <= {path.name for path in place[0].iterdir()}
+    expected = {"report.html", "report.pdf", "results.csv", "results.tex", "comparison.png"}
+    assert expected <= {path.name for path in place[0].iterdir()}
 
 
 def test_second_call_trains_and_executes_nothing(made, place):
