@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import nbformat
 import pandas as pd
 import pytest
 from browser import open_offline
@@ -15,6 +16,7 @@ from PIL import Image
 
 from vitlab import report
 from vitlab.config import ROOT
+from vitlab.lab import NOTEBOOKS
 
 
 def command(out, *options):
@@ -91,6 +93,22 @@ def test_every_number_of_the_comparison_stands_in_results(made, place):
     for row in pd.read_csv(place[0] / "results.csv").itertuples():
         assert f"{100 * row.accuracy:.1f}" in html
         assert f"{row.parameters:,}" in html
+
+
+def tables_of(notebook):
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+
+
+def test_chapter_06_can_be_made_from_the_runs_kept_beside_the_report(made, place, tmp_path, monkeypatch):
+    kept = place[0] / "runs"
+    assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 5 * 2**20
+    monkeypatch.setenv("VITLAB_RUNS", str(kept))
+    target = tmp_path / "06.ipynb"
+    report.run_notebook(NOTEBOOKS["06"], target, {})
+    again, before = (nbformat.read(path, 4) for path in (target, place[0] / "notebooks" / NOTEBOOKS["06"].name))
+    assert len(tables_of(again)) == 4
+    assert tables_of(again) == tables_of(before)
 
 
 def test_page_opens_offline_in_a_browser(made, place):

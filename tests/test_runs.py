@@ -171,6 +171,18 @@ def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
         _ = Run(tmp_path).predictions
 
 
+def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    for file in (*runs.SMALL_FILES, "model.pt", "checkpoint.pt"):
+        (run.path / file).write_text(file)
+    run.keep(tmp_path / "kept")
+    copy = Run(tmp_path / "kept" / "run")
+    assert {path.name: path.read_text() for path in copy.path.iterdir()} == {name: name for name in runs.SMALL_FILES}
+    with pytest.raises(LabError, match="has no weights, it is a report's copy"):
+        copy.weights()
+
+
 def test_lock_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
     run = Run(tmp_path)

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import logging
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,7 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
+    keep_runs(lab, out / "runs")
     figure = plots.accuracy_against_cost(results)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
     with writing(out / "comparison.png") as temporary:
@@ -122,6 +124,16 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     hardware = f"{machine['device']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['system']}"
     return f"{hardware}; Python {machine['python']}, {versions}", machine["commit"]
+
+
+def keep_runs(lab: Lab, folder: Path) -> None:
+    """Copy the runs' small files and the measured costs: with parameter runs_dir there, chapter 06 reads them."""
+    if lab.runs_dir.resolve().is_relative_to(folder.resolve()):  # read from there just now
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # those of an earlier report
+    for run in [*(lab.load(name) for name in lab.names), *lab.load_study().values()]:
+        run.keep(folder)
+    shutil.copytree(lab.runs_dir / "complexity", folder / "complexity")
 
 
 def file_digest(path: Path) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vitlab.files import writing
 from vitlab.models import OPTIONS, best_device, build_model
 
 IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory"}  # preset: a name for dim, depth, heads, mlp_ratio
+SMALL_FILES = ("config.json", "split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
 LOCK_SECONDS = 5  # that a killed process may take to die
 LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
 MODEL_ONLY = {option for options in OPTIONS.values() for option in options} | LOSS_WEIGHTS
@@ -106,7 +108,16 @@ class Run:
         return model.to(best_device()).eval()
 
     def weights(self) -> dict[str, Tensor]:
-        return torch.load(self.path / "model.pt", weights_only=True, map_location="cpu")
+        path = self.path / "model.pt"
+        if self.complete and not path.exists():
+            raise LabError(f"{self.path} has no weights, it is a report's copy: put the whole run there, or delete it")
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+    def keep(self, folder: Path) -> None:
+        """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
+        for name in SMALL_FILES:
+            with writing(folder / self.path.name / name) as temporary:
+                shutil.copyfile(self.path / name, temporary)
 
     @property
     def environments(self) -> list[dict[str, Any]]:
