@@ -85,6 +85,20 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
     return f"No remedy shows a gain beyond {beyond}; the best is {name}, {figures}{seeds}."
 
 
+def who_gains(recall: pd.DataFrame, scores: dict[str, list[float]]) -> str:
+    """One sentence on the classes that the best remedy gives most to and takes most from.
+
+    recall: classes (rows) by remedy (columns). The best is that of `best_remedy`: remedy -> macro F1 of each seed.
+    """
+    best = max((name for name in scores if name not in ("none", "balanced")), key=lambda name: np.mean(scores[name]))
+    change = (recall[best] - recall["none"]).mul(100).sort_values()
+    taken = f"takes most from {change.index[0]} ({change.iloc[0]:+.1f})" if change.iloc[0] < 0 else "takes from none"
+    return (
+        f"By the measured recalls, noise included, {best.replace('_', ' ')} gives most to {change.index[-1]} "
+        f"({change.iloc[-1]:+.1f} points) and {taken}; {(change > 0).sum()} of {len(change)} classes gain."
+    )
+
+
 def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
     """One sentence on what the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them."""
     (mean, spread), (base, base_spread) = mean_and_spread(scores["balanced"]), mean_and_spread(scores["none"])
