@@ -1,13 +1,15 @@
 """How fast `fit` trains, against the usual course trainer, on this machine; nothing else should be running.
 
-    python benchmarks/training.py            # ViT-Base of the course and the CPU profile's ViT: about 5 minutes
+    python benchmarks/training.py            # ViT-Base of the course and the CPU profile's ViT: 5 to 10 minutes
 
 The course trainer: a DataLoader with two workers and PIL transforms (crop, flip, tensor, normalise), float32, AdamW.
-Both train the same model on the same images with batch 128. Times are medians over steps, taken in turns.
+Both train the same model on random images with batch 128, in turns. Times are medians over steps; of the row in which
+images grow, means over a whole short schedule, but for its first steps.
 """
 
 import itertools
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -99,17 +101,17 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 
 def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
-    """Print a row; where images grow while training, the mean over all steps stands for their median."""
+    """Print a row: medians over steps, or means where images grow while training."""
     data = random_data(BATCH * (WARM_UP + 3 * steps))
     ours, course = [], []
     for _ in range(turns):
         ours += our_steps(config, data, WARM_UP + steps)[WARM_UP:]
         course += list(itertools.islice(course_steps(config, data), WARM_UP + steps))[WARM_UP:]
-    step = statistics.fmean(ours) if config.start_size else statistics.median(ours)
-    usual = statistics.median(course)
-    drawing = seconds(lambda: augment(data.train.images[:BATCH], data.train.labels[:BATCH], 10, config))[0]
-    reached = "–"
+    step, usual = (statistics.fmean(t) if config.start_size else statistics.median(t) for t in (ours, course))
+    drawing = reached = "–"
     if not config.start_size:
+        drawn = seconds(lambda: augment(data.train.images[:BATCH], data.train.labels[:BATCH], 10, config))[0]
+        drawing = f"{drawn / step:.1%}"
         # the backward pass takes twice the products of the forward pass
         flops = 3 * 2 * sum(formula_macs(config, 10, 3).values()) * BATCH / step
         dtype = precision_of(config, torch.device("cpu"))
@@ -117,7 +119,7 @@ def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
         kind = str(dtype).removeprefix("torch.")
         reached = f"{flops / 1e9:.0f} of {rate / 1e9:.0f} ({kind}), {flops / rate:.0%}"
     speeds = f"{BATCH / step:.0f} | {BATCH / usual:.0f} | {usual / step:.2f}"
-    print(f"| {name} | {speeds} | {drawing / step:.1%} | {reached} |", flush=True)
+    print(f"| {name} | {speeds} | {drawing} | {reached} |", flush=True)
 
 
 def muon(config: RunConfig) -> None:
@@ -132,6 +134,8 @@ def muon(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
+    if torch.cuda.is_available():
+        sys.exit("both trainers are compared on the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
     print(f"{torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
     print("| model | fit, images/s | course trainer | ratio | augmentation | GFLOP/s of a matrix product's |")
     print("|---|---|---|---|---|---|")

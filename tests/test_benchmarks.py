@@ -72,7 +72,10 @@ def test_training_measures_fit_against_the_course_trainer(capsys: pytest.Capture
     training = script("training")
     config = RunConfig(image_size=32, dim=16, depth=1, heads=2, mlp_ratio=2.0, batch_size=training.BATCH)
     training.compare("tiny", config, steps=2, turns=1)
+    training.compare("growing", config.but(start_size=16), steps=2, turns=1)
     training.muon(config)
     printed = capsys.readouterr().out
     assert "| tiny |" in printed
+    assert "| growing |" in printed
+    assert "| – | – |" in printed
     assert "Muon, 16/1: " in printed

@@ -91,10 +91,11 @@ def test_who_gains_names_the_classes_of_the_best_remedy() -> None:
     recall = pd.DataFrame({"none": [0.9, 0.5, 0.2], "sampler": [0.85, 0.5, 0.4], "both": [0.9, 0.9, 0.9]}, list("abc"))
     got = sentences.who_gains(recall, {"none": [0.5], "sampler": [0.6, 0.6], "both": [0.7, 0.3], "balanced": [0.9]})
     assert got == (
-        "By the measured recalls, noise included, sampler gives most to c (+20.0 points) and takes most from a (-5.0); "
-        "1 of 3 classes gain."
+        "By the measured recalls, noise included, sampler gives most to the class c (+20.0 points) and takes most from "
+        "the class a (-5.0 points); 1 of 3 classes gain."
     )
     assert "takes from none" in sentences.who_gains(recall, {"none": [0.5], "both": [0.6]})
+    assert "gives to none" in sentences.who_gains(recall.assign(both=0.1), {"none": [0.5], "both": [0.6]})
 
 
 def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None:

@@ -22,7 +22,7 @@ from vitlab.config import LabError, Remedy, RunConfig
 from vitlab.data import Source, Split, split, to_float
 from vitlab.losses import Objective
 from vitlab.models import build_model
-from vitlab.optim import Muon, build_optimizers, lr_factor, orthogonal, precision_of
+from vitlab.optim import Muon, autocast, build_optimizers, lr_factor, orthogonal, precision_of
 from vitlab.runs import Run
 from vitlab.train import _follow as follow
 from vitlab.train import fit, predict, seed_step
@@ -763,6 +763,25 @@ def test_bf16_has_to_be_clearly_faster(slowdown: float, pays: bool, monkeypatch:
     monkeypatch.setattr(torch.Tensor, "__matmul__", product)
     monkeypatch.setattr(optim.time, "perf_counter", lambda: now)
     assert optim.bf16_pays.__wrapped__() is pays
+
+
+def test_precision_that_training_began_with_is_kept(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = tiny.but(precision="auto", dim=96, heads=2)
+    monkeypatch.setattr(optim, "bf16_pays", lambda: True)
+    with monkeypatch.context() as patch:
+        kill(patch, at=4)
+        with pytest.raises(KilledError):
+            train(wide)
+    monkeypatch.setattr(optim, "bf16_pays", lambda: False)
+    seen = []
+    monkeypatch.setattr(
+        loop, "autocast", lambda config, device: seen.append(config.precision) or autocast(config, device)
+    )
+    run = train(wide)
+    assert run.config.precision == "auto"
+    assert {machine["precision"] for machine in run.environments} == set(seen) == {"bf16"}
 
 
 def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> None:

@@ -1,7 +1,7 @@
 """What a model costs: parameters, multiply-adds from the formula and by counting, time, memory, file size.
 
 MACs are multiply-accumulates of matrix products and convolutions; FLOPs = 2 × MACs. Norms, softmax, activations and
-additions are left out everywhere, as is usual: they are below 1 % of the operations at these sizes.
+additions are left out everywhere, as is usual: they are one or two per cent of the operations at these sizes.
 """
 
 import contextlib

@@ -132,7 +132,7 @@ def split(source: Source, config: RunConfig) -> Data:
 def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[int]:
     """Images per class: linear n (1 − (1 − 1/ratio) k / (C−1)), exponential n ratio^(−k / (C−1)) for k = 0 … C−1.
 
-    n is the number that the scarcest class could give, so that the counts fall exactly from n to n / ratio.
+    n is the number that the scarcest class could give, so that the counts fall from n to n / ratio, rounded.
     """
     if profile == "none":
         return list(available)

@@ -185,10 +185,7 @@ class Lab:
 
     def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
         """A measurement kept as a file: taken once for a key and machine, then read. Without `measure` only read."""
-        machine = environment()
-        about = {"what": what, "key": key, "machine": {k: machine[k] for k in ("device", "threads", "versions")}}
-        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
-        path = self.runs_dir / "complexity" / f"{what}-{digest}.json"
+        path, about = self._measurement(what, key)
         if not path.exists():
             if measure is None:
                 raise LabError(f"{what} has not been measured in {self.runs_dir}: {_make('05')}")
@@ -197,16 +194,24 @@ class Lab:
                 temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n")
         return json.loads(path.read_text())["result"]
 
+    def _measurement(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
+        """Where a measurement on this machine is kept, and what it is of."""
+        machine = environment()
+        about = {"what": what, "key": key, "machine": {k: machine[k] for k in ("device", "threads", "versions")}}
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
+        return self.runs_dir / "complexity" / f"{what}-{digest}.json", about
+
     def cost(
         self, config: RunConfig, only_read: bool = False, num_classes: int = 0, channels: int = 0
     ) -> dict[str, Any]:
         """`complexity.measure` of a configuration, kept as a file; on this lab's data unless told otherwise."""
-        num_classes = num_classes or len(self.source.classes)
-        channels = channels or self.source.train.pool.shape[1]
-        key = _shape(config) | {"num_classes": num_classes, "channels": channels}
-        return self.measured(
-            "model", key, None if only_read else lambda: complexity.measure(config, num_classes, channels)
-        )
+        key = self._shape(config, num_classes, channels)
+        shape = key["num_classes"], key["channels"]
+        return self.measured("model", key, None if only_read else lambda: complexity.measure(config, *shape))
+
+    def cost_path(self, config: RunConfig) -> Path:
+        """The file of `cost` for a configuration on this lab's data and this machine, whether it exists or not."""
+        return self._measurement("model", self._shape(config))[0]
 
     def macs(self, config: RunConfig) -> dict[str, int]:
         """MACs of one image by component, on this lab's data."""
@@ -216,14 +221,22 @@ class Lab:
         self, config: RunConfig, ratios: tuple[float, ...], num_classes: int = 0, channels: int = 0
     ) -> pd.DataFrame:
         """Cost of a DynamicViT by keep ratio, kept as a file; on this lab's data unless told otherwise."""
-        num_classes = num_classes or len(self.source.classes)
-        channels = channels or self.source.train.pool.shape[1]
+        key = self._shape(config, num_classes, channels)
+        shape = key["num_classes"], key["channels"]
 
         def measure() -> list[dict]:
-            return complexity.by_keep_ratio(config, ratios, num_classes, channels).to_dict("records")
+            return complexity.by_keep_ratio(config, ratios, *shape).to_dict("records")
 
-        key = _shape(config) | {"ratios": ratios, "num_classes": num_classes, "channels": channels}
+        key |= {"ratios": ratios}
         return pd.DataFrame(self.measured("keep_ratio", key, measure))
+
+    def _shape(self, config: RunConfig, num_classes: int = 0, channels: int = 0) -> dict[str, Any]:
+        """What decides the cost of inference; number of classes and channels are this lab's unless told otherwise."""
+        names = ("model", "image_size", *SHAPE, *OPTIONS.get(config.model, ()))
+        return {name: getattr(config, name) for name in names} | {
+            "num_classes": num_classes or len(self.source.classes),
+            "channels": channels or self.source.train.pool.shape[1],
+        }
 
     @cached_property
     def extra(self) -> dict[str, Run]:
@@ -298,11 +311,6 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-def _shape(config: RunConfig) -> dict[str, Any]:
-    """What of a configuration decides the cost of inference."""
-    return {name: getattr(config, name) for name in ("model", "image_size", *SHAPE, *OPTIONS.get(config.model, ()))}
 
 
 def _make(chapter: str) -> str:

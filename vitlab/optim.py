@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitlab.config import RunConfig
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NARROW = 96  # width of a model below which matrix products are too small for bf16 and for several threads
 
 
@@ -113,7 +114,7 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
 def precision_of(config: RunConfig, device: torch.device) -> torch.dtype:
     """The dtype of autocast: the parameter's, or bf16 where the device gains from it, else float32."""
     if config.precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+        return PRECISIONS[config.precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
     # narrow models spend their time outside matrix products, where the casts cost more than bf16 gains
@@ -136,6 +137,11 @@ def bf16_pays() -> bool:
             a @ a
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     return best[torch.float32] >= 1.5 * best[torch.bfloat16]
+
+
+def precision_name(config: RunConfig, device: torch.device) -> str:
+    """`precision_of` by the name that the parameter has for it."""
+    return {dtype: name for name, dtype in PRECISIONS.items()}[precision_of(config, device)]
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.autocast:

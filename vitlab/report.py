@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import logging
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -127,13 +126,14 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
 
 
 def keep_runs(lab: Lab, folder: Path) -> None:
-    """Copy the runs' small files and the measured costs: with parameter runs_dir there, chapter 06 reads them."""
-    if lab.runs_dir.resolve().is_relative_to(folder.resolve()):  # read from there just now
-        return
-    shutil.rmtree(folder, ignore_errors=True)  # those of an earlier report
+    """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
     for run in [*(lab.load(name) for name in lab.names), *lab.load_study().values()]:
         run.keep(folder)
-    shutil.copytree(lab.runs_dir / "complexity", folder / "complexity")
+    for name in lab.names:
+        path = lab.cost_path(lab.config(name))
+        content = path.read_bytes()
+        with writing(folder / path.parent.name / path.name) as temporary:
+            temporary.write_bytes(content)
 
 
 def file_digest(path: Path) -> str:
@@ -152,7 +152,7 @@ def _stamp(lab: Lab) -> str:
         digest.update(summary.read_bytes() if summary.exists() else b"missing")
     for run in lab.extra.values():
         digest.update((run.path / "summary.json").read_bytes())
-    digest.update(" ".join(sorted(path.name for path in lab.runs_dir.glob("complexity/*.json"))).encode())
+    digest.update(str([lab.cost_path(lab.config(name)).exists() for name in lab.names]).encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import pickle
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,9 +114,16 @@ class Run:
 
     def keep(self, folder: Path) -> None:
         """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
+        copy = Run(folder / self.path.name)
+        if (copy.path / "model.pt").exists():  # a whole run, perhaps this one
+            return
         for name in SMALL_FILES:
-            with writing(folder / self.path.name / name) as temporary:
-                shutil.copyfile(self.path / name, temporary)
+            content = (self.path / name).read_bytes()
+            with writing(copy.path / name) as temporary:
+                temporary.write_bytes(content)
+        stored = json.loads((self.path / "config.json").read_text())
+        stored["config"]["data_dir"] = ""  # a path of this machine says nothing to another's reader
+        copy.write_json("config.json", stored)
 
     @property
     def environments(self) -> list[dict[str, Any]]:

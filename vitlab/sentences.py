@@ -92,10 +92,12 @@ def who_gains(recall: pd.DataFrame, scores: dict[str, list[float]]) -> str:
     """
     best = max((name for name in scores if name not in ("none", "balanced")), key=lambda name: np.mean(scores[name]))
     change = (recall[best] - recall["none"]).mul(100).sort_values()
-    taken = f"takes most from {change.index[0]} ({change.iloc[0]:+.1f})" if change.iloc[0] < 0 else "takes from none"
+    least, most = (f"the class {change.index[i]} ({change.iloc[i]:+z.1f} points)" for i in (0, -1))
+    given = f"gives most to {most}" if change.iloc[-1] > 0 else "gives to none"
+    taken = f"takes most from {least}" if change.iloc[0] < 0 else "takes from none"
     return (
-        f"By the measured recalls, noise included, {best.replace('_', ' ')} gives most to {change.index[-1]} "
-        f"({change.iloc[-1]:+.1f} points) and {taken}; {(change > 0).sum()} of {len(change)} classes gain."
+        f"By the measured recalls, noise included, {best.replace('_', ' ')} {given} and {taken}; "
+        f"{(change > 0).sum()} of {len(change)} classes gain."
     )
 
 

@@ -27,7 +27,7 @@ from vitlab.data import Data, Split, batches, to_float
 from vitlab.files import require_writable, writing
 from vitlab.losses import Objective, sampling_weights
 from vitlab.models import best_device, build_model, start_from
-from vitlab.optim import NARROW, autocast, build_optimizers, lr_factor, precision_of, set_lr
+from vitlab.optim import NARROW, autocast, build_optimizers, lr_factor, precision_name, precision_of, set_lr
 from vitlab.runs import Run, environment, identity
 
 CHECKPOINT_SECONDS = 120
@@ -45,6 +45,7 @@ class Progress:
     history: list[dict] = dataclasses.field(default_factory=list)  # a row an epoch
     best: dict = dataclasses.field(default_factory=lambda: {"val_accuracy": -1.0, "epoch": 0, "weights": {}})
     sums: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # of the losses in the running epoch
+    precision: str = ""  # that training began with
 
     def stopped_early(self, patience: int) -> bool:
         """No better validation accuracy for `patience` epochs; 0 never stops."""
@@ -107,7 +108,11 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
         elif main:
             run.write_json("config.json", _record(config, digest, data))
             run.write_arrays("split.npz", train=data.train.index.int().numpy())
-        here = environment() | {"processes": accelerator.num_processes}
+        # a CPU is timed for it, and another timing could turn out otherwise: the first process's first one counts
+        known = at.precision if device.type == "cpu" and at.precision != "fp16" else ""
+        [at.precision] = broadcast_object_list([known or precision_name(config, device)])
+        config = config.but(precision=at.precision)
+        here = environment() | {"processes": accelerator.num_processes, "precision": at.precision}
         if main and run.environments[-1:] != [here]:
             run.write_json("environment.json", [*run.environments, here])
         shared = accelerator.prepare_model(objective)  # several processes: averages their gradients
