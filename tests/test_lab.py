@@ -295,12 +295,13 @@ def test_extra_runs_cost_is_measured_where_nobody_has_yet(elsewhere: Lab, monkey
 def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no complete run"):
         Lab(done.params.but(extra_runs=str(tmp_path)), few).load("ViT")
-    other = Lab(
-        done.params.but(runs_dir=str(tmp_path)), replace(few, test=few.test.take(torch.arange(59)), digest="59")
-    )
-    run = other.train(other.config("ViT"))
-    with pytest.raises(LabError, match="tested on other images"):
-        tables.results(Lab(done.params.but(extra_runs=str(run.path)), few))
+    fewer = few.test.take(torch.arange(59))
+    darker = replace(few.test, pool=few.test.pool // 2)  # of the same classes in the same order
+    for digest, test in (("59", fewer), ("dark", darker)):
+        other = Lab(done.params.but(runs_dir=str(tmp_path)), replace(few, test=test, digest=digest))
+        run = other.train(other.config("ViT"))
+        with pytest.raises(LabError, match="tested on other images"):
+            tables.results(Lab(done.params.but(extra_runs=str(run.path)), few))
 
 
 # ---------------------------------------------------------------- the study's tables

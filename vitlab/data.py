@@ -62,6 +62,11 @@ class Split:
         """(num_classes,) images of each class."""
         return torch.bincount(self.labels, minlength=num_classes)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the images and labels."""
+        return _digest(hashlib.sha256(), self)
+
     def take(self, index: Tensor) -> "Split":
         return Split(self.pool, self.labels[index], self.index[index])
 
@@ -364,12 +369,16 @@ def _whole(images: Tensor, labels: Tensor) -> Split:
 
 
 def _source(train: Split, test: Split, classes: list[str], notes: list[str]) -> Source:
-    digest = hashlib.sha256(repr(classes).encode())
-    for part in (train, test):
+    digest = _digest(hashlib.sha256(repr(classes).encode()), train, test)
+    return Source(train, test, tuple(classes), digest, tuple(notes))
+
+
+def _digest(content: "hashlib._Hash", *parts: Split) -> str:
+    for part in parts:
         for some in part.index.split(10_000):
-            digest.update(part.pool[some].numpy())
-        digest.update(part.labels.numpy())
-    return Source(train, test, tuple(classes), digest.hexdigest()[:12], tuple(notes))
+            content.update(part.pool[some].numpy())
+        content.update(part.labels.numpy())
+    return content.hexdigest()[:12]
 
 
 def _save(path: Path, source: Source) -> Source:

@@ -16,7 +16,6 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -246,8 +245,9 @@ class Lab:
         for name, run in runs.items():
             if not run.complete:
                 raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
-            labels = run.predictions[1]
-            if run.classes != list(self.source.classes) or not np.array_equal(labels, self.source.test.labels):
+            if not run.tested_on(self.source.digest, self.source.test.digest) or run.classes != list(
+                self.source.classes
+            ):
                 raise LabError(f"extra_runs: {name} was tested on other images, which no paired test can compare")
         return runs
 

@@ -88,6 +88,11 @@ class Run:
     def classes(self) -> list[str]:
         return json.loads((self.path / "config.json").read_text())["classes"]
 
+    def tested_on(self, digest: str, test_digest: str) -> bool:
+        """Whether the data of `digest` have the test images of this run; `test_digest` is of these images alone."""
+        stored = json.loads((self.path / "config.json").read_text())
+        return stored["identity"]["data"] == digest or stored["test_digest"] == test_digest
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, seconds, images_per_second."""

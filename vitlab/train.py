@@ -322,10 +322,11 @@ def _what_would_fit(config: RunConfig, data: Data, teacher: Run | None) -> str:
 
 
 def _record(config: RunConfig, digest: str, data: Data) -> dict:
-    """config.json: enough to build the model and to name the run again."""
+    """config.json: enough to build the model, to name the run again, and to know which images tested it."""
     return {
         "config": config.model_dump(),
         "identity": identity(config, digest),
+        "test_digest": data.test.digest,
         "classes": list(data.classes),
         "channels": data.train.pool.shape[1],
         "counts": data.counts.tolist(),
