@@ -245,9 +245,8 @@ class Lab:
         for name, run in runs.items():
             if not run.complete:
                 raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
-            if not run.tested_on(self.source.digest, self.source.test.digest) or run.classes != list(
-                self.source.classes
-            ):
+            same = run.tested_on(self.source.digest, self.source.test.digest)
+            if not same or run.classes != list(self.source.classes):
                 raise LabError(f"extra_runs: {name} was tested on other images, which no paired test can compare")
         return runs
 
