@@ -427,7 +427,7 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
             name = row["model"]
             axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
-        best = places[on_frontier(frame, column)].sort_values()
+        best = (frame[column] / unit)[on_frontier(frame, column)].sort_values()  # not aside, or it could turn back
         axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
         axis.set(xlabel=label, xlim=(0, 1.1 * places.max()))
     axes[0].set_ylabel("test accuracy")
