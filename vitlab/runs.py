@@ -91,7 +91,7 @@ class Run:
     def tested_on(self, digest: str, test_digest: str) -> bool:
         """Whether the data of `digest` have the test images of this run; `test_digest` is of these images alone."""
         stored = json.loads((self.path / "config.json").read_text())
-        return stored["identity"]["data"] == digest or stored["test_digest"] == test_digest
+        return stored["identity"]["data"] == digest or stored.get("test_digest") == test_digest
 
     @cached_property
     def history(self) -> pd.DataFrame:
