@@ -274,4 +274,13 @@ def test_frontier_joins_the_models_that_none_beats() -> None:
     worse = RESULTS[:1].assign(model="dear", accuracy=0.86, macs=3e6)
     axis = plots.accuracy_against_cost(pd.concat([RESULTS, worse], ignore_index=True)).axes[0]
     [line] = [line for line in axis.lines if line.get_label() == "frontier"]
-    assert line.get_xydata().tolist() == pytest.approx(np.array([[1, 0.8], [2 * 0.97, 0.9]]))  # points stand aside
+    assert line.get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.9]]))
+
+
+def test_frontier_rises_even_where_models_of_almost_one_cost_stand_aside() -> None:
+    close = RESULTS[:1].assign(
+        model="close", accuracy=0.95, accuracy_low=0.94, accuracy_high=0.96, macs=RESULTS["macs"].max() * 1.001
+    )
+    axis = plots.accuracy_against_cost(pd.concat([close, RESULTS], ignore_index=True)).axes[0]
+    [line] = [line for line in axis.lines if line.get_label() == "frontier"]
+    assert line.get_ydata().tolist() == [0.8, 0.9, 0.95]
