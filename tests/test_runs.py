@@ -176,9 +176,12 @@ def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
     run.path.mkdir()
     for file in (*runs.SMALL_FILES, "model.pt", "checkpoint.pt"):
         (run.path / file).write_text(file)
+    run.write_json("config.json", {"config": {"data_dir": "/home/me/photos", "seed": 3}})
     run.keep(tmp_path / "kept")
     copy = Run(tmp_path / "kept" / "run")
-    assert {path.name: path.read_text() for path in copy.path.iterdir()} == {name: name for name in runs.SMALL_FILES}
+    kept = {path.name: path.read_text() for path in copy.path.iterdir()}
+    assert json.loads(kept.pop("config.json")) == {"config": {"data_dir": "", "seed": 3}}
+    assert kept == {name: name for name in runs.SMALL_FILES if name != "config.json"}
     with pytest.raises(LabError, match="has no weights, it is a report's copy"):
         copy.weights()
 

@@ -102,7 +102,9 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
                 if output.output_type == "error":
                     fault = f"{output.ename}: {output.evalue}"
                     raise LabError(f"{path}: cell {number} failed ({fault}); run the notebook again")
-        merged.cells += [c for c in notebook.cells if "remove_cell" not in c.metadata.get("tags", ())]
+        # papermill's cell repeats the parameters, which the appendix lists, with the paths of this machine
+        left_out = {"remove_cell", "injected-parameters"}
+        merged.cells += [c for c in notebook.cells if not left_out.intersection(c.metadata.get("tags", ()))]
         merged.metadata = notebook.metadata
     return merged, chapters
 
