@@ -29,6 +29,12 @@ def writing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    with writing(target) as temporary:
+        temporary.write_bytes(content)
+
+
 def require_writable(folder: Path, megabytes: int) -> None:
     """LabError unless `folder` can be made and takes a file of that size: asked before the work, not after it."""
     try:

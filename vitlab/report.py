@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from vitlab import plots, sentences, tables
 from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
-from vitlab.files import require_writable, writing
+from vitlab.files import copy, require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
 from vitlab.render import PdfError, render
 from vitlab.runs import environment
@@ -131,9 +131,7 @@ def keep_runs(lab: Lab, folder: Path) -> None:
         run.keep(folder)
     for name in lab.names:
         path = lab.cost_path(lab.config(name))
-        content = path.read_bytes()
-        with writing(folder / path.parent.name / path.name) as temporary:
-            temporary.write_bytes(content)
+        copy(path, folder / path.parent.name / path.name)
 
 
 def file_digest(path: Path) -> str:

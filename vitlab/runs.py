@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.config import ROOT, LabError, RunConfig, parse
-from vitlab.files import writing
+from vitlab.files import copy, writing
 from vitlab.models import OPTIONS, best_device, build_model
 
 IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory"}  # preset: a name for dim, depth, heads, mlp_ratio
-SMALL_FILES = ("config.json", "split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
+SMALL_FILES = ("split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
 LOCK_SECONDS = 5  # that a killed process may take to die
 LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
 MODEL_ONLY = {option for options in OPTIONS.values() for option in options} | LOSS_WEIGHTS
@@ -119,16 +119,14 @@ class Run:
 
     def keep(self, folder: Path) -> None:
         """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
-        copy = Run(folder / self.path.name)
-        if (copy.path / "model.pt").exists():  # a whole run, perhaps this one
+        kept = Run(folder / self.path.name)
+        if (kept.path / "model.pt").exists():  # a whole run, perhaps this one
             return
-        for name in SMALL_FILES:
-            content = (self.path / name).read_bytes()
-            with writing(copy.path / name) as temporary:
-                temporary.write_bytes(content)
         stored = json.loads((self.path / "config.json").read_text())
         stored["config"]["data_dir"] = ""  # a path of this machine says nothing to another's reader
-        copy.write_json("config.json", stored)
+        kept.write_json("config.json", stored)
+        for name in SMALL_FILES:
+            copy(self.path / name, kept.path / name)
 
     @property
     def environments(self) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ import pandas as pd
 
 from vitlab.metrics import LEVEL, holm, interval, mean_and_spread, on_frontier
 
+NO_REMEDIES = {"none", "balanced"}  # in the study beside the remedies
+
 
 def p_text(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
@@ -58,6 +60,11 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
 
 
+def _best(scores: dict[str, list[float]]) -> str:
+    """The remedy with the highest mean, from remedy -> score of each seed."""
+    return max((name for name in scores if name not in NO_REMEDIES), key=lambda name: np.mean(scores[name]))
+
+
 def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
     """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond all of the noise.
 
@@ -65,10 +72,9 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
     interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. It is widened (Bonferroni) because
     the best is picked out of several. `balanced`, all the images of every class, is no remedy.
     """
-    remedies = [remedy for remedy in scores if remedy not in ("none", "balanced")]
-    best = max(remedies, key=lambda remedy: np.mean(scores[remedy]))
+    best = _best(scores)
     (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
-    confidence = 1 - LEVEL / len(remedies)
+    confidence = 1 - LEVEL / len(scores.keys() - NO_REMEDIES)
     low, high = interval(resampled_scores[best] - resampled_scores["none"], confidence)
     figures = (
         f"macro F1 {mean:.3f} against {base:.3f} without a remedy (gain {mean - base:+.3f}, {confidence:.0%} interval "
@@ -90,7 +96,7 @@ def who_gains(recall: pd.DataFrame, scores: dict[str, list[float]]) -> str:
 
     recall: classes (rows) by remedy (columns). The best is that of `best_remedy`: remedy -> macro F1 of each seed.
     """
-    best = max((name for name in scores if name not in ("none", "balanced")), key=lambda name: np.mean(scores[name]))
+    best = _best(scores)
     change = (recall[best] - recall["none"]).mul(100).sort_values()
     least, most = (f"the class {change.index[i]} ({change.iloc[i]:+z.1f} points)" for i in (0, -1))
     given = f"gives most to {most}" if change.iloc[-1] > 0 else "gives to none"
