@@ -156,7 +156,7 @@ def test_title_page_and_appendix(page: BeautifulSoup) -> None:
 
 def test_code_is_folded_and_noise_is_gone(page: BeautifulSoup) -> None:
     folded = {details.summary.get_text(): details for details in page.select("main details")}
-    assert set(folded) == {"Parameters", "Code", "Source of vitlab.A"}
+    assert set(folded) == {"Default parameters", "Code", "Source of vitlab.A"}
     assert not page.select("main details[open]")
     assert all(pre.find_parent("details") for pre in page.find_all("pre"))
     assert "epoch 1 done" in page.select_one("details pre.stdout").get_text()
