@@ -180,7 +180,7 @@ def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
     run.keep(tmp_path / "kept")
     copy = Run(tmp_path / "kept" / "run")
     kept = {path.name: path.read_text() for path in copy.path.iterdir()}
-    assert json.loads(kept.pop("config.json")) == {"config": {"data_dir": "", "seed": 3}}
+    assert json.loads(kept.pop("config.json")) == {"config": {"data_dir": "photos", "seed": 3}}
     assert kept == {name: name for name in runs.SMALL_FILES}
     with pytest.raises(LabError, match="has no weights, it is a report's copy"):
         copy.weights()

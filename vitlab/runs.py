@@ -123,7 +123,8 @@ class Run:
         if (kept.path / "model.pt").exists():  # a whole run, perhaps this one
             return
         stored = json.loads((self.path / "config.json").read_text())
-        stored["config"]["data_dir"] = ""  # a path of this machine says nothing to another's reader
+        # a path of this machine says nothing to another's reader, but a folder needs a name
+        stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
         kept.write_json("config.json", stored)
         for name in SMALL_FILES:
             copy(self.path / name, kept.path / name)
