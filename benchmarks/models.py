@@ -91,8 +91,8 @@ def growth() -> None:
 def kernels() -> None:
     """Softmax attention by both its kernels, inference and training: does the model take the faster one?"""
     rows = []
-    taken, device = vit.FUSED_FROM_TOKENS_IN_BF16_ON_CPU, best_device()
-    for dtype, tokens in itertools.product((torch.float32, torch.bfloat16), (65, 256, 1024)):
+    chosen, device = vit.fused_pays, best_device()
+    for dtype, tokens in itertools.product((torch.float32, torch.bfloat16), (25, 44, 64, 65, 256, 1024)):
         layer = vit.Attention(SHAPE["dim"], SHAPE["heads"], tokens).to(device)
         inputs = torch.randn(max(1, BATCH_TOKENS // tokens), tokens, SHAPE["dim"], device=device)
 
@@ -100,15 +100,18 @@ def kernels() -> None:
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
                 return layer(inputs, None, {} if kernel == "explicit" else None)  # the trace asks for the weights
 
-        explicit = device.type == "cpu" and dtype is torch.bfloat16 and tokens < taken
-        row = {"dtype": str(dtype)[6:], "tokens": tokens, "taken": "explicit" if explicit else "fused"}
-        vit.FUSED_FROM_TOKENS_IN_BF16_ON_CPU = 0
+        row = {"dtype": str(dtype)[6:], "tokens": tokens}
+        for phase, context in {"inference": torch.inference_mode, "training": torch.enable_grad}.items():
+            with context():
+                q = torch.empty(1, 1, tokens, 1, dtype=dtype, device=device)
+                row[f"{phase} takes"] = "fused" if chosen(q) else "explicit"
+        vit.fused_pays = lambda q: True
         for kernel in ("explicit", "fused"):
             with torch.inference_mode():
                 one = complexity.seconds(partial(run, kernel))[0]
             both = complexity.seconds(lambda run=run, kernel=kernel: run(kernel).float().sum().backward())[0]
             row |= {f"{kernel}, inference (ms)": f"{one * 1e3:.1f}", f"{kernel}, training (ms)": f"{both * 1e3:.1f}"}
-        vit.FUSED_FROM_TOKENS_IN_BF16_ON_CPU = taken
+        vit.fused_pays = chosen
         rows.append(row)
     table(rows)
 

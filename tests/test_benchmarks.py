@@ -1,5 +1,6 @@
 """The measurement scripts run; here on next to nothing."""
 
+import importlib
 import importlib.util
 from itertools import product
 from pathlib import Path
@@ -68,8 +69,11 @@ def test_fine_tune_compares_pruning_with_training_on(
     assert "points (wanted: no less than −1)." in printed
 
 
-def test_training_measures_fit_against_the_course_trainer(capsys: pytest.CaptureFixture) -> None:
-    training = script("training")
+def test_training_measures_fit_against_the_course_trainer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # its second process imports it by name
+    training = importlib.import_module("training")
     config = RunConfig(image_size=32, dim=16, depth=1, heads=2, mlp_ratio=2.0, batch_size=training.BATCH)
     training.compare("tiny", config, steps=2, turns=1)
     training.compare("growing", config.but(start_size=16), steps=2, turns=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import filelock
@@ -813,3 +814,15 @@ def test_tensorboard_shows_the_history(tiny: RunConfig, train: Train) -> None:
 def test_data_smaller_than_a_batch_is_one_batch(tiny: RunConfig, few: Source, train: Train, steps: list[int]) -> None:
     train(tiny.but(batch_size=4096))
     assert steps == [0, 1]
+
+
+@pytest.mark.parametrize(("taken", "calls"), [(1, [(-3, 2**30), (-1, 2**31 - 1)]), (0, [(-3, 2**30)])])
+def test_glibc_that_refuses_one_threshold_is_not_given_the_other(
+    taken: int, calls: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    glibc = SimpleNamespace(mallopt=lambda *arguments: told.append(arguments) or taken)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: glibc)
+    loop.keep_freed_memory()
+    assert told == calls

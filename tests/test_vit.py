@@ -139,12 +139,29 @@ def test_kernels_of_attention_agree_and_bf16_on_a_cpu_takes_the_explicit_one(mon
         with torch.autocast("cpu", torch.bfloat16):
             low = model(images)
         assert len(calls) == 2
-        monkeypatch.setattr(vit, "FUSED_FROM_TOKENS_IN_BF16_ON_CPU", 0)
+        monkeypatch.setattr(vit, "fused_pays", lambda q: True)
         with torch.autocast("cpu", torch.bfloat16):
             low_fused = model(images)
         assert len(calls) == 4
     torch.testing.assert_close(quick, explicit, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(low, low_fused, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gradients", "dtype", "fused"),
+    [
+        (64, True, torch.float32, True),
+        (65, True, torch.float32, False),  # with a class token
+        (65, False, torch.float32, True),
+        (44, False, torch.float32, False),  # what DynamicViT keeps of 64
+        (200, True, torch.float32, True),
+        (256, False, torch.bfloat16, False),
+        (512, True, torch.bfloat16, True),
+    ],
+)
+def test_the_faster_kernel_is_taken_on_a_cpu(tokens: int, gradients: bool, dtype: torch.dtype, fused: bool) -> None:
+    with torch.set_grad_enabled(gradients):
+        assert vit.fused_pays(torch.empty(1, 1, tokens, 8, dtype=dtype)) is fused
 
 
 def numbered_patches(grid: int, size: int) -> torch.Tensor:

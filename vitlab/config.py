@@ -175,6 +175,8 @@ class LabConfig(Common):
     imbalance_ratio: Annotated[float, Field(ge=1)] = 50.0  # images of the commonest class over the rarest's
     study_epochs: Count = 15  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
+    long_epochs: Annotated[int, Field(ge=0)] = 0  # of the convolutional tokenizer's longer training; 0: there is none
+    long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that just trains on
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     processes: Count = 1  # that train a run together, one a GPU (Accelerate)

@@ -35,6 +35,13 @@ class Predictor(nn.Module):
         return F.log_softmax(self.score(torch.cat([local, pooled.expand_as(local)], -1)).float(), dim=-1)
 
 
+class RandomPredictor(nn.Module):
+    """Scores drawn at random: what pruning costs where nobody has learned which tokens to keep."""
+
+    def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        return torch.rand(*keep.shape, 2, device=tokens.device)
+
+
 class DynamicViT(ViT):
     """A ViT with three pruning stages, each keeping about `keep_ratio` of the tokens the one before it left.
 

@@ -78,8 +78,12 @@ class Lab:
             "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
         }
         other = "conv" if p.tokenizer == "patch" else "patch"
+        both = {"ViT": vit, f"ViT, {other} tokenizer": vit.but(tokenizer=other)}
+        if p.long_epochs:
+            longest = vit.but(tokenizer="conv", epochs=p.long_epochs, minutes=0, cutout=p.long_cutout)
+            both[f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest
         return {
-            "02": {"ViT": vit, f"ViT, {other} tokenizer": vit.but(tokenizer=other)},
+            "02": both,
             "03": {"ViT, trained on": vit.but(**longer), "DynamicViT": vit.but(model="dynamic_vit", **longer)},
             "04": {"Linear ViT": vit.but(model="linear_vit"), "Linformer ViT": vit.but(model="linformer_vit")},
         }

@@ -9,10 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-# On a CPU in bf16 the fused kernel is up to three times slower than the explicit product below this many tokens; in
-# float32 it never is, nor on a GPU (benchmarks/models.py).
-FUSED_FROM_TOKENS_IN_BF16_ON_CPU = 512
-
 
 class PatchEmbed(nn.Module):
     """Cut an image into patches and project each to a token: (B, C, S, S) -> (B, N, D), eq. 1 of Dosovitskiy et al."""
@@ -80,6 +76,20 @@ def split_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]
     return projected.view(batch, tokens, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4).unbind()
 
 
+def fused_pays(q: Tensor) -> bool:
+    """Whether the fused kernel is at least as fast as the explicit product, q (B, H, T, D/H); benchmarks/models.py.
+
+    On a GPU it is. On a CPU its bf16 is up to three times slower for short sequences; its float32 takes tokens by 16
+    and those left over one by one, which few tokens feel, and more so where gradients are taken.
+    """
+    tokens, left_over = q.shape[2], q.shape[2] % 16
+    if q.device.type != "cpu":
+        return True
+    if q.dtype is torch.bfloat16:
+        return tokens >= 512
+    return tokens >= 128 or left_over == 0 if torch.is_grad_enabled() else tokens >= 48 or left_over <= 4
+
+
 class Attention(nn.Module):
     """Multi-head softmax attention, softmax(Q Kᵀ / √(D/H)) V (Vaswani et al. 2017, eq. 1).
 
@@ -96,8 +106,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
-        slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and q.shape[2] < FUSED_FROM_TOKENS_IN_BF16_ON_CPU
-        if keep is None and trace is None and not slow:
+        if keep is None and trace is None and fused_pays(q):
             out = nn.functional.scaled_dot_product_attention(q, k, v)
         else:
             weights = self.weights(q, k, keep)
