@@ -104,7 +104,7 @@ def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None
     drawn["none"] = np.full(1000, 0.5)
     scores["balanced"], drawn["balanced"] = [0.9], np.full(1000, 0.9)  # is none of them
     text = sentences.best_remedy(scores, drawn)
-    assert "99% interval of the paired bootstrap +0.001 to +0.199" in text
+    assert "99% interval of the paired bootstrap, widened because the best was picked, +0.001 to +0.199" in text
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,11 @@ def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None
 )
 def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
     drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
-    text = sentences.price_of_imbalance({"none": [0.6, 0.62], "balanced": [0.7, 0.72]}, drawn)
+    scores = {"none": [0.6, 0.62], "balanced": [0.7, 0.72], "sampler": [0.64, 0.66], "both": [0.6, 0.6]}
+    text = sentences.price_of_imbalance(scores, drawn)
     assert expected in text
     assert "(+10.0 points of macro F1, 95 % interval" in text
+    assert ("the best remedy, sampler, wins +4.0 of these points back." in text) == ("better" in text)
     wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn)
     assert "no difference can be shown" in wide  # seeds differ by more
 
@@ -123,11 +125,11 @@ def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expecte
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ([0, 1, 2], "down to ρ = 0.3 (40.0%), the 100 test images can show no loss against the teacher (McNemar"),
-        ([0, 30, 60], "down to ρ = 1 (80.0%), the 100 test images can show no loss against the teacher"),
+        ([0, 1, 2], "Down to ρ = 0.3 (40.0%) the 100 test images can show no loss against the teacher (McNemar"),
+        ([0, 30, 60], "Down to ρ = 1 (80.0%) the 100 test images can show no loss against the teacher"),
         ([0, 30, 60], "; at ρ = 0.7 (60.0%) they show one."),
         ([30, 30, 60], "Even at ρ = 1 (80.0%) the 100 test images can show a loss"),
-        ([0, -30, 60], "down to ρ = 0.7 (60.0%)"),  # better than the teacher is no loss
+        ([0, -30, 60], "Down to ρ = 0.7 (60.0%)"),  # better than the teacher is no loss
     ],
 )
 def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[int], expected: str) -> None:
@@ -140,6 +142,7 @@ def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[i
 
 
 def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
-    text = sentences.frontier(pd.DataFrame({"model": ["c", "a", "b"], "macs": [3, 1, 2], "accuracy": [0.6, 0.5, 0.4]}))
-    assert text.startswith("By the measured accuracies, noise included")
-    assert text.endswith(": *a*, *c*.")
+    results = {"model": ["c", "a", "b"], "macs": [3, 1, 2], "latency_ms": [1, 3, 2], "accuracy": [0.6, 0.5, 0.4]}
+    text = sentences.frontier(pd.DataFrame(results))
+    assert text.startswith("By what was measured, noise included")
+    assert text.endswith("at the same or fewer multiply-adds: *a*, *c*; at the same or a shorter latency: *c*.")

@@ -182,6 +182,7 @@ class LabConfig(Common):
     processes: Count = 1  # that train a run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
+    notes: str = ""  # what a reader of the report has to know beside its numbers
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
 
     @model_validator(mode="after")

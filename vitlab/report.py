@@ -100,7 +100,7 @@ def title_page(lab: Lab, profile: str) -> dict[str, Any]:
         f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
         f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
-        f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))}"
+        f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))} {params.notes}"
     )
     facts = [
         ("Profile", profile),
