@@ -19,7 +19,7 @@ from vitlab.data import Source, load_source
 from vitlab.lab import Lab
 from vitlab.losses import Objective
 from vitlab.models import best_device, build_model
-from vitlab.optim import autocast
+from vitlab.optim import autocast, build_optimizers
 from vitlab.runs import Run
 
 PER_CLASS = 500
@@ -52,17 +52,21 @@ def step_ratio(lab: Lab, teacher: Run, turns: int = 12) -> float:
         Objective(c, lab.data.counts, build_model(c, *shape), t).to(best_device())
         for c, t in zip(configs, teachers, strict=True)
     ]
+    optimizers = [build_optimizers(o.model, c) for o, c in zip(objectives, configs, strict=True)]
     size = configs[0].image_size
     images = torch.randn(configs[0].batch_size, shape[1], size, size, device=best_device())
     targets = torch.full((len(images), shape[0]), 1 / shape[0], device=best_device())
     ratios = []
     for _ in range(turns + 1):
         times = []
-        for config, objective in zip(configs, objectives, strict=True):
+        for config, objective, steppers in zip(configs, objectives, optimizers, strict=True):
             start = time.perf_counter()
             with autocast(config, images.device):
                 loss, *_ = objective(images, targets)
             loss.backward()
+            for optimizer in steppers:
+                optimizer.step()
+                optimizer.zero_grad()
             float(loss.detach())  # waits for a GPU
             times.append(time.perf_counter() - start)
         ratios.append(times[0] / times[1])

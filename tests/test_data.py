@@ -261,7 +261,8 @@ def test_folder_without_parts_is_split_by_us_with_equal_test_classes(folder: Cal
     assert source.test.counts(2).tolist() == [4, 4]
     shown = torch.cat([source.train.images, source.test.images])[:, :, 0, 0]
     assert len(shown.unique(dim=0)) == 40  # each picture once
-    assert any("held out" in note for note in source.notes)
+    assert "8 images were held out for it, 4 of each class" in source.notes[0]
+    assert "So few" in source.notes[1]
 
 
 @pytest.fixture

@@ -194,6 +194,16 @@ def test_another_machine_measures_for_itself(fresh: Lab, monkeypatch: pytest.Mon
     assert len(taken) == 3  # the commit is no other machine
 
 
+def test_measurement_is_taken_anew_when_the_code_has_changed_but_still_read(
+    fresh: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.measured("speed", 1, lambda: "old")
+    monkeypatch.setattr(lab, "_code_measured", lambda: "another")
+    assert fresh.measured("speed", 1, None) == "old"
+    assert fresh.measured("speed", 1, lambda: "new") == "new"
+    assert fresh.measured("speed", 1, None) == "new"
+
+
 def test_missing_measurement_names_chapter_05(fresh: Lab) -> None:
     with pytest.raises(LabError, match=r"notebooks/05_complexity\.ipynb"):
         fresh.measured("speed", 1, None)
@@ -295,6 +305,8 @@ def test_extra_runs_cost_is_measured_where_nobody_has_yet(elsewhere: Lab, monkey
 def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no complete run"):
         Lab(done.params.but(extra_runs=str(tmp_path)), few).load("ViT")
+    with pytest.raises(LabError, match="two directories have the same name"):
+        Lab(done.params.but(extra_runs=f"{tmp_path}/a/run, {tmp_path}/b/run"), few).load("ViT")
     fewer = few.test.take(torch.arange(59))
     darker = replace(few.test, pool=few.test.pool // 2)  # of the same classes in the same order
     for digest, test in (("59", fewer), ("dark", darker)):

@@ -1,6 +1,7 @@
 """How the notebooks are written. That each runs with its own defaults is nbmake's part of `make test`."""
 
 import ast
+import difflib
 import re
 
 import nbformat
@@ -8,7 +9,7 @@ import papermill
 import pytest
 import yaml
 
-from vitlab.config import ROOT, LabConfig, load_params
+from vitlab.config import RESEMBLES, ROOT, LabConfig, load_params
 from vitlab.data import Source
 from vitlab.lab import NOTEBOOKS, Lab
 
@@ -70,6 +71,16 @@ class TestEachNotebook:
     def test_prose_types_no_score(self, path):
         """Scores are read from runs: prose in Markdown cells holds none."""
         assert not re.findall(r"\d+\.\d+ ?%|accuracy of \d", prose(path))
+
+    def test_no_name_it_makes_is_taken_for_a_parameter_when_a_cell_is_run_again(self, path):
+        first, *rest = [ast.parse(source) for source in code(path)]
+        assert {target.target.id for target in first.body} >= {"epochs", "seed"}  # the parameters
+        inner = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.FunctionDef, ast.Lambda)
+        for tree in rest:
+            local = {id(name) for node in ast.walk(tree) if isinstance(node, inner) for name in ast.walk(node)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in local:
+                    assert not difflib.get_close_matches(node.id, LabConfig.model_fields, n=1, cutoff=RESEMBLES)
 
     def test_references_are_linked(self, path):
         assert "**References.**" in prose(path)

@@ -140,6 +140,9 @@ def test_file_that_is_no_checkpoint_is_passed_over(content: bytes, tmp_path: Pat
     run.save_checkpoint({"step": 2})
     (tmp_path / "checkpoint.pt").write_bytes(content)
     assert run.load_checkpoint() == {"step": 1}
+    (tmp_path / "checkpoint.previous.pt").write_bytes(content)
+    with pytest.raises(LabError, match=r"both checkpoints .* are damaged: delete them"):
+        run.load_checkpoint()
 
 
 class Trap:

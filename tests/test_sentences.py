@@ -114,10 +114,14 @@ def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None
 def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
     drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
     scores = {"none": [0.6, 0.62], "balanced": [0.7, 0.72], "sampler": [0.64, 0.66], "both": [0.6, 0.6]}
+    drawn["sampler"] = np.full(1000, 0.04)
     text = sentences.price_of_imbalance(scores, drawn)
     assert expected in text
     assert "(+10.0 points of macro F1, 95 % interval" in text
-    assert ("the best remedy, sampler, wins +4.0 of these points back." in text) == ("better" in text)
+    won = "the best remedy, sampler, wins 4.0 of these points back."
+    assert (won in text) == ("better" in text)
+    drawn["sampler"] = np.linspace(-0.04, 0.12, 1000)  # a gain inside the noise
+    assert won not in sentences.price_of_imbalance(scores, drawn)
     wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn)
     assert "no difference can be shown" in wide  # seeds differ by more
 

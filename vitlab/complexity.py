@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitlab.config import RunConfig
 from vitlab.dynamic_vit import NUM_STAGES, tokens_left
 from vitlab.linear_vit import LinearAttention, LinformerAttention
-from vitlab.models import best_device, build_model
+from vitlab.models import best_device, build_model, keep_freed_memory
 from vitlab.vit import Attention
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, prints two lines a use
@@ -121,6 +121,7 @@ def hidden_macs(config: RunConfig, num_classes: int, channels: int) -> int:
 
 def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
     """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
+    keep_freed_memory()  # as in training: all timings of a process are to be alike
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
     wait()

@@ -31,6 +31,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+RESEMBLES = 0.85  # share of letters in common from which a name of a notebook counts as a parameter misspelt
+
+
 class LabError(Exception):
     """A fault that the user can mend; its message says what is wrong and what to do."""
 
@@ -277,7 +280,7 @@ def from_notebook(namespace: dict[str, Any]) -> LabConfig:
     }
     if first is not None:
         known = [*fields, *first]
-        given = {n: value for n, value in given.items() if difflib.get_close_matches(n, known, n=1, cutoff=0.75)}
+        given = {n: value for n, value in given.items() if difflib.get_close_matches(n, known, n=1, cutoff=RESEMBLES)}
     try:
         config = parse(LabConfig, given)
     except LabError as error:

@@ -27,6 +27,7 @@ from vitlab.config import ROOT, LabError, RunConfig, absolute
 from vitlab.files import writing
 
 TEST_FRACTION = 0.2  # held out where a source brings no test part
+FEW = 20  # test images of a class that are too few to tell models apart
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Split:
     def images(self) -> Tensor:
         """(N, C, H, W) uint8, in memory."""
         return self.pool[self.index]
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device; on the way to a GPU the main memory needs no room for all of them."""
+        if device.type == "cpu":
+            return self.images, self.labels
+        images = torch.empty(len(self), *self.pool.shape[1:], dtype=torch.uint8, device=device)
+        for part in torch.arange(len(self)).split(10_000):
+            images[part[0] : part[-1] + 1] = self.some(part)
+        return images, self.labels.to(device)
 
     def some(self, places: Tensor | list[int] | slice) -> Tensor:
         """(n, C, H, W) uint8: the images at these positions alone, read from the disk where the whole is."""
@@ -264,7 +274,11 @@ def _folder(root: Path, image_size: int) -> Source:
             )
     if len(splits) == 1:
         splits = _hold_out(splits[0])
-        notes.append(f"The folder brings no test part: {len(splits[1]):,} images were held out for it.")
+        each = len(splits[1]) // len(classes)
+        held = f"{len(splits[1]):,} images were held out for it, {each:,} of each class"
+        notes.append(f"The folder brings no test part: {held}.")
+        if each < FEW:
+            notes.append("So few can show great differences only; the smallest class allows no more.")
     elif root in parts:
         seen = {image.numpy().tobytes() for image in splits[0].pool}
         known = sum(image.numpy().tobytes() in seen for image in splits[1].pool)  # both may be cut from one set

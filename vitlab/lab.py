@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any, get_args
@@ -152,7 +152,8 @@ class Lab:
 
     def train_all(self, configs: dict[Any, RunConfig]) -> dict[Any, Run]:
         """The runs of several configurations. Narrow models leave all but one core idle, so they train side by side."""
-        todo = [config for config in configs.values() if not self.run_of(config).complete]
+        runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
+        todo = [config for path, config in runs.items() if not Run(path).complete]
         workers = min(len(todo), torch.get_num_threads()) if all(config.dim < NARROW for config in todo) else 1
         if workers > 1 and not torch.cuda.is_available():
             os.environ["TQDM_DISABLE"] = "1"  # for the workers, which import tqdm anew: one bar here shows all
@@ -187,14 +188,19 @@ class Lab:
         return runs
 
     def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
-        """A measurement kept as a file: taken once for a key and machine, then read. Without `measure` only read."""
+        """A measurement kept as a file: taken once for a key, a machine and this code, then read.
+
+        Without `measure` it is only read, also where the code has changed since.
+        """
         path, about = self._measurement(what, key)
-        if not path.exists():
-            if measure is None:
-                raise LabError(f"{what} has not been measured in {self.runs_dir}: {_make('05')}")
+        about["code"] = _code_measured()
+        stale = not path.exists() or json.loads(path.read_text()).get("code") != about["code"]
+        if stale and measure is not None:
             result = measure()
             with writing(path) as temporary:
                 temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n")
+        elif not path.exists():
+            raise LabError(f"{what} has not been measured in {self.runs_dir}: {_make('05')}")
         return json.loads(path.read_text())["result"]
 
     def _measurement(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
@@ -246,12 +252,15 @@ class Lab:
         """Parameter extra_runs: directory's name -> a complete run of any lab, tested on the same images as ours."""
         paths = [absolute(path.strip()) for path in self.params.extra_runs.split(",") if path.strip()]
         runs = {path.name: Run(path) for path in paths}
+        if len(runs) < len(paths):
+            raise LabError("extra_runs: two directories have the same name, which the tables go by: rename one")
         for name, run in runs.items():
             if not run.complete:
                 raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
             same = run.tested_on(self.source.digest, self.source.test.digest)
             if not same or run.classes != list(self.source.classes):
                 raise LabError(f"extra_runs: {name} was tested on other images, which no paired test can compare")
+            _ = run.training_seconds  # reads its configuration, and the run it started from
         return runs
 
     @property
@@ -314,6 +323,13 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@cache
+def _code_measured() -> str:
+    """Digest of the sources that decide what a measurement gives."""
+    names = ("vit", "dynamic_vit", "linear_vit", "models", "complexity")
+    return hashlib.sha256(b"".join((ROOT / "vitlab" / f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
 
 
 def _make(chapter: str) -> str:

@@ -80,7 +80,7 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
         document = typeset(tree, title)
     except Exception as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        cure = "reinstall the packages typst and pypandoc_binary, or render without the PDF"
+        cure = "reinstall the packages typst and pypandoc_binary"
         raise PdfError(f"no PDF ({reason}): {cure}; {html_path} is complete") from error
     with writing(pdf_path) as temporary:
         temporary.write_bytes(document)

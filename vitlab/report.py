@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -19,7 +21,7 @@ from vitlab import plots, sentences, tables
 from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
 from vitlab.files import copy, require_writable, writing
 from vitlab.lab import NOTEBOOKS, Lab, check
-from vitlab.render import PdfError, render
+from vitlab.render import render
 from vitlab.runs import environment
 
 TITLE = "Vision Transformers, built, trained and measured"
@@ -32,8 +34,6 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     require_writable(out, megabytes=16)
     lab = check(params)
     require_writable(lab.runs_dir, megabytes=16)
-    usual = LabConfig(preset=params.preset).model_dump() | {"preset": LabConfig().preset}
-    values = {name: value for name, value in params.model_dump().items() if value != usual[name]}
     executed = [out / "notebooks" / path.name for path in NOTEBOOKS.values()]
     stamp = out / "notebooks" / "stamp.txt"
     if not all(path.exists() for path in executed) or not stamp.exists() or stamp.read_text() != _stamp(lab):
@@ -41,7 +41,7 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
         for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
             _say(f"[{number}/{len(executed)}] {source.stem} …")
             started = time.perf_counter()
-            run_notebook(source, target, values)
+            run_notebook(source, target, params.model_dump())
             _say(f"[{number}/{len(executed)}] {source.stem} done in {time.perf_counter() - started:.0f} s")
         with writing(stamp) as temporary:
             temporary.write_text(_stamp(lab))
@@ -59,7 +59,7 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     with writing(out / "comparison.png") as temporary:
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
     others = [out / name for name in ("results.csv", "results.tex", "comparison.png")]
-    for path in [*render(executed, out, title_page(lab, profile)), *others]:
+    for path in [*render(executed, out, title_page(lab, profile, results)), *others]:
         _say(f"made {os.path.relpath(path)}")
 
 
@@ -79,6 +79,11 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
             stderr_file=sys.stderr,
             **options,
         )
+    except DeadKernelError:
+        raise LabError(
+            f"{source.name} lost its process, most likely for want of memory: lower batch_size or raise accumulate; "
+            "finished runs and checkpoints are kept, the same command goes on from there"
+        ) from None
     except PapermillExecutionError as error:
         raise LabError(
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. The executed notebook "
@@ -86,9 +91,12 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
         ) from None
 
 
-def title_page(lab: Lab, profile: str) -> dict[str, Any]:
-    """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs."""
-    params, results = lab.params, tables.results(lab)
+def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
+    """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs.
+
+    results: `tables.results(lab)`.
+    """
+    params = lab.params
     runs = [*(lab.load(name) for name in lab.names), *lab.load_study().values()]
     environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
@@ -168,7 +176,7 @@ def main() -> int:
     try:
         out = Path(arguments.out or ROOT / "reports" / arguments.profile).resolve()
         report(arguments.profile, overrides(arguments), out)
-    except (LabError, PdfError) as error:
+    except LabError as error:
         print(f"make report: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

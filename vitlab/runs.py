@@ -156,16 +156,23 @@ class Run:
                 current.replace(self.path / "checkpoint.previous.pt")
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole, or None; LabError for one that may not be read."""
+        """The newest checkpoint that is whole; None where training has come to none.
+
+        LabError for one that may not be read, and where both are damaged: beginning anew would overwrite them.
+        """
+        damaged = 0
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
             path = self.path / name
             try:
                 with contextlib.suppress(RuntimeError, EOFError, pickle.UnpicklingError):  # damaged
                     return torch.load(path, weights_only=True, map_location="cpu")
+                damaged += 1
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise LabError(f"cannot read {path} ({error.strerror}): check its permissions, then go on") from None
+        if damaged == 2:
+            raise LabError(f"both checkpoints in {self.path} are damaged: delete them to train this run from the start")
         return None
 
     @contextlib.contextmanager

@@ -65,16 +65,21 @@ def _best(scores: dict[str, list[float]]) -> str:
     return max((name for name in scores if name not in NO_REMEDIES), key=lambda name: np.mean(scores[name]))
 
 
+def _picked(scores: dict[str, list[float]]) -> float:
+    """Confidence of the best remedy's interval: wider (Bonferroni), because it was picked out of several."""
+    return 1 - LEVEL / len(scores.keys() - NO_REMEDIES)
+
+
 def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
     """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond all of the noise.
 
     That is the spread over seeds, where there are several, and the choice of test images: the paired bootstrap's
-    interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. It is widened (Bonferroni) because
-    the best is picked out of several. `balanced`, all the images of every class, is no remedy.
+    interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. `balanced`, all the images of
+    every class, is no remedy.
     """
     best = _best(scores)
     (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
-    confidence = 1 - LEVEL / len(scores.keys() - NO_REMEDIES)
+    confidence = _picked(scores)
     low, high = interval(resampled_scores[best] - resampled_scores["none"], confidence)
     figures = (
         f"macro F1 {mean:.3f} against {base:.3f} without a remedy (gain {mean - base:+.3f}, {confidence:.0%} interval "
@@ -118,9 +123,12 @@ def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[st
     than = f"than on the imbalanced ones without a remedy {figures}"
     if gap < 0:
         return f"Trained on all the images the model scores worse {than}."
+    text = f"Trained on all the images the model scores better {than}"
     best = _best(scores)
-    won = f"{best.replace('_', ' ')}, wins {100 * (np.mean(scores[best]) - base):+.1f} of these points back"
-    return f"Trained on all the images the model scores better {than}; the best remedy, {won}."
+    gain = 100 * (np.mean(scores[best]) - base)
+    if gain <= noise or interval(resampled_scores[best] - resampled_scores["none"], _picked(scores))[0] <= 0:
+        return f"{text}."
+    return f"{text}; the best remedy, {best.replace('_', ' ')}, wins {gain:.1f} of these points back."
 
 
 def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str) -> str:

@@ -7,10 +7,8 @@ Only a budget in minutes makes the result depend on the clock, because the learn
 
 import contextlib
 import copy
-import ctypes
 import dataclasses
 import math
-import platform
 import time
 
 import pandas as pd
@@ -28,7 +26,7 @@ from vitlab.config import LabError, RunConfig
 from vitlab.data import Data, Split, batches, to_float
 from vitlab.files import require_writable, writing
 from vitlab.losses import Objective, sampling_weights
-from vitlab.models import best_device, build_model, start_from
+from vitlab.models import best_device, build_model, keep_freed_memory, start_from
 from vitlab.optim import NARROW, autocast, build_optimizers, lr_factor, precision_name, precision_of, set_lr
 from vitlab.runs import Run, environment, identity
 
@@ -77,19 +75,6 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
     raise LabError(f"out of memory in {run.path.name}: {_what_would_fit(config, data, teacher)}")
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep for the next step what one step frees, for the rest of this process.
-
-    It would return blocks of a tensor's size to the system and be given them back, cleared page by page, in every step:
-    5 to 15 % of a small ViT's training time on a CPU (benchmarks/training.py).
-    """
-    if platform.libc_ver()[0] == "glibc":
-        m_mmap_threshold, m_trim_threshold, libc = -3, -1, ctypes.CDLL(None)
-        # an old glibc refuses the first; with the second alone it would return even more
-        if libc.mallopt(m_mmap_threshold, 2**30):
-            libc.mallopt(m_trim_threshold, 2**31 - 1)
-
-
 def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None) -> Run:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # autocast is ours, see optim
     device, main = accelerator.device, accelerator.is_main_process
@@ -105,7 +90,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
     batch_size = min(config.batch_size, len(data.train))
     steps_an_epoch = len(data.train) // batch_size
     total = config.steps or config.epochs * steps_an_epoch
-    resident = (data.train.images.to(device), data.train.labels.to(device)) if data.train.fits(device) else None
+    resident = data.train.to(device) if data.train.fits(device) else None
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # this process's images of a batch
     if batch_size % accelerator.num_processes:
         raise LabError(f"batch_size {batch_size} cannot be shared evenly by {accelerator.num_processes} processes")
