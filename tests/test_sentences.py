@@ -67,6 +67,10 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
     assert "In 2 of 3 pairs there is no difference that this test set can show" in text
     assert "ahead" not in sentences.verdicts(pairs[1:])
     assert sentences.verdicts(pairs[1:]).startswith("In 2 of 2 pairs")
+    most = sentences.verdicts(pairs.assign(p=[0.01, 0.01, 0.9]))  # names the one that is left
+    assert most.startswith("In 2 of 3 pairs this test set shows which of the two is ahead. In 1 of 3 pairs there is no")
+    assert most.endswith("can show: *{}* and *{}*.".format(*PAIRS[2]))
+    assert sentences.verdicts(pairs.assign(p=0.01)).count("pairs") == 1
 
 
 @pytest.mark.parametrize(

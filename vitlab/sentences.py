@@ -31,11 +31,15 @@ def verdict(a: str, b: str, comparison: dict) -> str:
 
 
 def verdicts(pairs: pd.DataFrame) -> str:
-    """A line for each pair of `tables.pairs` in which one is ahead, and one on how many pairs showed no difference."""
-    clear = pairs[pairs["p"] < LEVEL]
-    lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in clear.itertuples()]
-    rest = f"In {len(pairs) - len(clear)} of {len(pairs)} pairs there is no difference that this test set can show."
-    return "\n".join([*lines, f"* {rest}"] if lines else [rest])
+    """What the tests can say of `tables.pairs`: the pairs with a difference or, if fewer, those without."""
+    clear = pairs["p"] < LEVEL
+    rest = f"In {(~clear).sum()} of {len(pairs)} pairs there is no difference that this test set can show"
+    if clear.sum() <= len(pairs) / 2:
+        lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in pairs[clear].itertuples()]
+        return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
+    found = f"In {clear.sum()} of {len(pairs)} pairs this test set shows which of the two is ahead."
+    alike = "; ".join(f"*{row.a}* and *{row.b}*" for row in pairs[~clear].itertuples())
+    return f"{found} {rest}: {alike}." if alike else found
 
 
 def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
