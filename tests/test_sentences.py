@@ -153,4 +153,4 @@ def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
     results = {"model": ["c", "a", "b"], "macs": [3, 1, 2], "latency_ms": [1, 3, 2], "accuracy": [0.6, 0.5, 0.4]}
     text = sentences.frontier(pd.DataFrame(results))
     assert text.startswith("By what was measured, noise included")
-    assert text.endswith("at the same or fewer multiply-adds: *a*, *c*; at the same or a shorter latency: *c*.")
+    assert text.endswith("at the same or fewer multiply-adds: *a*; *c*. At the same or a shorter latency: *c*.")

@@ -56,7 +56,7 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     )
     if peers.empty:
         return f"{text} The tests tell it from every other model."
-    text += f" This test set can show no difference between it and {', '.join(f'*{name}*' for name in peers['model'])}"
+    text += f" This test set can show no difference between it and {'; '.join(f'*{name}*' for name in peers['model'])}"
     light = peers.loc[peers["macs"].idxmin()]
     if light["macs"] >= best["macs"]:
         return f"{text}, none of which needs fewer multiply-adds."
@@ -156,9 +156,10 @@ def frontier(results: pd.DataFrame) -> str:
     """One sentence naming the models on the frontiers of accuracy and MACs, and of accuracy and latency."""
 
     def best(cost: str) -> str:
-        return ", ".join(f"*{name}*" for name in results[on_frontier(results, cost)].sort_values(cost)["model"])
+        """Names apart by semicolons: some hold commas."""
+        return "; ".join(f"*{name}*" for name in results[on_frontier(results, cost)].sort_values(cost)["model"])
 
     return (
         "By what was measured, noise included, these models are beaten by no other in accuracy at the same or fewer "
-        f"multiply-adds: {best('macs')}; at the same or a shorter latency: {best('latency_ms')}."
+        f"multiply-adds: {best('macs')}. At the same or a shorter latency: {best('latency_ms')}."
     )
