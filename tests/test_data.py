@@ -528,3 +528,12 @@ def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content
     for source in (decoded, mapped):
         assert source.digest == inside.digest
         assert torch.equal(source.train.images, inside.train.images)
+
+
+@pytest.mark.parametrize("places", [[3, 0, 2], []])
+def test_split_moves_its_own_images_in_their_order(places: list[int]) -> None:
+    whole = data.Split(torch.arange(48, dtype=torch.uint8).view(4, 3, 2, 2), torch.arange(4), torch.arange(4))
+    part = whole.take(torch.tensor(places, dtype=torch.long))
+    images, labels = part.to(torch.device("cpu"))
+    assert torch.equal(images, part.images)
+    assert labels.tolist() == places

@@ -30,7 +30,6 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
-
 RESEMBLES = 0.85  # share of letters in common from which a name of a notebook counts as a parameter misspelt
 
 

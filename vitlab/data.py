@@ -48,19 +48,15 @@ class Split:
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and labels on the device; on the way to a GPU the main memory needs no room for all of them."""
-        if device.type == "cpu":
-            return self.images, self.labels
-        images = torch.empty(len(self), *self.pool.shape[1:], dtype=torch.uint8, device=device)
-        for part in torch.arange(len(self)).split(10_000):
-            images[part[0] : part[-1] + 1] = self.some(part)
-        return images, self.labels.to(device)
+        parts = [self.pool[part].to(device) for part in self.index.split(10_000)]
+        return torch.cat(parts), self.labels.to(device)
 
     def some(self, places: Tensor | list[int] | slice) -> Tensor:
         """(n, C, H, W) uint8: the images at these positions alone, read from the disk where the whole is."""
         return self.pool[self.index[places]]
 
     def fits(self, device: torch.device) -> bool:
-        """Whether the images take less than half of the memory that is free on the device."""
+        """Whether the images take less than half of the memory that is free on the device: `to` needs them twice."""
         on_gpu = device.type == "cuda"
         free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
         return len(self) * self.pool[0].nbytes < free / 2
