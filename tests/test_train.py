@@ -163,6 +163,7 @@ EVERYTHING = {
         ({"optimizer": "muon", "ema": 0.9}, 7),
         ({"optimizer": "sgd", "model": "dynamic_vit"}, 7),
         ({"precision": "fp16"}, 7),
+        ({"channels_last": True, "tokenizer": "conv", "optimizer": "muon"}, 7),
     ],
 )
 def test_killed_run_continues_bit_for_bit(

@@ -101,7 +101,7 @@ class Common(BaseModel):
     num_workers: Annotated[int, Field(ge=0)] = 2  # processes that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
-    channels_last: bool = False  # memory layout of images: pays for convolutions on a GPU
+    channels_last: bool = False  # memory layout of images: faster on a GPU and on some CPUs
     seed: Annotated[int, Field(ge=0)] = 0  # of the splits, the weights and every step
 
     @model_validator(mode="before")
