@@ -121,11 +121,13 @@ def test_kernelised_attention_is_normalised_in_float32_under_autocast(tokens: Te
     assert rounded.isfinite().all()
 
 
-def test_linformer_takes_images_of_another_size_and_keeps_the_sum_of_its_projection() -> None:
-    layer = LinformerAttention(dim=16, heads=2, num_tokens=16, linformer_k=4)
-    nn.init.constant_(layer.project_k.weight, 1 / 16)  # every projected key is the mean of all keys
-    keys = torch.randn(2, 2, 64, 8)
+@pytest.mark.parametrize("front", [0, 1])
+def test_linformer_projects_images_of_another_size_to_keys_of_the_same_size(front: int) -> None:
+    layer = LinformerAttention(dim=16, heads=2, num_tokens=front + 16, linformer_k=4)
+    nn.init.constant_(layer.project_k.weight, 1 / 16)  # the places' mean, a 16th of the class token
+    keys = torch.randn(2, 2, front + 64, 8)
     projected = layer._project(layer.project_k, keys)
-    torch.testing.assert_close(projected, keys.mean(2, keepdim=True).expand(-1, -1, 4, -1))
+    expected = keys[:, :, front:].mean(2) + keys[:, :, :front].sum(2) / 16
+    torch.testing.assert_close(projected, expected[:, :, None].expand(-1, -1, 4, -1))
     model = build_model(RunConfig(model="linformer_vit"), 10, 1).eval()
     assert model(torch.randn(2, 1, 32, 32)).isfinite().all()

@@ -47,7 +47,8 @@ LABELS = torch.tensor([0, 1, 2, 2])
 def test_inverse_class_weights_by_hand() -> None:
     # 1/60, 1/30, 1/10 scaled so that 60 a + 30 b + 10 c = 100
     assert class_weights("class_weights", COUNTS).tolist() == pytest.approx([5 / 9, 10 / 9, 10 / 3])
-    assert torch.equal(class_weights("both", COUNTS), class_weights("class_weights", COUNTS))
+    # the same ratios, of mean 1 over classes that are drawn alike
+    assert class_weights("both", COUNTS).tolist() == pytest.approx([1 / 3, 2 / 3, 2])
 
 
 def test_effective_number_weights_by_hand() -> None:
@@ -64,9 +65,12 @@ def test_effective_number_is_flatter_than_inverse_frequency() -> None:
 
 
 @pytest.mark.parametrize("remedy", ["class_weights", "both", "effective_number"])
-def test_weights_have_mean_one_over_the_training_images(remedy: str) -> None:
-    weights = class_weights(remedy, COUNTS)
-    assert float((weights * COUNTS).sum() / COUNTS.sum()) == pytest.approx(1)
+def test_weights_have_mean_one_over_the_images_drawn(remedy: str) -> None:
+    labels = torch.repeat_interleave(torch.arange(3), COUNTS)
+    drawn = sampling_weights(remedy, labels, COUNTS)
+    chances = torch.ones(len(labels)).double() if drawn is None else drawn
+    mean = (class_weights(remedy, COUNTS)[labels] * chances).sum() / chances.sum()
+    assert float(mean) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("remedy", ["sampler", "both"])
@@ -124,6 +128,22 @@ def test_weights_reach_the_loss_and_its_gradient(remedy: str) -> None:
     each = -LOGITS.log_softmax(1)[range(4), LABELS]
     assert loss == pytest.approx(float((weights * each).mean()))
     torch.testing.assert_close(gradient, weights[:, None] * (LOGITS.softmax(1) - F.one_hot(LABELS, 3)) / 4)
+
+
+def test_smoothing_leaves_an_image_the_weight_of_its_own_class() -> None:
+    smooth = 0.7 * F.one_hot(LABELS, 3) + 0.1
+    weights = class_weights("class_weights", COUNTS)[LABELS]
+    loss, gradient = step("class_weights", LOGITS, LABELS, label_smoothing=0.3)
+    assert loss == pytest.approx(float((weights * -(smooth * LOGITS.log_softmax(1)).sum(1)).mean()))
+    torch.testing.assert_close(gradient, weights[:, None] * (LOGITS.softmax(1) - smooth) / 4)
+
+
+def test_an_image_mixed_of_two_classes_has_the_weights_of_both() -> None:
+    model = Constant(LOGITS[:1].clone())
+    objective = Objective(CONFIG.but(remedy="class_weights"), COUNTS, model)
+    loss, _, _ = objective(torch.empty(0), torch.tensor([[0.25, 0.0, 0.75]]))
+    surprise = -LOGITS[0].log_softmax(0)
+    assert float(loss.detach()) == pytest.approx(float(0.25 * 5 / 9 * surprise[0] + 0.75 * 10 / 3 * surprise[2]))
 
 
 def test_logit_adjustment_reaches_the_loss_and_its_gradient() -> None:

@@ -49,7 +49,7 @@ class LinformerAttention(nn.Module):
 
     The paper's three levels of sharing (section 4): headwise, one E and one F a layer for all its heads; key_value,
     E = F as well; layerwise, one E = F for all layers, which `LinformerViT` ties. T is fixed at construction; for an
-    image of another size E and F are resampled as positions are, and scaled so that their sums stay the same.
+    image of another size E and F are resampled as positions are, and all places together weigh as much as before.
     """
 
     def __init__(
@@ -77,7 +77,9 @@ class LinformerAttention(nn.Module):
         if tokens.shape[-1] == fixed:
             return projection(tokens).transpose(-2, -1)
         weight = resample(projection.weight.T[None], math.isqrt(tokens.shape[-1]))[0].T
-        return F.linear(tokens, weight * (fixed / tokens.shape[-1])).transpose(-2, -1)
+        front = fixed - math.isqrt(fixed) ** 2  # the class token, if there is one, is still one
+        places = weight[:, front:] * ((fixed - front) / (tokens.shape[-1] - front))
+        return F.linear(tokens, torch.cat([weight[:, :front], places], dim=1)).transpose(-2, -1)
 
 
 class LinearViT(ViT):

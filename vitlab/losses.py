@@ -14,7 +14,7 @@ def sampling_weights(remedy: str, labels: Tensor, counts: Tensor) -> Tensor | No
 
 
 def class_weights(remedy: str, counts: Tensor) -> Tensor | None:
-    """(C,) factors of the loss, of mean 1 over the training images; None: no weights.
+    """(C,) factors of the loss, of mean 1 over the images that are drawn; None: no weights.
 
     class_weights and both: 1/n. effective_number: (1 − β)/(1 − βⁿ), Cui et al. 2019, with β = 1 − 1/N; for N, which
     they read as the number of different images a class could have, we take the mean class size.
@@ -26,7 +26,8 @@ def class_weights(remedy: str, counts: Tensor) -> Tensor | None:
         weights = (1 - beta) / (1 - beta ** counts.double())
     else:
         return None
-    return (weights * counts.sum() / (weights * counts).sum()).float()
+    drawn = torch.ones_like(counts) if remedy == "both" else counts  # its sampler draws every class as often
+    return (weights * drawn.sum() / (weights * drawn).sum()).float()
 
 
 def logit_shift(remedy: str, counts: Tensor) -> Tensor | None:
@@ -49,9 +50,18 @@ class Objective(nn.Module):
         self.register_buffer("shift", logit_shift(config.remedy, counts))
 
     def classify(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch of weight · cross-entropy; targets (B, C) sum to 1 a row."""
+        """Mean over the batch of weight · cross-entropy; targets (B, C) sum to 1 a row.
+
+        The weight is that of the image's class. torch's own `weight` would be that of each class in the smoothed
+        target, and an image of the commonest class would train the rarest ones most.
+        """
         logits = logits.float() if self.shift is None else logits.float() + self.shift
-        return F.cross_entropy(logits, targets, self.weights, label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        if self.weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        surprise = -logits.log_softmax(1)
+        of_class = (1 - smoothing) * surprise + smoothing * surprise.mean(1, keepdim=True)  # loss, were this the class
+        return (self.weights * targets * of_class).sum(1).mean()
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         model = self.model
