@@ -1,13 +1,13 @@
-# make report [PROFILE=quick] [DATA=folder] [SET="name=value …"]    make test    make lab
+# make report [PROFILE=quick] [DATA=folder] [SET="name=value …"] [OUT=folder]    make test    make lab
 PYTHON  ?= python3
 PROFILE ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
-export DATA SET
+export DATA SET OUT
 
 .PHONY: report test lab clean
 report: $(VENV)/installed
-	@$(BIN)/python -m vitlab.report --profile "$(PROFILE)" --data "$$DATA" --set $(SET)
+	@$(BIN)/python -m vitlab.report --profile "$(PROFILE)" --data "$$DATA" --out "$$OUT" --set $(SET)
 
 test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .

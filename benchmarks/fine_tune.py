@@ -45,7 +45,7 @@ def first_of_each_class(source: Source, per_class: int) -> Source:
 
 def step_ratio(lab: Lab, teacher: Run, turns: int = 12) -> float:
     """How many times as long a step of DynamicViT with its teacher takes as one of the ViT: the median over turns."""
-    configs = [lab.config("DynamicViT"), lab.config("ViT, trained on")]
+    configs = [lab.config("DynamicViT"), lab.config("ViT, fine-tuned")]
     shape = len(lab.source.classes), lab.source.train.pool.shape[1]
     teachers = [teacher.model(), None]
     objectives = [
@@ -80,18 +80,18 @@ def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
     dynamic = lab.train(lab.config("DynamicViT"))
     key = {"run": dynamic.path.name}
     ratio = lab.measured("step_ratio", key, lambda: step_ratio(lab, vit))  # kept, so that a second call trains nothing
-    on = lab.train(lab.config("ViT, trained on").but(steps=round(dynamic.summary["steps"] * ratio)))
+    on = lab.train(lab.config("ViT, fine-tuned").but(steps=round(dynamic.summary["steps"] * ratio)))
 
     labels = dynamic.predictions[1]
     print(f"\n{len(lab.data.train):,} training images, {len(labels):,} test images, seed {params.seed}\n")
     print(f"A step of DynamicViT takes {ratio:.2f} times as long as one of the ViT.\n")
-    print("| model | steps | seconds | test accuracy | 95 % interval |\n| --- | --- | --- | --- | --- |")
-    for name, run in {"ViT": vit, "ViT, trained on": on, "DynamicViT, ρ = 0.7": dynamic}.items():
+    print("| model | steps | seconds | test accuracy | 95% interval |\n| --- | --- | --- | --- | --- |")
+    for name, run in {"ViT": vit, "ViT, fine-tuned": on, "DynamicViT, ρ = 0.7": dynamic}.items():
         done, test = run.summary, run.summary["test"]
         interval = " – ".join(f"{share:.1%}" for share in test["interval"])
         print(f"| {name} | {done['steps']:,} | {done['seconds']:,.0f} | {test['accuracy']:.1%} | {interval} |")
     comparison = metrics.compare(on.predictions[0], dynamic.predictions[0], labels)
-    print(f"\nAfter the same time {sentences.verdict('the ViT that trained on', 'DynamicViT', comparison)}.")
+    print(f"\nAfter the same time {sentences.verdict('the unpruned ViT', 'DynamicViT', comparison)}.")
     print(f"DynamicViT − ViT: {comparison['difference'] * 100:+.1f} points (wanted: no less than −1).")
 
 

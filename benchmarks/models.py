@@ -64,7 +64,7 @@ def pruning() -> None:
     table(rows)
     saved = 1 - macs(configs["DynamicViT, ρ = 0.7"]) / macs(plain)
     faster = times["ViT"][1] / times["DynamicViT, ρ = 0.7"][1]
-    print(f"DynamicViT: {saved:.1%} fewer MACs (wanted: 30 %), {faster:.2f} times the throughput (wanted: 1.35).\n")
+    print(f"DynamicViT: {saved:.1%} fewer MACs (wanted: 30%), {faster:.2f} times the throughput (wanted: 1.35).\n")
 
 
 def growth() -> None:

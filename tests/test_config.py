@@ -27,7 +27,7 @@ def test_misspelt_key_names_the_nearest_parameter(wrong: str, right: str) -> Non
 
 
 def test_key_like_nothing_points_to_the_list_of_parameters() -> None:
-    assert "params/quick.yaml" in message({"zzzz": 1})
+    assert "vitlab/config.py" in message({"zzzz": 1})
 
 
 def test_every_fault_is_named() -> None:
@@ -64,6 +64,7 @@ def test_yamls_yes_is_accepted_for_a_switch(tmp_path: Path) -> None:
         ({"preset": "huge"}, "preset is 'huge'"),
         ({"preset": ["nano"]}, "preset"),
         ({"model": "dynamic_vit", "depth": 3}, "depth 4 or more"),
+        ({"model": "dynamic_vit", "dim": 75, "heads": 5}, "even dim of 4 or more, got 75"),
         ({"positions": "sincos", "dim": 30, "heads": 5}, "sincos needs a dim that 4 divides"),
         ({"image_size": 18, "patch_size": 6, "tokenizer": "conv"}, "conv needs patch_size"),
         ({"keep_ratio": 0}, "keep_ratio"),
@@ -94,6 +95,25 @@ def test_preset_fills_the_shape(preset: str) -> None:
 def test_explicit_value_overrides_the_preset_and_null_does_not() -> None:
     config = RunConfig(preset="tiny", depth=2, dim=None)
     assert (config.depth, config.dim, config.heads) == (2, PRESETS["tiny"]["dim"], PRESETS["tiny"]["heads"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epochs": 7}, "7 epochs"),
+        ({"epochs": 7, "patience": 2}, "up to 7 epochs"),
+        ({"minutes": 2.5}, "2.5 minutes"),
+        ({"steps": 1200, "minutes": 2}, "1,200 steps"),
+    ],
+)
+def test_budget_names_what_ends_a_training(values: dict[str, Any], words: str) -> None:
+    assert RunConfig(**values).budget == words
+
+
+def test_longer_training_is_longer() -> None:
+    with pytest.raises(LabError, match="long_epochs 32 must exceed epochs 40, or be 0"):
+        parse(LabConfig, {"epochs": 40, "long_epochs": 32})
+    assert parse(LabConfig, {"epochs": 40, "long_epochs": 0}).long_epochs == 0
 
 
 def test_with_preset_changes_the_shape_and_nothing_else() -> None:
@@ -213,3 +233,11 @@ def test_file_that_holds_no_parameters_is_named(text: str, tmp_path: Path) -> No
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(LabError, match=r"p\.yaml"):
         load_params(tmp_path / "p.yaml")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe epochs: 3", b"no: 3", None])
+def test_file_that_is_no_profile_is_one_sentence(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(LabError, match=re.escape(str(path))):
+        load_params(path)

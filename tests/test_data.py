@@ -1,5 +1,6 @@
 """Splits are disjoint, counts are exact, and class folders of any kind are read once and read right."""
 
+import errno
 import urllib.error
 from collections.abc import Callable
 from itertools import pairwise
@@ -507,6 +508,26 @@ def test_existing_copy_of_cifar_may_lie_where_nobody_can_write(tmp_path: Path, m
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Archive)
     load_source(RunConfig(dataset="cifar10", data_dir=str(shared), image_size=32))
     assert list(shared.iterdir()) == []  # our cache lies elsewhere: a cluster's data sets are read-only
+
+
+def test_link_to_nowhere_is_named(folder: Callable[..., Path]) -> None:
+    root = folder()
+    broken = next(root.rglob("*.png")).with_name("moved.png")
+    broken.symlink_to("/nowhere/moved.png")
+    with pytest.raises(LabError, match=f"cannot read {broken} "):
+        load_source(RunConfig(dataset="folder", data_dir=str(root), image_size=8))
+
+
+def test_disk_too_small_for_a_folder_larger_than_memory_is_one_sentence(
+    folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    def full(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(LabError, match=r"No space left on device.*free some space"):
+        load_source(RunConfig(dataset="folder", data_dir=str(folder()), image_size=8))
 
 
 def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content(

@@ -54,8 +54,8 @@ def differing(a: RunConfig, b: RunConfig) -> set[str]:
         ("ViT", "ViT, conv tokenizer", {"tokenizer"}),
         ("ViT", "Linear ViT", {"model", "feature_map"}),
         ("ViT", "Linformer ViT", {"model", "linformer_k", "linformer_sharing"}),
-        ("ViT, trained on", "DynamicViT", {"model", "keep_ratio", "ratio_weight", "distill_weight"}),
-        ("ViT", "ViT, trained on", {"init_from", "epochs", "lr"}),
+        ("ViT, fine-tuned", "DynamicViT", {"model", "keep_ratio", "ratio_weight", "distill_weight"}),
+        ("ViT", "ViT, fine-tuned", {"init_from", "epochs", "lr"}),
     ],
 )
 def test_runs_differ_in_what_their_names_say_alone(one: str, other: str, names: set[str], fresh: Lab) -> None:
@@ -219,7 +219,7 @@ def test_equal_shapes_share_their_cost(fresh: Lab, monkeypatch: pytest.MonkeyPat
     measured: list[RunConfig] = []
     monkeypatch.setattr(complexity, "measure", lambda config, *_: measured.append(config) or {"macs": len(measured)})
     first = fresh.cost(fresh.config("ViT"))
-    assert fresh.cost(fresh.config("ViT, trained on")) == first
+    assert fresh.cost(fresh.config("ViT, fine-tuned")) == first
     assert fresh.cost(fresh.config("ViT").but(lr=1.0, keep_ratio=0.2)) == first
     others = [fresh.config("DynamicViT"), fresh.config("Linear ViT"), fresh.config("DynamicViT").but(keep_ratio=0.2)]
     assert len({fresh.cost(config)["macs"] for config in others} | {first["macs"]}) == 4
@@ -302,11 +302,18 @@ def test_extra_runs_cost_is_measured_where_nobody_has_yet(elsewhere: Lab, monkey
     assert allowed == [False] * 6 + [True] * 2
 
 
+def test_run_starts_from_the_run_that_its_configuration_names(done: Lab) -> None:
+    with pytest.raises(LabError, match="the run to start from, another, is not in"):
+        done.train(done.config("DynamicViT").but(init_from="another"))
+
+
 def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no complete run"):
         Lab(done.params.but(extra_runs=str(tmp_path)), few).load("ViT")
     with pytest.raises(LabError, match="two directories have the same name"):
         Lab(done.params.but(extra_runs=f"{tmp_path}/a/run, {tmp_path}/b/run"), few).load("ViT")
+    with pytest.raises(LabError, match="this lab has a run 'ViT' of its own"):
+        Lab(done.params.but(extra_runs=f"{tmp_path}/a/ViT"), few).load("ViT")
     fewer = few.test.take(torch.arange(59))
     darker = replace(few.test, pool=few.test.pool // 2)  # of the same classes in the same order
     for digest, test in (("59", fewer), ("dark", darker)):

@@ -192,11 +192,23 @@ def test_scores_of_counts_are_those_of_the_predictions(skewed: tuple[np.ndarray,
     assert metrics.macro_f1(np.stack([counts, 2 * counts], axis=1)) == pytest.approx([got["f1"]["macro"]] * 2)
 
 
-def test_class_without_images_or_answers_counts_as_zero() -> None:
+def test_means_run_over_the_classes_that_a_draw_holds() -> None:
     counts = metrics.counts(np.eye(3)[[0, 0, 0, 1, 1]], np.array([0, 0, 0, 1, 1]))
     assert counts.tolist() == [[3, 2, 0]] * 3
-    assert metrics.macro_f1(counts) == pytest.approx(2 / 3)
     assert metrics.recall(counts).tolist() == [1, 1, 0]
+    assert metrics.mean_recall(counts) == metrics.macro_f1(counts) == 1
+    counts = metrics.counts(
+        np.eye(3)[[0, 2, 0, 1, 1]], np.array([0, 0, 0, 1, 1])
+    )  # an answer to a class without images
+    assert metrics.mean_recall(counts) == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.macro_f1(counts) == pytest.approx((4 / 5 + 1) / 2)
+
+
+def test_perfect_model_is_perfect_in_every_draw_where_a_class_has_one_image() -> None:
+    labels = np.array([0] * 8 + [1] * 8 + [2])
+    drawn = metrics.resampled(np.eye(3)[labels], labels, resamples=200)
+    assert (drawn[1] == 0).any()
+    assert metrics.interval(metrics.macro_f1(drawn)) == metrics.interval(metrics.mean_recall(drawn)) == (1, 1)
 
 
 def test_resampling_is_seeded_and_quick() -> None:

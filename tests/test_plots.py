@@ -266,7 +266,7 @@ def test_single_seed_is_drawn_with_its_interval_several_with_their_mean() -> Non
     one = STUDY.iloc[[0, 2]].assign(
         **{f"{name}_{end}": 0.5 for name in ("macro_f1", "recall_common", "recall_rare") for end in ("low", "high")}
     )
-    assert "95 % interval" in texts(plots.remedy_scores(one))
+    assert "95% interval" in texts(plots.remedy_scores(one))
     assert {"mean", "one seed"} <= texts(plots.remedy_scores(STUDY))
 
 

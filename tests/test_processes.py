@@ -71,7 +71,8 @@ def test_command_trains_the_run_that_the_chapter_asks_for(
     [
         (["--run", "Vit"], "there is no run 'Vit': did you mean 'ViT'?"),
         (["--run", "ViT", "--set", "epoch=3"], "did you mean 'epochs'?"),
-        (["--run", "DynamicViT"], "the run 'ViT' of these parameters is not in"),
+        (["--run", "DynamicViT"], "the run to start from, digits-vit-64x4-seed0-"),
+        (["--run", "ViT", "Linear Vit"], "did you mean 'Linear ViT'?"),  # said before the first is trained
     ],
 )
 def test_wrong_command_is_one_sentence(

@@ -248,7 +248,7 @@ def test_pdf_has_contents_figures_tables_and_no_code(notebooks: list[Path], tmp_
     pages = output_of("pdftotext", "-layout", pdf, "-")
     text = " ".join(pages.split())
     parts = ["digits & more", "Contents", "Figure 1.1. Loss over", "Table 1.1. Cost of", "column 11"]
-    for part in [*parts, "11.25 %", "otherwise", "The run reached 0.91", "Figure 2.1.", "keep_ratio", "4/4"]:
+    for part in [*parts, "11.25%", "otherwise", "The run reached 0.91", "Figure 2.1.", "keep_ratio", "4/4"]:
         assert part in text
     contents = " ".join(pages.split("\f")[1].split())
     assert "1. Data & models" in contents

@@ -10,13 +10,14 @@ import time
 import nbformat
 import pandas as pd
 import pytest
+import yaml
 from browser import open_offline
 from conftest import SHARED_RUNS
 from PIL import Image
 
 from vitlab import report
-from vitlab.config import ROOT
-from vitlab.lab import NOTEBOOKS
+from vitlab.config import ROOT, LabConfig
+from vitlab.lab import NOTEBOOKS, check
 
 
 def command(out, *options):
@@ -152,6 +153,14 @@ def test_wrong_input_is_one_sentence_before_any_work(refused, options, expected)
     assert expected in error
     assert len(error.strip().splitlines()) == 1
     assert not list(runs.glob("*/config.json"))
+
+
+def test_report_of_other_parameters_is_not_overwritten(tmp_path, refused):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "parameters.yaml").write_text(yaml.safe_dump(report.result_parameters(check(LabConfig()))))
+    error, runs = refused("--set", "seed=7", "notes=any")
+    assert "holds a report with other values of seed: choose another folder" in error
+    assert not runs.exists()
 
 
 def test_broken_image_is_named(tmp_path, refused):

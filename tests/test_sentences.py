@@ -15,15 +15,15 @@ def found(difference: float, p: float, low: float = -0.01, high: float = 0.04) -
 def test_verdict_claims_no_difference_without_significance(p: float) -> None:
     text = sentences.verdict("A", "B", found(0.03, p))
     assert "no difference that this test set can show" in text
-    assert "95 % interval -1.0 to +4.0" in text
+    assert "95% interval -1.0 to +4.0" in text
     assert "ahead" not in text
 
 
 def test_verdict_names_the_better_model_and_by_how_much() -> None:
     got = sentences.verdict("A", "B", found(0.031, 0.02, 0.005, 0.057))
-    assert got == "B is ahead of A by 3.1 points (95 % interval 0.5 to 5.7, p = 0.02)"
+    assert got == "B is ahead of A by 3.1 points (95% interval 0.5 to 5.7, p = 0.02)"
     got = sentences.verdict("A", "B", found(-0.2, 1e-9, -0.3, -0.1))
-    assert got == "A is ahead of B by 20.0 points (95 % interval 10.0 to 30.0, p < 0.001)"
+    assert got == "A is ahead of B by 20.0 points (95% interval 10.0 to 30.0, p < 0.001)"
 
 
 MODELS = pd.DataFrame(
@@ -45,7 +45,7 @@ def leaders(*p: float) -> str:
 
 
 def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
-    assert leaders(0.01, 0.001, 1).endswith("The tests tell it from every other model.")
+    assert leaders(0.01, 0.001, 1).endswith("It differs significantly from every other model.")
     text = leaders(0.3, 0.001, 0.001)
     assert "no difference between it and *b*;" in text
     assert "**b** needs the fewest multiply-adds, 33.3% of the best one's" in text
@@ -119,15 +119,23 @@ def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expecte
     drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
     scores = {"none": [0.6, 0.62], "balanced": [0.7, 0.72], "sampler": [0.64, 0.66], "both": [0.6, 0.6]}
     drawn["sampler"] = np.full(1000, 0.04)
-    text = sentences.price_of_imbalance(scores, drawn)
+    text = sentences.price_of_imbalance(scores, drawn, missing=1200)
     assert expected in text
-    assert "(+10.0 points of macro F1, 95 % interval" in text
+    assert "(+10.0 points of macro F1, 95% interval" in text
     won = "the best remedy, sampler, wins 4.0 of these points back."
-    assert (won in text) == ("better" in text)
+    assert (won in text) == ("better" in text) == ("and of 1,200 missing images together" in text)
     drawn["sampler"] = np.linspace(-0.04, 0.12, 1000)  # a gain inside the noise
-    assert won not in sentences.price_of_imbalance(scores, drawn)
-    wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn)
+    assert won not in sentences.price_of_imbalance(scores, drawn, missing=1200)
+    wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn, missing=1200)
     assert "no difference can be shown" in wide  # seeds differ by more
+
+
+def test_conclusion_on_the_study_is_of_one_mind() -> None:
+    """A gain inside the best remedy's own spread over seeds is a gain in neither sentence."""
+    scores = {"none": [0.5, 0.51], "balanced": [0.7, 0.71], "sampler": [0.49, 0.56]}
+    drawn = {name: np.full(1000, np.mean(f1)) for name, f1 in scores.items()}
+    assert "No remedy shows a gain" in sentences.best_remedy(scores, drawn)
+    assert "wins" not in sentences.price_of_imbalance(scores, drawn, missing=9)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +154,13 @@ def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[i
         share: {"only_a": max(n, 0), "only_b": max(-n, 0), "p": 1.0 if abs(n) < 5 else 1e-6}
         for share, n in zip(sweep["keep_ratio"], losses, strict=True)
     }
-    assert expected in sentences.how_far(sweep, tests, "100 test images")
+    assert expected in sentences.how_far(sweep, tests, "100 test images", "the teacher")
 
 
 def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
     results = {"model": ["c", "a", "b"], "macs": [3, 1, 2], "latency_ms": [1, 3, 2], "accuracy": [0.6, 0.5, 0.4]}
     text = sentences.frontier(pd.DataFrame(results))
-    assert text.startswith("By what was measured, noise included")
-    assert text.endswith("at the same or fewer multiply-adds: *a*; *c*. At the same or a shorter latency: *c*.")
+    assert text.startswith("On the measured values, noise included")
+    assert text.endswith(
+        "at the same or fewer multiply-adds: *a*; *c*; and than these at the same or a shorter latency: *c*."
+    )

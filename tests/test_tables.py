@@ -40,7 +40,7 @@ def study(seeds: int) -> pd.DataFrame:
 
 def test_every_score_stands_beside_its_interval() -> None:
     table = tables.scores_table(RESULTS)
-    assert table.loc["ViT, a_b", ["accuracy (%)", "95 % interval"]].tolist() == ["91.2", "85.0 – 93.0"]
+    assert table.loc["ViT, a_b", ["accuracy (%)", "95% interval"]].tolist() == ["91.2", "85.0 – 93.0"]
     assert table.loc["ViT, a_b", ["macro F1", "its interval"]].tolist() == ["0.900", "0.840 – 0.920"]
     assert table.loc["ViT, a_b", ["parameters", "million MACs", "images/s"]].tolist() == ["136,906", "2.00", "1,234"]
 
@@ -57,7 +57,7 @@ def test_pairs_are_shown_in_points_with_their_intervals() -> None:
     pair = {"a": "ViT", "b": "Linear ViT", "difference": -0.031, "interval": (-0.06, 0.001), "only_a": 9, "only_b": 3}
     frame = pd.DataFrame([pair | {"f1_difference": -0.03, "f1_interval": (-0.05, 0.0), "p": p} for p in (0.0612, 1e-9)])
     table = tables.pairs_table(frame)
-    assert table.loc[0].tolist() == ["ViT", "Linear ViT", "-3.1", "-6.0 – +0.1", "-3.0", "-5.0 – +0.0", 9, 3, "0.061"]
+    assert table.loc[0].tolist() == ["ViT", "Linear ViT", "-3.1", "-6.0 to +0.1", "-3.0", "-5.0 to +0.0", 9, 3, "0.061"]
     assert table.loc[1, "p"] == "< 0.001"
 
 

@@ -812,6 +812,18 @@ def test_tensorboard_shows_the_history(tiny: RunConfig, train: Train) -> None:
         assert [event.value for event in scalars] == pytest.approx(run.history[name].tolist())
 
 
+def test_tensorboard_shows_the_whole_history_of_a_continued_run(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        kill(killed, at=8, checkpoint_seconds=3600)  # the last checkpoint is that of the first epoch's end
+        with pytest.raises(KilledError):
+            train(tiny)
+    run = train(tiny)
+    scalars = EventAccumulator(str(run.path)).Reload().Scalars("loss")
+    assert [event.step for event in scalars] == run.history["step"].tolist()
+
+
 def test_data_smaller_than_a_batch_is_one_batch(tiny: RunConfig, few: Source, train: Train, steps: list[int]) -> None:
     train(tiny.but(batch_size=4096))
     assert steps == [0, 1]

@@ -24,6 +24,9 @@ Model = Literal["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
 Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
 Imbalance = Literal["none", "linear", "exponential"]
 ImbalanceOrder = Literal["classes", "random"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Optimizer = Literal["adamw", "sgd", "muon"]
+Sharing = Literal["headwise", "key_value", "layerwise"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -50,14 +53,14 @@ class Common(BaseModel):
     dataset: Literal["digits", "cifar10", "folder"] = "digits"  # digits is built in, cifar10 downloaded, folder yours
     data_dir: str = ""  # class folders, or where CIFAR-10 lies or goes; empty: data/
     image_size: Count = 16  # pixels a side; other images are resized
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # of the rarest class, of each; 0: last epoch counts
-    imbalance: Imbalance = "none"  # class sizes in training fall along a line or exponentially
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # validation images a class over the rarest's; 0: none
+    imbalance: Imbalance = "none"  # none, linear or exponential: class sizes in training
     imbalance_ratio: Annotated[float, Field(ge=1)] = 10.0  # images of the commonest class over the rarest's
-    imbalance_order: ImbalanceOrder = "classes"  # which are rare: the last classes, or some that the seed draws
+    imbalance_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
     # augmentation, each drawn per sample
     crop: Annotated[int, Field(ge=0)] = 1  # pixels of random shift; the border is reflected
     flip: bool = False  # mirror half of the images left to right
-    cutout: Share = 0.0  # side of the hidden square over the image's side
+    cutout: Share = 0.0  # side of the hidden square, as a share of the image's side; 0: off
     mixup: NotNegative = 0.0  # alpha of MixUp's Beta distribution; 0: off
     cutmix: NotNegative = 0.0  # the same for CutMix
     label_smoothing: Share = 0.1  # share of the target spread over all classes
@@ -68,40 +71,40 @@ class Common(BaseModel):
     heads: Count | None = None  # of attention
     mlp_ratio: Positive | None = None  # hidden width of a block's MLP over dim
     patch_size: Count = 4  # pixels a side of what becomes one token
-    tokenizer: Literal["patch", "conv"] = "patch"  # how patches become tokens; chapter 02 trains the other one too
-    pool: Literal["cls", "mean"] = "cls"  # what is classified: the class token, or the mean of the patches
-    positions: Literal["learned", "sincos"] = "learned"  # where a patch is: learned, or fixed sines and cosines
+    tokenizer: Literal["patch", "conv"] = "patch"  # patch or conv: how patches become tokens; chapter 02 trains both
+    pool: Literal["cls", "mean"] = "cls"  # cls or mean: the class token is classified, or the mean of the patches
+    positions: Literal["learned", "sincos"] = "learned"  # learned, or sincos: fixed sines and cosines
     init: Literal["xavier", "small"] = "xavier"  # small, deviation 0.02, suits muon: where Q, K, V and MLPs begin
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # of both distillation losses
-    feature_map: Literal["elu", "relu"] = "elu"  # of kernelised attention: elu(x) + 1, or relu(x)
+    feature_map: Literal["elu", "relu"] = "elu"  # elu or relu: of kernelised attention, elu(x) + 1 or relu(x)
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
-    linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"  # of Linformer's E and F
+    linformer_sharing: Sharing = "headwise"  # headwise, key_value or layerwise: which heads and layers share E and F
     # training
     epochs: Count = 25  # of chapters 02 and 04
     minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
     patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation accuracy that end training; 0: off
     batch_size: Count = 64  # images a step, of all processes together
     accumulate: Count = 1  # pieces that a batch is taken in, where it does not fit into memory as a whole
-    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # muon: for the hidden layers' matrices, AdamW for the rest
+    optimizer: Optimizer = "adamw"  # adamw, sgd, or muon for the hidden layers' matrices with adamw for the rest
     lr: Positive = 2e-3  # peak learning rate (with muon: AdamW's)
     muon_lr: Positive = 0.02  # Muon's peak learning rate
     weight_decay: NotNegative = 0.05  # of matrices and kernels alone
     warmup: Share = 0.1  # share of training in which the learning rate rises to its peak
     hold: Share = 0.0  # share of training after which it falls
-    schedule: Literal["cosine", "linear"] = "cosine"  # how it falls, to zero
+    schedule: Literal["cosine", "linear"] = "cosine"  # cosine or linear: how the learning rate falls, to zero
     start_size: Annotated[int, Field(ge=0)] = 0  # pixels a side that training starts with, growing; 0: image_size
     grow: Ratio = 0.7  # share of training until images have grown to image_size
     clip: Positive = 1.0  # largest norm of the gradient
     ema: Share = 0.0  # decay of the averaged weights; 0: off
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
+    precision: Precision = "auto"  # auto, fp32, bf16 or fp16; auto: bf16 where the device gains from it
     num_workers: Annotated[int, Field(ge=0)] = 2  # processes that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
-    channels_last: bool = False  # memory layout of images: faster on a GPU and on some CPUs
+    channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
     seed: Annotated[int, Field(ge=0)] = 0  # of the splits, the weights and every step
 
     @model_validator(mode="before")
@@ -161,10 +164,19 @@ class RunConfig(Common):
     steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
     init_from: str = ""  # run directory that the weights start from; DynamicViT's teacher too
 
+    @property
+    def budget(self) -> str:
+        """How long this run may train, in words."""
+        longest = f"{self.steps:,} steps" if self.steps else f"{self.epochs} epochs"
+        longest = f"{self.minutes:g} minutes" if self.minutes and not self.steps else longest
+        return f"up to {longest}" if self.patience else longest
+
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
         if self.model == "dynamic_vit" and self.depth < 4:
             raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {self.depth}")
+        if self.model == "dynamic_vit" and (self.dim < 4 or self.dim % 2):
+            raise ValueError(f"DynamicViT's predictors need an even dim of 4 or more, got {self.dim}")
         if self.model == "linformer_vit" and self.linformer_k > self.num_tokens:
             raise ValueError(f"linformer_k {self.linformer_k} must not exceed the {self.num_tokens} patches")
         return self
@@ -173,22 +185,24 @@ class RunConfig(Common):
 class LabConfig(Common):
     """A notebook's parameters: what its runs share, and what the chapters vary. Defaults equal params/quick.yaml."""
 
-    imbalance: Imbalance = "exponential"  # of chapter 01's study; the other chapters use balanced data
+    imbalance: Imbalance = "exponential"  # none, linear or exponential: class sizes of chapter 01's study
     imbalance_ratio: Annotated[float, Field(ge=1)] = 50.0  # images of the commonest class over the rarest's
     study_epochs: Count = 15  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
     long_epochs: Annotated[int, Field(ge=0)] = 0  # of the convolutional tokenizer's longer training; 0: there is none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
-    fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that just trains on
+    fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that is fine-tuned without pruning
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
-    processes: Count = 1  # that train a run together, one a GPU (Accelerate)
+    processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     notes: str = ""  # what a reader of the report has to know beside its numbers
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
 
     @model_validator(mode="after")
-    def _check_processes(self) -> Self:
+    def _check_lab(self) -> Self:
+        if 0 < self.long_epochs <= self.epochs and not self.minutes:
+            raise ValueError(f"long_epochs {self.long_epochs} must exceed epochs {self.epochs}, or be 0")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
         return self
@@ -224,7 +238,7 @@ def _sentence(cls: type[Common], fault: Mapping[str, Any]) -> str:
     if fault["type"] != "extra_forbidden":
         return f"parameter {name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
     near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
-    return f"unknown parameter {name!r}: " + (f"did you mean {near[0]!r}?" if near else "see params/quick.yaml")
+    return f"unknown parameter {name!r}: " + (f"did you mean {near[0]!r}?" if near else "all are in vitlab/config.py")
 
 
 def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabConfig:
@@ -234,9 +248,11 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabCo
     except FileNotFoundError:
         have = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise LabError(f"no params file {path}: choose one of {have or 'none, the folder is empty'}") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise LabError(f"cannot read {path} ({error.strerror}): name a params file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise LabError(f"{path} must hold 'name: value' lines")
     return parse(LabConfig, values | dict(overrides or {}))
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vitlab.config import ROOT, LabError, RunConfig, absolute
-from vitlab.files import writing
+from vitlab.config import ROOT, Common, LabError, RunConfig, absolute
+from vitlab.files import require_writable, reserve, writing
 
 TEST_FRACTION = 0.2  # held out where a source brings no test part
 FEW = 20  # test images of a class that are too few to tell models apart
@@ -109,7 +109,7 @@ class Data:
         return self.train.counts(len(self.classes))
 
 
-def load_source(config: RunConfig) -> Source:
+def load_source(config: Common) -> Source:
     """The configured data set at `config.image_size`, from the cache where it has been decoded before."""
     if config.dataset == "digits":
         return _digits(config.image_size)
@@ -301,11 +301,14 @@ def _listing(folder: Path) -> dict[str, list[tuple[str, int, int]]]:
     """Class name -> (path, bytes, time of change) of its images, sorted; classes without images are passed over."""
     extensions = Image.registered_extensions()
     listing = {}
-    for entry in os.scandir(folder):
-        if entry.is_dir() and not entry.name.startswith("."):
-            files = [f for f in os.scandir(entry) if os.path.splitext(f.name)[1].lower() in extensions]
-            rows = sorted((f.path, stat.st_size, stat.st_mtime_ns) for f in files for stat in [f.stat()])
-            listing |= {entry.name: rows} if rows else {}
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir() and not entry.name.startswith("."):
+                files = [f for f in os.scandir(entry) if os.path.splitext(f.name)[1].lower() in extensions]
+                rows = sorted((f.path, stat.st_size, stat.st_mtime_ns) for f in files for stat in [f.stat()])
+                listing |= {entry.name: rows} if rows else {}
+    except OSError as error:  # a link to nowhere, a folder that may not be read
+        raise LabError(f"cannot read {error.filename} ({error.strerror}): repair it or remove it") from None
     return listing
 
 
@@ -321,8 +324,9 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
         images = np.empty(shape, np.uint8)
     else:
         folder = absolute("data/cache")
-        folder.mkdir(parents=True, exist_ok=True)
+        require_writable(folder, megabytes=1)
         with tempfile.TemporaryFile(dir=folder) as file:
+            reserve(file, math.prod(shape), folder)
             images = np.memmap(file, np.uint8, shape=shape)
     resized = 0
     for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), leave=False, mininterval=2)):

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from vitlab.config import LabError
 
@@ -43,6 +44,16 @@ def require_writable(folder: Path, megabytes: int) -> None:
             for _ in range(megabytes):  # written for real: quotas and size limits do not show in the free space
                 file.write(b"\0" * 2**20)
             file.flush()
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def reserve(file: IO[bytes], size: int, folder: Path) -> None:
+    """Take `size` bytes of the disk for a file in `folder`: a mapped file that finds it full would kill the process."""
+    if not hasattr(os, "posix_fallocate"):  # macOS has none
+        return
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise _cannot_write(folder, error) from None
 

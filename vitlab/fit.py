@@ -28,8 +28,9 @@ def main() -> int:
         params = load_params(arguments.params, overrides(arguments))
         with state.main_process_first():  # which decodes the images for the others
             lab = Lab.of(params)
-        for name in arguments.run:
-            run = lab.train(lab.config(name))
+        configs = {name: lab.config(name) for name in arguments.run}  # a misspelt one stops all before hours of work
+        for name, config in configs.items():
+            run = lab.train(config)
             if state.is_main_process:
                 print(f"{name}: test accuracy {run.summary['test']['accuracy']:.1%}, in {run.path}")
     except LabError as error:

@@ -58,7 +58,7 @@ class Lab:
 
     @cached_property
     def data(self) -> Data:
-        """The balanced data that chapters 02 to 06 share."""
+        """The data that chapters 02 to 06 share: as they come, the parameter imbalance is for the study alone."""
         return self.data_of(self.params.run())
 
     def data_of(self, config: RunConfig) -> Data:
@@ -84,7 +84,7 @@ class Lab:
             both[f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest
         return {
             "02": both,
-            "03": {"ViT, trained on": vit.but(**longer), "DynamicViT": vit.but(model="dynamic_vit", **longer)},
+            "03": {"ViT, fine-tuned": vit.but(**longer), "DynamicViT": vit.but(model="dynamic_vit", **longer)},
             "04": {"Linear ViT": vit.but(model="linear_vit"), "Linformer ViT": vit.but(model="linformer_vit")},
         }
 
@@ -124,7 +124,9 @@ class Lab:
 
     def train(self, config: RunConfig) -> Run:
         """The run of this configuration: loaded if it is complete, else trained or continued."""
-        run, teacher = self.run_of(config), self.load("ViT") if config.init_from else None
+        run, teacher = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
+        if teacher and not teacher.complete:
+            raise LabError(f"the run to start from, {config.init_from}, is not in {self.runs_dir}: {_make('02')}")
         if self.params.processes > 1 and "LOCAL_RANK" not in os.environ and not run.complete:
             self._launch(next(name for name, other in self.configs.items() if other == config))
         return fit(run, config, self.data_of(config), self.source.digest, teacher)
@@ -255,6 +257,8 @@ class Lab:
         if len(runs) < len(paths):
             raise LabError("extra_runs: two directories have the same name, which the tables go by: rename one")
         for name, run in runs.items():
+            if name in self.names:
+                raise LabError(f"extra_runs: this lab has a run {name!r} of its own: rename the directory")
             if not run.complete:
                 raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
             same = run.tested_on(self.source.digest, self.source.test.digest)

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 LEVEL = 0.05  # a difference is claimed where it would be this rare by chance
 CONFIDENCE = 1 - LEVEL
-RESAMPLES = 1000  # of a bootstrap: the ends of a 95 % interval then rest on 25 draws each
+RESAMPLES = 1000  # of a bootstrap: the ends of a 95% interval then rest on 25 draws each
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
@@ -19,7 +19,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
     *rows, support = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
     per_class = dict(zip(("precision", "recall", "f1"), rows, strict=True))
     overall = {
-        name: {"macro": float(row.mean()), "weighted": float(np.average(row, weights=support))}
+        name: {"macro": float(row[support > 0].mean()), "weighted": float(np.average(row, weights=support))}
         for name, row in per_class.items()
     }
     correct = int((predicted == labels).sum())
@@ -38,7 +38,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share of correct answers (Wilson 1927)."""
+    """95% interval of a share of correct answers (Wilson 1927)."""
     interval = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -106,10 +106,21 @@ def recall(counts: np.ndarray) -> np.ndarray:
     return right / np.maximum(images, 1)
 
 
+def mean_recall(counts: np.ndarray) -> np.ndarray:
+    """Balanced accuracy: mean over the classes of the recall, of `counts` (3, ..., C)."""
+    return _mean_of_present(recall(counts), counts[1])
+
+
 def macro_f1(counts: np.ndarray) -> np.ndarray:
     """Mean over the classes of 2 right / (images + answers), of `counts` (3, ..., C)."""
     right, images, answers = counts
-    return (2 * right / np.maximum(images + answers, 1)).mean(-1)
+    return _mean_of_present(2 * right / np.maximum(images + answers, 1), images)
+
+
+def _mean_of_present(scores: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Mean of `scores` (..., C) over the classes with images: a draw may hold none of a class that has few."""
+    present = images > 0
+    return (scores * present).sum(-1) / np.maximum(present.sum(-1), 1)
 
 
 def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep for the next step what one step frees, for the rest of this process.
 
     It would return blocks of a tensor's size to the system and be given them back, cleared page by page, in every
-    step, which costs a small ViT on a CPU 5 to 15 % of its time.
+    step, which costs a small ViT on a CPU 5 to 15% of its time.
     """
     if platform.libc_ver()[0] == "glibc":
         m_mmap_threshold, m_trim_threshold, libc = -3, -1, ctypes.CDLL(None)

@@ -136,7 +136,7 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
 def remedy_scores(frame: pd.DataFrame) -> Figure:
     """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean.
 
-    Of a single seed the line is the bootstrap's 95 % interval; columns as `tables.study_scores` makes them.
+    Of a single seed the line is the bootstrap's 95% interval; columns as `tables.study_scores` makes them.
     """
     columns = {"macro_f1": "macro F1", "recall_common": "recall, commonest", "recall_rare": "recall, rarest"}
     figure, [axes] = _canvas(1, 3, height=2.6, sharey=True)
@@ -144,7 +144,7 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
     places = frame["remedy"].map(order.index)
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         if len(frame) == len(order):
-            axis.hlines(places, frame[f"{column}_low"], frame[f"{column}_high"], color="0.5", label="95 % interval")
+            axis.hlines(places, frame[f"{column}_low"], frame[f"{column}_high"], color="0.5", label="95% interval")
         else:
             means = frame.groupby("remedy")[column].mean()
             axis.scatter(means[order], range(len(order)), marker="|", s=140, color="black", label="mean")
@@ -211,7 +211,7 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
     """Cosine similarity of each patch's position embedding (N, D) to all others, a small map a patch."""
     unit = positions / positions.norm(dim=-1, keepdim=True)
     maps = (unit @ unit.T).view(grid, grid, grid, grid).numpy()
-    step = max(1, grid // 4)  # more than 4×4 maps are too small to read
+    step = -(-grid // 4)  # more than 4×4 maps are too small to read
     picks = range(step // 2, grid, step)
     figure, axes = _canvas(len(picks), len(picks), height=4.2)
     for row, i in zip(axes, picks, strict=True):
@@ -412,7 +412,7 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
 
 
 def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
-    """Test accuracy with its 95 % interval over MACs, latency and training time; a point a model, and the frontier."""
+    """Test accuracy with its 95% interval over MACs, latency and training time; a point a model, and the frontier."""
     figure, [axes] = _canvas(1, 3, height=3.2, sharey=True)
     costs = (
         ("macs", 1e6, "million MACs"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import papermill
+import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -25,6 +26,8 @@ from vitlab.render import render
 from vitlab.runs import environment
 
 TITLE = "Vision Transformers, built, trained and measured"
+PARAMETERS = "parameters.yaml"
+INCIDENTAL = {"data_dir", "runs_dir", "extra_runs", "notes", "data_name", "processes", "num_workers", "pin_memory"}
 SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
 
 
@@ -33,6 +36,7 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
     require_writable(out, megabytes=16)
     lab = check(params)
+    require_own(lab, out)
     require_writable(lab.runs_dir, megabytes=16)
     executed = [out / "notebooks" / path.name for path in NOTEBOOKS.values()]
     stamp = out / "notebooks" / "stamp.txt"
@@ -53,6 +57,8 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
+    with writing(out / PARAMETERS) as temporary:
+        temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False))
     keep_runs(lab, out / "runs")
     figure = plots.accuracy_against_cost(results)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
@@ -61,6 +67,23 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
     others = [out / name for name in ("results.csv", "results.tex", "comparison.png")]
     for path in [*render(executed, out, title_page(lab, profile, results)), *others]:
         _say(f"made {os.path.relpath(path)}")
+
+
+def result_parameters(lab: Lab) -> dict[str, Any]:
+    """What a report's results depend on: the parameters, but for places, names and processes, and the data's digest."""
+    return lab.params.model_dump(exclude=INCIDENTAL) | {"data": lab.source.digest}
+
+
+def require_own(lab: Lab, out: Path) -> None:
+    """LabError where `out` holds a report of other parameters or data: hours of work are not overwritten unasked."""
+    path, ours = out / PARAMETERS, result_parameters(lab)
+    theirs = yaml.safe_load(path.read_text()) if path.exists() else ours
+    other = [name for name, value in ours.items() if theirs.get(name) != value]
+    if other:
+        raise LabError(
+            f"{os.path.relpath(out)} holds a report with other values of {', '.join(other)}: choose another folder for "
+            "this one (make: OUT=reports/mine), or delete that one"
+        )
 
 
 def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
@@ -105,7 +128,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     summary = (
         f"A Vision Transformer of {vit['parameters']:,} parameters, trained from random weights on "
         f"{len(lab.data.train):,} images of {lab.data_name}, classifies **{vit['accuracy']:.1%}** of "
-        f"{vit['test_images']:,} test images (95 % interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
+        f"{vit['test_images']:,} test images (95% interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
         f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
         f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))} {params.notes}"
@@ -114,9 +137,9 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
         ("Profile", profile),
         ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
         ("Seed", str(params.seed)),
-        ("Trained on", machines),
+        ("Hardware", machines),
         ("Commit of the runs", commits),
-        ("Set on", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
+        ("Rendered", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
     ]
     meaning = LabConfig.help()
     values = params.model_dump(
@@ -170,7 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make report", description=__doc__)
     parser.add_argument("--profile", default="quick", help="params/<profile>.yaml (make: PROFILE=…)")
     overrides = add_overrides(parser)
-    parser.add_argument("--out", default="", help="where to put the report; default: reports/<profile>")
+    parser.add_argument("--out", default="", help="where to put the report (OUT=…); default: reports/<profile>")
     arguments = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:

@@ -1,11 +1,12 @@
 """What the numbers say, as sentences: no gain inside the noise is called one."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from vitlab.metrics import LEVEL, holm, interval, mean_and_spread, on_frontier
+from vitlab.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier
 
 NO_REMEDIES = {"none", "balanced"}  # in the study beside the remedies
 
@@ -21,12 +22,12 @@ def verdict(a: str, b: str, comparison: dict) -> str:
     if comparison["p"] >= LEVEL:
         return (
             f"between {a} and {b} there is no difference that this test set can show "
-            f"({points:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])})"
+            f"({points:+z.1f} points, 95% interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])})"
         )
     if points < 0:
         a, b, points, low, high = b, a, -points, -high, -low
     return (
-        f"{b} is ahead of {a} by {points:.1f} points (95 % interval {low:.1f} to {high:.1f}, {p_text(comparison['p'])})"
+        f"{b} is ahead of {a} by {points:.1f} points (95% interval {low:.1f} to {high:.1f}, {p_text(comparison['p'])})"
     )
 
 
@@ -52,10 +53,10 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
         f"The highest accuracy was measured for **{best['model']}**: {best['accuracy']:.1%} "
-        f"(95 % interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
+        f"(95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
     if peers.empty:
-        return f"{text} The tests tell it from every other model."
+        return f"{text} It differs significantly from every other model."
     text += f" This test set can show no difference between it and {'; '.join(f'*{name}*' for name in peers['model'])}"
     light = peers.loc[peers["macs"].idxmin()]
     if light["macs"] >= best["macs"]:
@@ -74,6 +75,25 @@ def _picked(scores: dict[str, list[float]]) -> float:
     return 1 - LEVEL / len(scores.keys() - NO_REMEDIES)
 
 
+class Difference(NamedTuple):
+    """Macro F1 minus that of `none`: its value, interval, the larger spread over seeds, and whether it exceeds both."""
+
+    value: float
+    low: float
+    high: float
+    spread: float
+    shown: bool
+
+
+def _against_none(
+    name: str, scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray], confidence: float = CONFIDENCE
+) -> Difference:
+    (mean, spread), (base, base_spread) = mean_and_spread(scores[name]), mean_and_spread(scores["none"])
+    spread = 0.0 if math.isnan(spread) else max(spread, base_spread)  # NaN: of a single seed
+    low, high = interval(resampled_scores[name] - resampled_scores["none"], confidence)
+    return Difference(mean - base, low, high, spread, abs(mean - base) > spread and not low <= 0 <= high)
+
+
 def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
     """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond all of the noise.
 
@@ -81,21 +101,21 @@ def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.n
     interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. `balanced`, all the images of
     every class, is no remedy.
     """
-    best = _best(scores)
-    (mean, spread), (base, base_spread) = mean_and_spread(scores[best]), mean_and_spread(scores["none"])
-    confidence = _picked(scores)
-    low, high = interval(resampled_scores[best] - resampled_scores["none"], confidence)
+    best, confidence = _best(scores), _picked(scores)
+    gain = _against_none(best, scores, resampled_scores, confidence)
     figures = (
-        f"macro F1 {mean:.3f} against {base:.3f} without a remedy (gain {mean - base:+.3f}, {confidence:.0%} interval "
-        f"of the paired bootstrap, widened because the best was picked, {low:+.3f} to {high:+.3f})"
+        f"macro F1 {np.mean(scores[best]):.3f} against {np.mean(scores['none']):.3f} without a remedy (gain "
+        f"{gain.value:+.3f}, {confidence:.0%} interval of the paired bootstrap, widened because the best was picked, "
+        f"{gain.low:+.3f} to {gain.high:+.3f})"
     )
     name = best.replace("_", " ")
-    noise = 0.0 if math.isnan(spread) else max(spread, base_spread)
-    seeds = "; one seed says nothing about the spread between seeds" if math.isnan(spread) else ""
-    beyond = "the test images' noise" if seeds else f"the spread over seeds ({noise:.3f}) and the test images' noise"
-    if mean <= base:
+    one_seed = len(scores[best]) == 1
+    seeds = "; one seed says nothing about the spread between seeds" if one_seed else ""
+    of_seeds = f"the spread over seeds ({gain.spread:.3f}) and the test images' noise"
+    beyond = "the test images' noise" if one_seed else of_seeds
+    if gain.value <= 0:
         return f"No remedy raised the measured macro F1: the best is {name}, {figures}."
-    if mean - base > noise and low > 0:
+    if gain.shown:
         return f"The best remedy is **{name}**: {figures}, a gain beyond {beyond}{seeds}."
     return f"No remedy shows a gain beyond {beyond}; the best is {name}, {figures}{seeds}."
 
@@ -116,34 +136,39 @@ def who_gains(recall: pd.DataFrame, scores: dict[str, list[float]]) -> str:
     )
 
 
-def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
-    """One sentence on what the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them."""
-    (mean, spread), (base, base_spread) = mean_and_spread(scores["balanced"]), mean_and_spread(scores["none"])
-    gap, noise = 100 * (mean - base), 0.0 if math.isnan(spread) else 100 * max(spread, base_spread)
-    low, high = interval(resampled_scores["balanced"] - resampled_scores["none"])
-    figures = f"({gap:+.1f} points of macro F1, 95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
-    if low <= 0 <= high or abs(gap) <= noise:
+def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray], missing: int) -> str:
+    """What the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them.
+
+    missing: training images that the imbalanced data lack.
+    """
+    gap = _against_none("balanced", scores, resampled_scores)
+    points, low, high = (100 * value for value in (gap.value, gap.low, gap.high))
+    figures = f"({points:+.1f} points of macro F1, 95% interval {low:+.1f} to {high:+.1f})"
+    if not gap.shown:
         return f"Between training on all the images and on the imbalanced ones no difference can be shown {figures}."
     than = f"than on the imbalanced ones without a remedy {figures}"
-    if gap < 0:
+    if points < 0:
         return f"Trained on all the images the model scores worse {than}."
     text = f"Trained on all the images the model scores better {than}"
     best = _best(scores)
-    gain = 100 * (np.mean(scores[best]) - base)
-    if gain <= noise or interval(resampled_scores[best] - resampled_scores["none"], _picked(scores))[0] <= 0:
-        return f"{text}."
-    return f"{text}; the best remedy, {best.replace('_', ' ')}, wins {gain:.1f} of these points back."
+    gain = _against_none(best, scores, resampled_scores, _picked(scores))
+    if gain.value > 0 and gain.shown:
+        text += f"; the best remedy, {best.replace('_', ' ')}, wins {100 * gain.value:.1f} of these points back"
+    return (
+        f"{text}. This is the price of uneven data and of {missing:,} missing images together; a remedy can only mend "
+        "the first."
+    )
 
 
-def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str) -> str:
-    """One sentence on the keep ratio down to which no test shows a loss against the teacher.
+def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned: str) -> str:
+    """One sentence on the keep ratio down to which no test shows a loss against the model named by `unpruned`.
 
-    sweep: keep_ratio and accuracy, falling; tests: keep ratio -> `metrics.mcnemar` of the teacher and the student.
+    sweep: keep_ratio and accuracy, falling; tests: keep ratio -> `metrics.mcnemar` of both.
     """
     p = holm(np.array([test["p"] for test in tests.values()]))
     lost = [q < LEVEL and test["only_a"] > test["only_b"] for q, test in zip(p, tests.values(), strict=True)]
     shown = [f"ρ = {row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
-    rule = f"the {images} can show {{}} against the teacher (McNemar, Holm over the {len(lost)} keep ratios)"
+    rule = f"the {images} can show {{}} against {unpruned} (McNemar, Holm over the {len(lost)} keep ratios)"
     if not any(lost):
         return f"Down to {shown[-1]} {rule.format('no loss')}."
     first = lost.index(True)
@@ -160,6 +185,6 @@ def frontier(results: pd.DataFrame) -> str:
         return "; ".join(f"*{name}*" for name in results[on_frontier(results, cost)].sort_values(cost)["model"])
 
     return (
-        "By what was measured, noise included, these models are beaten by no other in accuracy at the same or fewer "
-        f"multiply-adds: {best('macs')}. At the same or a shorter latency: {best('latency_ms')}."
+        "On the measured values, noise included, no model is more accurate than these at the same or fewer "
+        f"multiply-adds: {best('macs')}; and than these at the same or a shorter latency: {best('latency_ms')}."
     )

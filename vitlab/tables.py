@@ -132,13 +132,12 @@ def study_f1(lab: Lab) -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
 
 def _study_row(lab: Lab, counts: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
     """Scores of `metrics.counts` (3, ..., C); order: the classes, the commonest first."""
-    recall = metrics.recall(counts)
     return {
         "accuracy": metrics.accuracy(counts),
-        "balanced_accuracy": recall.mean(-1),
+        "balanced_accuracy": metrics.mean_recall(counts),
         "macro_f1": metrics.macro_f1(counts),
-        "recall_common": recall[..., order[: lab.few]].mean(-1),
-        "recall_rare": recall[..., order[-lab.few :]].mean(-1),
+        "recall_common": metrics.mean_recall(counts[..., order[: lab.few]]),
+        "recall_rare": metrics.mean_recall(counts[..., order[-lab.few :]]),
     }
 
 
@@ -151,7 +150,7 @@ def _commonest_first(lab: Lab, seed: int) -> np.ndarray:
 
 
 def scores_table(results: pd.DataFrame) -> pd.DataFrame:
-    """`results` for reading: a row a model, every score with its 95 % interval, costs with their units."""
+    """`results` for reading: a row a model, every score with its 95% interval, costs with their units."""
 
     def percent(name: str) -> list[str]:
         return [f"{100 * v:.1f}" for v in results[name]]
@@ -161,7 +160,7 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
 
     columns = {
         "accuracy (%)": percent("accuracy"),
-        "95 % interval": between("accuracy_low", "accuracy_high", ".1f", 100),
+        "95% interval": between("accuracy_low", "accuracy_high", ".1f", 100),
         "macro F1": [f"{v:.3f}" for v in results["macro_f1"]],
         "its interval": between("macro_f1_low", "macro_f1_high", ".3f"),
         "top-2 (%)": percent("top_2"),
@@ -177,7 +176,7 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
 
 def readme_table(results: pd.DataFrame) -> str:
     """The main columns of `scores_table` in Markdown, as the README shows them."""
-    scores, costs = ["accuracy (%)", "95 % interval"], ["parameters", "million MACs", "latency (ms)", "images/s"]
+    scores, costs = ["accuracy (%)", "95% interval"], ["parameters", "million MACs", "latency (ms)", "images/s"]
     shown = [*scores, *costs, "training (min)"]
     frame = scores_table(results)[shown]
     rows = [("model", *shown), ("---", *["---:"] * len(shown)), *frame.itertuples(name=None)]
@@ -185,15 +184,15 @@ def readme_table(results: pd.DataFrame) -> str:
 
 
 def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95 % interval."""
+    """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95% interval."""
     rows = [
         {
             "A": row.a,
             "B": row.b,
             "accuracy, B − A": f"{100 * row.difference:+z.1f}",
-            "95 % interval": f"{100 * row.interval[0]:+z.1f} – {100 * row.interval[1]:+z.1f}",
+            "95% interval": f"{100 * row.interval[0]:+z.1f} to {100 * row.interval[1]:+z.1f}",
             "macro F1, B − A": f"{100 * row.f1_difference:+z.1f}",
-            "its interval": f"{100 * row.f1_interval[0]:+z.1f} – {100 * row.f1_interval[1]:+z.1f}",
+            "its interval": f"{100 * row.f1_interval[0]:+z.1f} to {100 * row.f1_interval[1]:+z.1f}",
             "only A right": row.only_a,
             "only B right": row.only_b,
             "p": f"{row.p:.2g}" if row.p >= 0.001 else "< 0.001",

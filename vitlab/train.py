@@ -94,7 +94,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # this process's images of a batch
     if batch_size % accelerator.num_processes:
         raise LabError(f"batch_size {batch_size} cannot be shared evenly by {accelerator.num_processes} processes")
-    require_writable(run.path, megabytes=1 + sum(p.numel() for p in model.parameters()) * 16 // 2**20)
+    numbers = 5 * sum(p.numel() for p in model.parameters())  # weights, their average, the best ones, AdamW's averages
+    require_writable(run.path, megabytes=1 + 4 * numbers // 2**20)
 
     with run.locked() if main else contextlib.nullcontext():
         [complete, state] = broadcast_object_list([run.complete, run.load_checkpoint() if main else None])
@@ -130,7 +131,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
                 at.seconds, due = broadcast_object_list([before + now - started, now - saved >= CHECKPOINT_SECONDS])
             return at.seconds / (60 * config.minutes) if by_time else at.step / total, due
 
-        events = SummaryWriter(run.path, purge_step=at.step) if main else None
+        # readers drop what an interrupted training wrote after its last checkpoint; what it wrote at it is valid
+        events = SummaryWriter(run.path, purge_step=at.step + 1 if at.step else 0) if main else None
         options = {} if main else {"disable": True}
         bar = tqdm(desc=run.path.name, unit=" images", unit_scale=True, mininterval=2, leave=False, **options)
         feed, bad = None, torch.tensor(-1, device=device)
