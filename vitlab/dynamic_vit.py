@@ -56,10 +56,10 @@ class DynamicViT(ViT):
     parameters ratio_weight and distill_weight change them, `losses.Objective` adds them up.
 
     Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (its 3, 6, 9 of 12), rounded
-    down; no ε in the masked softmax; with mean pooling the mean runs over the kept tokens; one learning rate for all
-    weights from the first step, where the authors hold the backbone still for five epochs and then train it with a
-    hundredth of the predictors' rate. As in the authors' code rather than in the text: one MLP gives local and global
-    features, a half each; KL(teacher ‖ student); L_distill is a mean over channels too.
+    down; no ε in the masked softmax; with mean pooling the mean runs over the kept tokens; backbone and predictors
+    learn from the first step at their optimisers' rates, where the authors hold the backbone still for five epochs and
+    then train it with a hundredth of the predictors' rate. As in the authors' code rather than in the text: one MLP
+    gives local and global features, a half each; KL(teacher ‖ student); L_distill is a mean over channels too.
     """
 
     def __init__(self, *, dim: int, depth: int, keep_ratio: float, **options) -> None:

@@ -79,9 +79,9 @@ def split_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]
 def fused_pays(q: Tensor) -> bool:
     """Whether to take the fused kernel rather than the explicit product, q (B, H, T, D/H); benchmarks/models.py.
 
-    On a GPU it is the faster one. On a CPU its bf16 is up to three times slower for short sequences; its float32 takes
-    tokens by 16 and those left over one by one. With heads of width 32 that costs few tokens up to a third of
-    attention's time, more often where gradients are taken; with 64, the two lie within a tenth of each other.
+    On a GPU it is the faster one. On a CPU its bf16 is up to three times slower for short sequences; its float32
+    handles tokens in blocks of 16 and the rest one by one. For short sequences and heads of width 32 that can cost a
+    third of attention's time, most when training; for heads of width 64 both are within a tenth of each other.
     """
     tokens, left_over = q.shape[2], q.shape[2] % 16
     if q.device.type != "cpu":
