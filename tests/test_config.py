@@ -66,7 +66,7 @@ def test_yamls_yes_is_accepted_for_a_switch(tmp_path: Path) -> None:
         ({"model": "dynamic_vit", "depth": 3}, "depth 4 or more"),
         ({"model": "dynamic_vit", "dim": 75, "heads": 5}, "even dim of 4 or more, got 75"),
         ({"positions": "sincos", "dim": 30, "heads": 5}, "sincos needs a dim that 4 divides"),
-        ({"image_size": 18, "patch_size": 6, "tokenizer": "conv"}, "conv needs patch_size"),
+        ({"image_size": 18, "patch_size": 6, "tokenizer": "conv"}, "needs patch_size 1, 2, 4, 8"),
         ({"keep_ratio": 0}, "keep_ratio"),
         ({"keep_ratio": 1.1}, "keep_ratio"),
         ({"lr": -1}, "lr"),

@@ -138,7 +138,9 @@ class Common(BaseModel):
         if self.crop >= self.image_size:
             raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
         if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):
-            raise ValueError(f"tokenizer conv needs patch_size 1, 2, 4, 8, …, got {self.patch_size}")
+            raise ValueError(
+                f"tokenizer conv, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got {self.patch_size}"
+            )
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
         return self

@@ -89,8 +89,10 @@ def require_own(lab: Lab, out: Path) -> None:
 def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Execute a notebook with parameters; its error messages are passed on as a LabError, finished runs stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # kernels talk over sockets in the file system where there are any: TCP draws a warning from ipykernel 7
-    options = {"config": Config({"KernelManager": {"transport": "ipc"}})} if os.name == "posix" else {}
+    # a kernel that is shut down is interrupted first, and now and then logs that as an error
+    settings = {"NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"]}}
+    if os.name == "posix":  # kernels talk over sockets in the file system: TCP draws a warning from ipykernel 7
+        settings["KernelManager"] = {"transport": "ipc"}
     try:
         papermill.execute_notebook(
             source,
@@ -100,7 +102,7 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
             progress_bar=False,
             coalesce_streams=True,
             stderr_file=sys.stderr,
-            **options,
+            config=Config(settings),
         )
     except DeadKernelError:
         raise LabError(
