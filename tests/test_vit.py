@@ -1,5 +1,7 @@
 """The ViT is the published one: the same function as timm's, exact sizes, tokens in order, positions that matter."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -298,3 +300,12 @@ def test_whitened_kernels_give_uncorrelated_outputs_of_variance_one() -> None:
     few = vit.ConvEmbed(3, 64, 4)  # 16 first kernels take the strongest components
     few.whiten(smooth)
     torch.testing.assert_close(few.layers[0].weight, embed.layers[0].weight[:16])
+
+
+def test_numbers_too_small_for_float32_are_zero_in_every_thread() -> None:
+    """Where one thread keeps them, all wait for it; a process of its own, whose threads do not exist yet."""
+    product = "(torch.full((4_000_000,), 1e-38) * 1e-3).count_nonzero().item()"
+    told = subprocess.run(
+        [sys.executable, "-c", f"import torch, vitlab.models; print({product})"], capture_output=True, text=True
+    )
+    assert told.stdout == "0\n", told.stderr

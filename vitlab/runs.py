@@ -24,7 +24,8 @@ from vitlab.config import ROOT, LabError, RunConfig, parse
 from vitlab.files import copy, writing
 from vitlab.models import OPTIONS, best_device, build_model
 
-IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory"}  # preset: a name for dim, depth, heads, mlp_ratio
+# preset: a name for dim, depth, heads, mlp_ratio; channels_last: moves the last digits, as another machine does
+IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last"}
 SMALL_FILES = ("split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
 LOCK_SECONDS = 5  # that a killed process may take to die
 LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
