@@ -12,8 +12,8 @@ from vitlab.dynamic_vit import DynamicViT
 from vitlab.linear_vit import LinearViT, LinformerViT
 from vitlab.vit import ViT
 
-# A trained Linformer's gradients hold numbers so small that a CPU treats them one by one: steps took twice as long. Set on
-# import, because threads that exist already keep their setting.
+# A trained Linformer's gradients hold numbers so small that a CPU treats them one by one: steps took twice as long.
+# Set on import, because threads that exist already keep their setting.
 torch.set_flush_denormal(True)
 
 MODELS = {"vit": ViT, "dynamic_vit": DynamicViT, "linear_vit": LinearViT, "linformer_vit": LinformerViT}
