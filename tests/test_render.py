@@ -67,7 +67,7 @@ def write(path: Path, *cells: nbformat.NotebookNode) -> Path:
 @pytest.fixture
 def notebooks(tmp_path: Path) -> list[Path]:
     columns = "".join(f"<th>column {k}</th>" for k in range(12))
-    cells = "".join(f"<td>{k}.25 %</td>" for k in range(12))
+    cells = "".join(f"<td>{k}.25%</td>" for k in range(12))
     table = (
         '<table border="0" class="dataframe"><thead><tr style="text-align: right;"><th></th>'
         f"{columns}</tr></thead><tbody><tr><th>vit</th>{cells}</tr></tbody></table>"
