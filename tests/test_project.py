@@ -2,16 +2,19 @@
 
 import re
 import tomllib
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
-from vitlab.config import ROOT
-from vitlab.report import file_digest
+from vitlab.config import ROOT, load_params
+from vitlab.lab import Lab
+from vitlab.report import file_digest, result_parameters
 from vitlab.tables import readme_table
 
+COMMITTED = ROOT / "reports" / "cifar10_cpu"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -47,13 +50,23 @@ def test_files_that_the_readme_names_exist():
 
 
 def test_readme_shows_the_results_of_the_committed_report():
-    folder = ROOT / "reports" / "cifar10_cpu"
-    table = readme_table(pd.read_csv(folder / "results.csv"))
+    table = readme_table(pd.read_csv(COMMITTED / "results.csv"))
     readme = (ROOT / "README.md").read_text()
     assert table in readme, f"put this table into README.md:\n{table}"
     assert "](reports/cifar10_cpu/comparison.png)" in readme
-    with Image.open(folder / "comparison.png") as picture:
-        assert picture.text["Source"] == f"results.csv {file_digest(folder / 'results.csv')}"
+    with Image.open(COMMITTED / "comparison.png") as picture:
+        assert picture.text["Source"] == f"results.csv {file_digest(COMMITTED / 'results.csv')}"
+
+
+def test_the_committed_report_is_of_the_profile_as_it_is_now():
+    stored = yaml.safe_load((COMMITTED / "parameters.yaml").read_text())
+    params = load_params(ROOT / "params" / "cifar10_cpu.yaml", {"dataset": "folder", "data_dir": "anywhere"})
+    lab = Lab(params, SimpleNamespace(digest=stored["data"]))
+    assert result_parameters(lab) == stored
+    results = pd.read_csv(COMMITTED / "results.csv")
+    plan = {name: config for chapter in lab.plan.values() for name, config in chapter.items()}
+    named = {name: lab.run_of(config).path.name for name, config in plan.items()}
+    assert dict(zip(results["model"], results["run"], strict=True)) == named
 
 
 def test_every_module_of_the_package_is_in_its_map():
