@@ -1,15 +1,14 @@
 """How fast `fit` trains, against the usual course trainer, on this machine; nothing else should be running.
 
-    python benchmarks/training.py            # ViT-Base of the course and the CPU profile's ViT: 5 to 10 minutes
+    python benchmarks/training.py            # the CPU profile's ViT and the course's ViT-Base: 5 to 10 minutes on a CPU
 
 The course trainer: a DataLoader with two workers and PIL transforms (crop, flip, tensor, normalise), float32, AdamW.
-Both train the same model on random images with batch 128, in turns. Times are medians over steps; of the row in which
-images grow, means over a whole short schedule, but for its first steps.
+Both train the same model on random images with batch 128, in turns, on the GPU if there is one. Times are medians over
+steps; of the row in which images grow, means over a whole short schedule, but for its first steps.
 """
 
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -27,11 +26,12 @@ from vitlab.augment import augment
 from vitlab.complexity import formula_macs, seconds
 from vitlab.config import ROOT, RunConfig, load_params
 from vitlab.data import Data, Split
-from vitlab.models import build_model
+from vitlab.models import best_device, build_model
 from vitlab.optim import Muon, precision_of
-from vitlab.runs import Run
+from vitlab.runs import Run, environment
 
 BATCH, WARM_UP = 128, 3
+DEVICE = best_device()
 
 
 class PilImages(Dataset):
@@ -64,17 +64,17 @@ def course_steps(config: RunConfig, steps: int) -> list[float]:
 def train_as_usual(config: RunConfig, steps: int) -> list[float]:
     data = random_data(BATCH * steps)
     times = []
-    model = build_model(config, 10, 3).train()
+    model = build_model(config, 10, 3).train().to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.05)
-    start = time.perf_counter()
+    start = now()
     for images, labels in DataLoader(PilImages(data.train), BATCH, shuffle=True, num_workers=2, drop_last=True):
-        loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+        loss = F.cross_entropy(model(images.to(DEVICE)), labels.to(DEVICE), label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        now = time.perf_counter()
-        times.append(now - start)
-        start = now
+        end = now()
+        times.append(end - start)
+        start = end
     return times
 
 
@@ -84,7 +84,7 @@ def our_steps(config: RunConfig, data: Data, steps: int) -> list[float]:
     seed_step = train.seed_step
 
     def watched(*arguments: object) -> None:
-        begun.append(time.perf_counter())
+        begun.append(now())
         seed_step(*arguments)
 
     train.seed_step = watched
@@ -96,6 +96,13 @@ def our_steps(config: RunConfig, data: Data, steps: int) -> list[float]:
     return [after - before for before, after in itertools.pairwise(begun)]
 
 
+def now() -> float:
+    """Seconds, when the device has done what it was told."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def random_data(images: int) -> Data:
     torch.manual_seed(0)
     pixels, labels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10
@@ -104,9 +111,10 @@ def random_data(images: int) -> Data:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a 4096×1024×1024 matrix product."""
-    a, b = torch.randn(4096, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
-    return 2 * 4096 * 1024 * 1024 / seconds(lambda: a @ b, at_least=2)[0]
+    """FLOP/s of a matrix product, 4096×1024×1024, or of one that is large enough for a GPU."""
+    rows, columns = (4096, 1024) if DEVICE.type == "cpu" else (8192, 8192)
+    a, b = (torch.randn(n, columns, dtype=dtype, device=DEVICE) for n in (rows, columns))
+    return 2 * rows * columns**2 / seconds(lambda: a @ b, at_least=2)[0]
 
 
 def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
@@ -119,11 +127,12 @@ def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
     step, usual = (statistics.fmean(t) if config.start_size else statistics.median(t) for t in (ours, course))
     drawing = reached = "–"
     if not config.start_size:
-        drawn = seconds(lambda: augment(data.train.images[:BATCH], data.train.labels[:BATCH], 10, config))[0]
+        images, labels = data.train.images[:BATCH].to(DEVICE), data.train.labels[:BATCH].to(DEVICE)
+        drawn = seconds(lambda: augment(images, labels, 10, config))[0]
         drawing = f"{drawn / step:.1%}"
         # the backward pass takes twice the products of the forward pass
         flops = 3 * 2 * sum(formula_macs(config, 10, 3).values()) * BATCH / step
-        dtype = precision_of(config, torch.device("cpu"))
+        dtype = precision_of(config, DEVICE)
         rate = matmul_rate(dtype)
         kind = str(dtype).removeprefix("torch.")
         reached = f"{flops / 1e9:.0f} of {rate / 1e9:.0f} ({kind}), {flops / rate:.0%}"
@@ -133,7 +142,7 @@ def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
 
 def muon(config: RunConfig) -> None:
     """One step of our Muon beside torch's, which computes in bf16 on every machine."""
-    model = build_model(config, 10, 3)
+    model = build_model(config, 10, 3).to(DEVICE)
     matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     for p in matrices:
         p.grad = torch.randn_like(p)
@@ -143,9 +152,7 @@ def muon(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    if torch.cuda.is_available():
-        sys.exit("both trainers are compared on the CPU: hide the GPU with CUDA_VISIBLE_DEVICES=")
-    print(f"{torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
+    print(f"{environment()['device']}, {torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
     print("| model | fit, images/s | course trainer | ratio | augmentation | GFLOP/s of a matrix product's |")
     print("|---|---|---|---|---|---|")
     profile = load_params(ROOT / "params" / "cifar10_cpu.yaml").run()
