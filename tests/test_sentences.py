@@ -164,3 +164,18 @@ def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
     assert text.endswith(
         "at the same or fewer multiply-adds: *a*; *c*; and than these at the same or a shorter latency: *c*."
     )
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "expected"),
+    [
+        (0.05, 0.01, "What is above chance is what they have learned."),
+        (0.05, 0.2, "stays open."),
+        (-0.15, 1e-6, "(-15.0 points, 95% interval -18.0 to -12.0, p < 0.001). So far they choose worse than chance."),
+    ],
+)
+def test_predictors_are_said_to_know_what_the_test_shows(difference: float, p: float, expected: str) -> None:
+    comparison = {"difference": difference, "interval": (difference - 0.03, difference + 0.03), "p": p}
+    text = sentences.what_predictors_know(0.7, 0.7 + difference, comparison)
+    assert "drawn at random, answers 70.0%" in text
+    assert text.endswith(expected)
