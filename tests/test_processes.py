@@ -1,19 +1,33 @@
 """Several processes, started by Accelerate and joined by gloo, train as one; a command trains without a notebook."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 
 from vitlab import fit
 from vitlab.config import ROOT, LabConfig, LabError
-from vitlab.lab import Lab
+from vitlab.lab import Lab, check
 
 SMALL = LabConfig(
     image_size=8, dim=16, depth=4, heads=2, mlp_ratio=2.0, batch_size=64, precision="fp32",
     epochs=3, fine_tune_epochs=2, mixup=0.5, cutmix=0.5, flip=True, linformer_k=2, study_epochs=1, study_seeds=1,
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_cpu() -> Iterator[None]:
+    """Two processes need two GPUs, or none."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setattr(torch.cuda, "is_available", lambda: False)  # in this process the variable comes too late
+        yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +50,13 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, t
     student = lab.train(lab.config("DynamicViT"))  # with a teacher and all its losses
     assert student.history["loss"].is_monotonic_decreasing
     assert lab.load("DynamicViT").complete
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(LabError, match="processes is 2, but there is a GPU for 1 of them"):
+        check(SMALL.but(runs_dir=str(tmp_path), processes=2))
 
 
 def test_failure_in_the_processes_is_told(tmp_path: Path) -> None:

@@ -133,6 +133,7 @@ class Lab:
 
     def _launch(self, name: str) -> None:
         """Train a run of this lab in several processes: `accelerate launch -m vitlab.fit` does it, outside of ours."""
+        _require_gpus(self.params.processes)
         with tempfile.TemporaryDirectory() as folder:
             params = Path(folder) / "params.yaml"
             params.write_text(yaml.safe_dump(self.params.but(runs_dir=str(self.runs_dir)).model_dump()))
@@ -308,10 +309,20 @@ class Lab:
 def check(params: LabConfig) -> Lab:
     """Load the data and build every model of the lab once: a wrong parameter shows before any work starts."""
     lab = Lab.of(params)
+    _require_gpus(params.processes)
     for name in lab.names:
         build_model(lab.config(name), len(lab.source.classes), lab.source.train.pool.shape[1])
     _ = lab.extra
     return lab
+
+
+def _require_gpus(processes: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else processes
+    if processes > gpus:
+        raise LabError(
+            f"processes is {processes}, but there is a GPU for {gpus} of them: choose at most {gpus}, or hide the GPUs "
+            "with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
 
 
 def _train_in_worker(params: LabConfig, config: RunConfig) -> None:
