@@ -190,6 +190,21 @@ def test_killed_run_continues_bit_for_bit(
     assert_same_run(run, whole)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{"tokenizer": "conv", "start_size": 4, "patch_size": 2}, {"accumulate": 2}])
+def test_recorded_passes_train_as_launched_ones_do(
+    options: dict, tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.but(**options)
+    recorded = train(config, runs_dir=tmp_path / "recorded")
+    monkeypatch.setattr(loop, "_recorded", lambda objective, *_: objective)
+    launched = train(config, runs_dir=tmp_path / "launched")
+    np.testing.assert_allclose(recorded.history["loss"], launched.history["loss"], rtol=1e-4)
+    ours, theirs = recorded.weights(), launched.weights()
+    for name in theirs:  # statistics of BatchNorm are among them
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("damage", ["cut short", "empty", "zeros", "absent"])
 def test_damaged_checkpoint_is_replaced_by_the_one_before(
     damage: str, tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[int]
@@ -539,7 +554,7 @@ def test_statistics_of_batch_norm_are_those_of_the_model_not_averaged_again(
     seen: dict[str, Tensor] = {}
 
     def watch(self: nn.Module, *_: object) -> None:
-        seen.update({name: value.clone() for name, value in self.named_buffers() if "running" in name})
+        seen.update({name: value.cpu().clone() for name, value in self.named_buffers() if "running" in name})
 
     config = tiny.but(ema=0.99, tokenizer="conv", epochs=1, val_fraction=0)
     with monkeypatch.context() as patch:
@@ -590,7 +605,7 @@ def test_validation_chooses_the_epoch_whose_weights_are_kept(
     accuracies = iter([0.3, 0.9, 0.9, 0.5])
 
     def watch(model: nn.Module, *rest: object) -> Tensor:
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        seen.append({name: value.cpu().clone() for name, value in model.state_dict().items()})
         return predict(model, *rest)
 
     monkeypatch.setattr(loop, "predict", watch)

@@ -279,6 +279,11 @@ def test_positions_of_another_size_are_resampled_around_the_class_token(pool: st
     grid = finer[0, front.shape[1] :].view(8, 8, 64)
     assert torch.allclose(grid, grid[:1].expand_as(grid), atol=1e-5)  # all rows alike still
     assert (grid[0, 1:, 0] > grid[0, :-1, 0]).all()
+    square = torch.randn(1, 64, 4, 4, requires_grad=True)
+    mine = vit.resample(square.flatten(2).transpose(1, 2), 6)
+    torchs = nn.functional.interpolate(square, size=(6, 6), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(mine, torchs)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), square)[0] for out in (mine, torchs)))
     assert model(torch.randn(2, 1, 32, 32)).shape == (2, 10)
 
 

@@ -82,7 +82,7 @@ def _mix(images: Tensor, targets: Tensor, mixup: float, cutmix: float) -> tuple[
     """MixUp (Zhang et al. 2018) or CutMix (Yun et al. 2019) with a shuffled copy; of both, each sample draws one."""
     partner = torch.randperm(len(images), device=images.device)
     cut = torch.rand(len(images), device=images.device) < (0.5 if mixup and cutmix else float(cutmix > 0))
-    alpha = torch.where(cut, cutmix, mixup)
+    alpha = torch.full_like(cut, mixup, dtype=torch.float32).masked_fill(cut, cutmix)  # no scalar that a GPU waits for
     share = torch._sample_dirichlet(torch.stack([alpha, alpha], -1))[:, 0]  # Beta(α, α), on the device
     box = _boxes(images, (1 - share).sqrt())
     weight = torch.where(cut[:, None, None, None], (~box).float(), share[:, None, None, None])  # of the image itself

@@ -38,7 +38,7 @@ def logit_shift(remedy: str, counts: Tensor) -> Tensor | None:
 class Objective(nn.Module):
     """Loss of one batch: cross-entropy shaped by the remedy, and for DynamicViT its ratio and distillation terms.
 
-    forward(images, targets) returns the loss to minimise, its parts by name, and the logits.
+    forward(images, targets) returns the loss to minimise and, without a gradient, its parts by name and the logits.
     """
 
     def __init__(self, config: RunConfig, counts: Tensor, model: nn.Module, teacher: nn.Module | None = None) -> None:
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         if self.config.model != "dynamic_vit":
             logits = model(images)
             loss = self.classify(logits, targets)
-            return loss, {"cls": loss}, logits
+            return loss, {"cls": loss.detach()}, logits.detach()
         trace: dict = {}
         logits = model(images, trace)
         parts = {"cls": self.classify(logits, targets), "ratio": ratio_loss(trace["keep"], model.targets())}
@@ -86,4 +86,4 @@ class Objective(nn.Module):
             )
             parts["distill"] = distill_loss(trace["final"][:, patches], seen[:, patches], trace["keep"][-1])
             loss = loss + self.config.distill_weight * (parts["kl"] + parts["distill"])
-        return loss, parts, logits
+        return loss, {name: part.detach() for name, part in parts.items()}, logits.detach()

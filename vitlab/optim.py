@@ -144,6 +144,6 @@ def precision_name(config: RunConfig, device: torch.device) -> str:
     return {dtype: name for name, dtype in PRECISIONS.items()}[precision_of(config, device)]
 
 
-def autocast(config: RunConfig, device: torch.device) -> torch.autocast:
+def autocast(config: RunConfig, device: torch.device, cache: bool = True) -> torch.autocast:
     dtype = precision_of(config, device)
-    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32, cache_enabled=cache)

@@ -1,13 +1,14 @@
 """The one training loop and the one evaluation function.
 
 Everything random in step t is a function of (seed, t): a run that was interrupted continues as if it had not been, to
-the bit on a CPU, and up to the last digits on a GPU, where some kernels add in no fixed order.
+the bit on a CPU, and on a GPU wherever its kernels add in a fixed order.
 Only a budget in minutes makes the result depend on the clock, because the learning rate then follows it.
 """
 
 import contextlib
 import copy
 import dataclasses
+import gc
 import math
 import time
 
@@ -78,6 +79,9 @@ def fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | Non
 def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | None) -> Run:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")  # autocast is ours, see optim
     device, main = accelerator.device, accelerator.is_main_process
+    torch.backends.cudnn.deterministic = True  # some kernels for convolutions add in any order
+    if device.type == "cuda":
+        gc.collect()  # an earlier training's graphs hold memory, and a loader's forked process must not free them
     objective = _objective(config, data, teacher, device)
     model = objective.model
     average = copy.deepcopy(model).requires_grad_(False) if config.ema else model
@@ -118,6 +122,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
         if main and run.environments[-1:] != [here]:
             run.write_json("environment.json", [*run.environments, here])
         shared = accelerator.prepare_model(objective)  # several processes: averages their gradients
+        alone = accelerator.num_processes == config.accumulate == 1
+        replayed = device.type == "cuda" and resident is not None and alone and not config.compile
         before, started = at.seconds, time.perf_counter()
         saved = started
 
@@ -135,7 +141,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
         events = SummaryWriter(run.path, purge_step=at.step + 1 if at.step else 0) if main else None
         options = {} if main else {"disable": True}
         bar = tqdm(desc=run.path.name, unit=" images", unit_scale=True, mininterval=2, leave=False, **options)
-        feed, bad = None, torch.tensor(-1, device=device)
+        feed, bad, shape = None, torch.tensor(-1, device=device), None
         done, _ = clock()
         while done < 1 and not at.stopped_early(config.patience):
             epoch, place = divmod(at.step, steps_an_epoch)
@@ -149,6 +155,8 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
             inputs, targets = augment(images, labels, len(data.classes), config, size)
             if accelerator.process_index:  # but dropout is not to repeat itself from share to share
                 seed_step(config.seed, at.step, device, accelerator.process_index)
+            if replayed and inputs.shape != shape:  # the first batch, or images have grown
+                shared, shape = _recorded(objective, inputs, targets, config), inputs.shape
             set_lr(optimizers, lr_factor(done, config))
             losses = _backward(accelerator, shared, scaler, inputs[share], targets[share], config)
             for optimizer in optimizers:
@@ -164,7 +172,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
             if config.ema:  # follows quickly while the weights still move far
                 _follow(average, model, min(config.ema, (1 + at.step) / (10 + at.step)))
             at.sums = {name: at.sums.get(name, 0.0) + value for name, value in losses.items()}
-            bad = torch.where((bad < 0) & ~losses["loss"].isfinite(), at.step, bad)
+            bad = bad.masked_fill((bad < 0) & ~losses["loss"].isfinite(), at.step)
             if main and at.step == 0:
                 events.add_images("batch", inputs[:32] / 2 + 0.5, 0)
             at.step += 1
@@ -224,6 +232,22 @@ def _objective(config: RunConfig, data: Data, teacher: Run | None, device: torch
     return objective
 
 
+def _recorded(objective: Objective, images: Tensor, targets: Tensor, config: RunConfig) -> nn.Module:
+    """`objective` whose passes, forward and backward, are CUDA graphs: for batches of this shape, one at a time.
+
+    A GPU is done with each of some hundred kernels of a small model before the next one is launched; a graph launches
+    all of them at once. The weights are the same ones; recording leaves neither them nor the generators changed.
+    """
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # graphs are recorded on a stream apart
+    twin = copy.copy(objective)  # its forward is replaced; what it holds is shared
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}  # statistics of BatchNorm
+    with torch.random.fork_rng([images.device]), autocast(config, images.device, cache=False):
+        twin = torch.cuda.make_graphed_callables(twin, (images.clone(), targets.clone()), allow_unused_input=True)
+    for name, buffer in objective.named_buffers():
+        buffer.copy_(buffers[name])
+    return twin
+
+
 def _backward(
     accelerator: Accelerator,
     objective: nn.Module,
@@ -242,7 +266,7 @@ def _backward(
                 loss, parts, logits = objective(images, labels)
             weight = len(images) / len(inputs)
             scaler.scale(loss * weight).backward()
-        accuracy = (logits.detach().argmax(1) == labels.argmax(1)).float().mean()
+        accuracy = (logits.argmax(1) == labels.argmax(1)).float().mean()
         for name, value in {"loss": loss, "accuracy": accuracy, **parts}.items():
             means[name] = means.get(name, 0.0) + value.detach().float() * weight
     return means

@@ -123,7 +123,7 @@ class Attention(nn.Module):
             return scores.softmax(-1)
         scores = scores.float()
         itself = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
-        allowed = torch.where(itself, 1.0, keep[:, None, None, :])  # (B, 1, T, T)
+        allowed = keep[:, None, None, :].masked_fill(itself, 1.0)  # (B, 1, T, T)
         # relative to the largest score in sight, so that a hidden one can't drown the others; its own exp stays finite
         largest = scores.masked_fill(allowed == 0, -torch.inf).amax(-1, keepdim=True).detach()
         exp = (scores - largest).clamp(max=0).exp() * allowed
@@ -184,9 +184,12 @@ def resample(vectors: Tensor, grid: int) -> Tensor:
     if old == grid:
         return vectors
     front, places = vectors.split([vectors.shape[1] - old**2, old**2], dim=1)
-    places = places.transpose(1, 2).unflatten(2, (old, old))  # (1, D, g, g)
-    places = nn.functional.interpolate(places, size=(grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([front, places.flatten(2).transpose(1, 2)], dim=1)
+    # what it does along one axis as a matrix: the gradient of a product is added up in a fixed order, also on a GPU
+    unit = torch.eye(old, device=vectors.device)[None, None]
+    along = nn.functional.interpolate(unit, size=(grid, old), mode="bicubic", antialias=True)[0, 0]  # (grid, g)
+    with torch.autocast(vectors.device.type, enabled=False):
+        places = torch.einsum("nijd,ai,bj->nabd", places.unflatten(1, (old, old)), along, along)
+    return torch.cat([front, places.flatten(1, 2)], dim=1)
 
 
 class ViT(nn.Module):
