@@ -122,6 +122,7 @@ def _fit(run: Run, config: RunConfig, data: Data, digest: str, teacher: Run | No
         if main and run.environments[-1:] != [here]:
             run.write_json("environment.json", [*run.environments, here])
         shared = accelerator.prepare_model(objective)  # several processes: averages their gradients
+        # a graph holds the gradients of one piece alone, and no loader's thread may use the GPU while it is recorded
         alone = accelerator.num_processes == config.accumulate == 1
         replayed = device.type == "cuda" and resident is not None and alone and not config.compile
         before, started = at.seconds, time.perf_counter()
