@@ -7,7 +7,7 @@ export DATA SET OUT
 
 .PHONY: report test lab clean
 report: $(VENV)/installed
-	@$(BIN)/python -m vitlab.report --profile "$(PROFILE)" --data "$$DATA" --out "$$OUT" --set $(SET)
+	@$(BIN)/python -m vitlab report --profile "$(PROFILE)" --data "$$DATA" --out "$$OUT" --set $(SET)
 
 test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from vitlab.config import RunConfig
-from vitlab.data import Source, Split, load_source, split
+from vitlab.data.sources import load_source
+from vitlab.data.splits import Source, Split, split
 from vitlab.runs import Run
-from vitlab.train import fit
+from vitlab.training.fit import fit_run
+from vitlab.training.session import RunSession
 
 mpl.use("Agg")
 SHARED_RUNS = Path(tempfile.mkdtemp(prefix="vitlab-test-"))
@@ -21,8 +23,9 @@ torch.set_num_threads(1)  # models this small only lose by more
 
 
 def pytest_configure() -> None:
-    """The kernels that nbmake starts share a fresh folder of runs with the report's tests."""
+    """The kernels that nbmake starts share a fresh folder of runs with the report's tests, and read no own profile."""
     os.environ["VITLAB_RUNS"] = str(SHARED_RUNS)
+    os.environ["VITLAB_PARAMS"] = str(SHARED_RUNS / "none.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -75,10 +78,18 @@ def _first(part: Split, per_class: int) -> Split:
 
 @pytest.fixture
 def train(few: Source, tmp_path: Path) -> Callable[..., Run]:
-    """train(config, source=few, runs_dir=tmp_path): what `Lab.train` does, without a lab."""
+    """train(config, source=few, runs_dir=tmp_path): what `Lab.train_one` does, without a lab.
 
-    def run(config: RunConfig, source: Source = few, runs_dir: Path = tmp_path, teacher: Run | None = None):
-        where = Run.of(runs_dir, config, source.digest)
-        return fit(where, config, split(source, config), source.digest, teacher)
+    `session` is a class of sessions that looks on or interferes.
+    """
+
+    def run(
+        config: RunConfig,
+        source: Source = few,
+        runs_dir: Path = tmp_path,
+        start: Run | None = None,
+        session: Callable[[Run], RunSession] = RunSession,
+    ) -> Run:
+        return fit_run(Run.of(runs_dir, config, source.digest), config, split(source, config), start, session)
 
     return run

@@ -1,17 +1,21 @@
-"""Parameters of the lab and of one run: declared once, validated before any work, errors in one sentence."""
+"""Parameters: what there is, with its meaning, validated before any work; errors in one sentence.
 
-import argparse
+`Recipe` says how any model is trained, `RunConfig` adds data and model and so decides a run, `LabConfig` is what a
+reader of the notebooks sets. Where values come from is in `parameters`.
+"""
+
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-ROOT = Path(__file__).resolve().parent.parent  # relative paths in parameters are taken from here
+from vitlab.errors import LabError
+from vitlab.machine import ROOT
+from vitlab.models.registry import MODELS
 
 # nano and tiny train on a CPU; small and base are the course's
 PRESETS = {
@@ -20,52 +24,98 @@ PRESETS = {
     "small": {"dim": 384, "depth": 6, "heads": 6, "mlp_ratio": 4.0},
     "base": {"dim": 512, "depth": 6, "heads": 8, "mlp_ratio": 4.0},
 }
-Model = Literal["vit", "dynamic_vit", "linear_vit", "linformer_vit"]
+Preset = Literal["nano", "tiny", "small", "base"]
 Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
 Imbalance = Literal["none", "linear", "exponential"]
 ImbalanceOrder = Literal["classes", "random"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Optimizer = Literal["adamw", "sgd", "muon"]
-Sharing = Literal["headwise", "key_value", "layerwise"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+AtLeastOne = Annotated[float, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-
-RESEMBLES = 0.85  # share of letters in common from which a name of a notebook counts as a parameter misspelt
-
-
-class LabError(Exception):
-    """A fault that the user can mend; its message says what is wrong and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        """IPython shows this instead of a traceback: the sentence is all that the reader needs."""
-        return [f"{type(self).__name__}: {self}"]
+CountOrZero = Annotated[int, Field(ge=0)]
 
 
-class Common(BaseModel):
-    """What a run and a whole lab have in common. The defaults train a ViT on digits in seconds."""
+class Training(BaseModel):
+    """How a model is trained: what all runs of a lab have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # augmentation, each drawn per sample
+    crop: CountOrZero = 1  # pixels of random shift; the border is reflected
+    flip: bool = False  # mirror half of the images left to right
+    cutout: Share = 0.0  # side of the hidden square, as a share of the image's side; 0: off
+    mixup: NotNegative = 0.0  # alpha of MixUp's Beta distribution; 0: off
+    cutmix: NotNegative = 0.0  # the same for CutMix
+    label_smoothing: Share = 0.1  # share of the target spread over all classes
+    # budget
+    epochs: Count = 25  # of chapters 02 and 04
+    minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
+    patience: CountOrZero = 0  # epochs without a better validation accuracy that end training; 0: off
+    batch_size: Count = 64  # images a step, of all processes together
+    accumulate: Count = 1  # pieces that a batch is taken in, where it does not fit into memory as a whole
+    start_size: CountOrZero = 0  # pixels a side that training starts with, growing; 0: image_size
+    grow: Ratio = 0.7  # share of training until images have grown to image_size
+    # optimisation
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"  # adamw, sgd, or muon for hidden matrices, adamw for the rest
+    lr: Positive = 2e-3  # peak learning rate (with muon: AdamW's)
+    muon_lr: Positive = 0.02  # Muon's peak learning rate
+    weight_decay: NotNegative = 0.05  # of matrices and kernels alone
+    warmup: Share = 0.1  # share of training in which the learning rate rises to its peak
+    hold: Share = 0.0  # share of training after which it falls
+    schedule: Literal["cosine", "linear"] = "cosine"  # cosine or linear: how the learning rate falls, to zero
+    clip: Positive = 1.0  # largest norm of the gradient
+    ema: Share = 0.0  # decay of the averaged weights; 0: off
+    # machine
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: cuda if there is one, else cpu; mps: untested
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
+    num_workers: CountOrZero = 2  # processes that read images ahead where they do not fit into memory
+    pin_memory: bool = True  # these images then reach a GPU by a faster way
+    compile: bool = False  # torch.compile: pays on a GPU and in long runs
+    channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the splits, the weights and every step
+
+    @property
+    def size_unit(self) -> int:
+        """Pixels by which images may grow while training."""
+        return 1
+
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} must not exceed batch_size {self.batch_size}")
+        return self
+
+    def replace(self, **changes: Any) -> Self:
+        """The same configuration with some values replaced, validated again."""
+        return parse(type(self), self.model_dump() | changes)
+
+
+class Recipe(Training):
+    """How one model is trained: all that `fit` and `step` read."""
+
+    remedy: Remedy = "none"  # for imbalance
+    steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
+
+    @property
+    def budget(self) -> str:
+        """How long this run may train, in words."""
+        longest = f"{self.steps:,} steps" if self.steps else f"{self.epochs} epochs"
+        longest = f"{self.minutes:g} minutes" if self.minutes and not self.steps else longest
+        return f"up to {longest}" if self.patience else longest
+
+
+class Common(Training):
+    """What a run and a whole lab have in common. The defaults train a ViT on digits in seconds."""
 
     # data
     dataset: Literal["digits", "cifar10", "folder"] = "digits"  # digits is built in, cifar10 downloaded, folder yours
     data_dir: str = ""  # class folders, or where CIFAR-10 lies or goes; empty: data/
     image_size: Count = 16  # pixels a side; other images are resized
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # validation images a class over the rarest's; 0: none
-    imbalance: Imbalance = "none"  # none, linear or exponential: class sizes in training
-    imbalance_ratio: Annotated[float, Field(ge=1)] = 10.0  # images of the commonest class over the rarest's
-    imbalance_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
-    # augmentation, each drawn per sample
-    crop: Annotated[int, Field(ge=0)] = 1  # pixels of random shift; the border is reflected
-    flip: bool = False  # mirror half of the images left to right
-    cutout: Share = 0.0  # side of the hidden square, as a share of the image's side; 0: off
-    mixup: NotNegative = 0.0  # alpha of MixUp's Beta distribution; 0: off
-    cutmix: NotNegative = 0.0  # the same for CutMix
-    label_smoothing: Share = 0.1  # share of the target spread over all classes
     # model
-    preset: Literal[tuple(PRESETS)] = "nano"  # size: nano, tiny, small or base
+    preset: Preset = "nano"  # size: nano, tiny, small or base
     dim: Count | None = None  # width of a token; None, here and below: the preset's
     depth: Count | None = None  # blocks
     heads: Count | None = None  # of attention
@@ -79,33 +129,11 @@ class Common(BaseModel):
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
-    distill_weight: NotNegative = 0.5  # of both distillation losses
+    distill_weight: NotNegative = 0.5  # DynamicViT: weight of both distillation losses
     feature_map: Literal["elu", "relu"] = "elu"  # elu or relu: of kernelised attention, elu(x) + 1 or relu(x)
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
-    linformer_sharing: Sharing = "headwise"  # headwise, key_value or layerwise: which heads and layers share E and F
-    # training
-    epochs: Count = 25  # of chapters 02 and 04
-    minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
-    patience: Annotated[int, Field(ge=0)] = 0  # epochs without a better validation accuracy that end training; 0: off
-    batch_size: Count = 64  # images a step, of all processes together
-    accumulate: Count = 1  # pieces that a batch is taken in, where it does not fit into memory as a whole
-    optimizer: Optimizer = "adamw"  # adamw, sgd, or muon for the hidden layers' matrices with adamw for the rest
-    lr: Positive = 2e-3  # peak learning rate (with muon: AdamW's)
-    muon_lr: Positive = 0.02  # Muon's peak learning rate
-    weight_decay: NotNegative = 0.05  # of matrices and kernels alone
-    warmup: Share = 0.1  # share of training in which the learning rate rises to its peak
-    hold: Share = 0.0  # share of training after which it falls
-    schedule: Literal["cosine", "linear"] = "cosine"  # cosine or linear: how the learning rate falls, to zero
-    start_size: Annotated[int, Field(ge=0)] = 0  # pixels a side that training starts with, growing; 0: image_size
-    grow: Ratio = 0.7  # share of training until images have grown to image_size
-    clip: Positive = 1.0  # largest norm of the gradient
-    ema: Share = 0.0  # decay of the averaged weights; 0: off
-    precision: Precision = "auto"  # auto, fp32, bf16 or fp16; auto: bf16 where the device gains from it
-    num_workers: Annotated[int, Field(ge=0)] = 2  # processes that read images ahead where they do not fit into memory
-    pin_memory: bool = True  # these images then reach a GPU by a faster way
-    compile: bool = False  # torch.compile: pays on a GPU and in long runs
-    channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
-    seed: Annotated[int, Field(ge=0)] = 0  # of the splits, the weights and every step
+    # headwise, key_value or layerwise: which heads and layers share Linformer's E and F
+    linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +147,7 @@ class Common(BaseModel):
         return dict(values) | {key: value for key, value in shape.items() if values.get(key) is None}
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_shape(self) -> Self:
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"patch_size {self.patch_size} does not divide image_size {self.image_size}: choose one that does"
@@ -131,8 +159,6 @@ class Common(BaseModel):
                 f"start_size {self.start_size} must be a multiple of patch_size {self.patch_size} and not exceed "
                 f"image_size {self.image_size}"
             )
-        if self.accumulate > self.batch_size:
-            raise ValueError(f"accumulate {self.accumulate} must not exceed batch_size {self.batch_size}")
         if self.positions == "sincos" and self.dim % 4:
             raise ValueError(f"positions sincos needs a dim that 4 divides, got {self.dim}")
         if self.crop >= self.image_size:
@@ -145,53 +171,47 @@ class Common(BaseModel):
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
         return self
 
-    def but(self, **changes: Any) -> Self:
-        """The same configuration with some values changed, validated again."""
-        return parse(type(self), self.model_dump() | changes)
-
     def with_preset(self, preset: str) -> Self:
-        return self.but(preset=preset, **PRESETS[preset])
+        return self.replace(preset=preset, **PRESETS[preset])
 
     @property
     def num_tokens(self) -> int:
         """Patches of one image, the class token not counted."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def size_unit(self) -> int:
+        return self.patch_size
 
-class RunConfig(Common):
+
+class RunConfig(Common, Recipe):
     """Everything that decides the result of one training run."""
 
-    model: Model = "vit"
-    remedy: Remedy = "none"  # for imbalance
-    steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
+    model: str = "vit"  # a name of models.registry
     init_from: str = ""  # run directory that the weights start from; DynamicViT's teacher too
-
-    @property
-    def budget(self) -> str:
-        """How long this run may train, in words."""
-        longest = f"{self.steps:,} steps" if self.steps else f"{self.epochs} epochs"
-        longest = f"{self.minutes:g} minutes" if self.minutes and not self.steps else longest
-        return f"up to {longest}" if self.patience else longest
+    imbalance: Imbalance = "none"  # none, linear or exponential: class sizes in training
+    imbalance_ratio: AtLeastOne = 10.0  # images of the commonest class over the rarest's
+    imbalance_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
 
     @model_validator(mode="after")
-    def _check_stages(self) -> Self:
-        if self.model == "dynamic_vit" and self.depth < 4:
-            raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {self.depth}")
-        if self.model == "dynamic_vit" and (self.dim < 4 or self.dim % 2):
-            raise ValueError(f"DynamicViT's predictors need an even dim of 4 or more, got {self.dim}")
-        if self.model == "linformer_vit" and self.linformer_k > self.num_tokens:
-            raise ValueError(f"linformer_k {self.linformer_k} must not exceed the {self.num_tokens} patches")
+    def _check_model(self) -> Self:
+        if self.model not in MODELS:
+            raise ValueError(
+                f"unknown model {self.model!r}: {_nearest(self.model, MODELS, 'vitlab/models/registry.py')}"
+            )
+        MODELS[self.model].check(self)
         return self
 
 
 class LabConfig(Common):
     """A notebook's parameters: what its runs share, and what the chapters vary. Defaults equal params/quick.yaml."""
 
-    imbalance: Imbalance = "exponential"  # none, linear or exponential: class sizes of chapter 01's study
-    imbalance_ratio: Annotated[float, Field(ge=1)] = 50.0  # images of the commonest class over the rarest's
+    study_imbalance: Imbalance = "exponential"  # none, linear or exponential: class sizes of chapter 01's study
+    study_ratio: AtLeastOne = 50.0  # images of the commonest class over the rarest's, in that study
+    study_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
     study_epochs: Count = 15  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
-    long_epochs: Annotated[int, Field(ge=0)] = 0  # of the convolutional tokenizer's longer training; 0: there is none
+    long_epochs: CountOrZero = 0  # of the convolutional tokenizer's longer training; 0: there is none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that is fine-tuned without pruning
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
@@ -210,19 +230,22 @@ class LabConfig(Common):
         return self
 
     def run(self, **changes: Any) -> RunConfig:
-        """Configuration of one run of this lab: balanced data unless `changes` says otherwise."""
-        shared = {name: getattr(self, name) for name in Common.model_fields}
-        return parse(RunConfig, shared | {"imbalance": "none"} | changes)
+        """Configuration of one run of this lab, with `changes`."""
+        return parse(RunConfig, {name: getattr(self, name) for name in Common.model_fields} | changes)
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """How this lab trains a model, for a module of your own, with `changes`."""
+        return parse(Recipe, {name: getattr(self, name) for name in Training.model_fields} | changes)
 
     @classmethod
     def help(cls) -> dict[str, str]:
-        """Parameter -> what it means: the comments beside the fields of this file."""
-        lines = (inspect.getsource(Common) + inspect.getsource(cls)).splitlines()
-        found = (re.match(r"    (\w+): .*?  # (.*)", line) for line in lines)
-        return {match[1]: match[2] for match in found if match}
+        """Parameter -> what it means: the comments beside, or above, the fields of this file."""
+        source = "".join(inspect.getsource(part) for part in (Training, Common, cls))
+        found = re.findall(r"^(?:    # (.*)\n)?    (\w+): .*? = .*?(?:  # (.*))?$", source, re.MULTILINE)
+        return {name: beside or above for above, name, beside in found if name in cls.model_fields}
 
 
-C = TypeVar("C", bound=Common)
+C = TypeVar("C", bound=Training)
 
 
 def parse(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -233,77 +256,18 @@ def parse(cls: type[C], values: Mapping[str, Any]) -> C:
         raise LabError("; ".join(_sentence(cls, fault) for fault in error.errors())) from None
 
 
-def _sentence(cls: type[Common], fault: Mapping[str, Any]) -> str:
+def _sentence(cls: type[Training], fault: Mapping[str, Any]) -> str:
     if not fault["loc"]:
         return fault["msg"].removeprefix("Value error, ")
     name = str(fault["loc"][0])
     if fault["type"] != "extra_forbidden":
         return f"parameter {name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-    near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
-    return f"unknown parameter {name!r}: " + (f"did you mean {near[0]!r}?" if near else "all are in vitlab/config.py")
+    return f"unknown parameter {name!r}: {_nearest(name, cls.model_fields, 'vitlab/config.py')}"
 
 
-def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabConfig:
-    """The profile in a YAML file with some values overridden."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        have = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise LabError(f"no params file {path}: choose one of {have or 'none, the folder is empty'}") from None
-    except OSError as error:
-        raise LabError(f"cannot read {path} ({error.strerror}): name a params file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise LabError(f"{path} must hold 'name: value' lines")
-    return parse(LabConfig, values | dict(overrides or {}))
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], dict[str, Any]]:
-    """Give a command the options --data and --set; the function returned reads the parameters out of its arguments."""
-    parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
-    parser.add_argument(
-        "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
-    )
-
-    def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-        folder = {"dataset": "folder", "data_dir": str(Path(arguments.data).expanduser().resolve())}
-        return dict(arguments.set) | (folder if arguments.data else {})
-
-    return overrides
-
-
-def _override(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
-
-
-def from_notebook(namespace: dict[str, Any]) -> LabConfig:
-    """Configuration from a notebook's globals: its parameters cell, and what papermill injected after it.
-
-    The first time, every public name that holds a plain value counts as a parameter, so a misspelt one is caught.
-    When the cell is run again, names that the notebook itself made since are passed over unless they resemble one.
-    """
-    fields, first = LabConfig.model_fields, namespace.get("_parameters")
-    given = {
-        name: value
-        for name, value in namespace.items()
-        if name in fields or (isinstance(value, str | int | float | None) and not name.startswith("_"))
-    }
-    if first is not None:
-        known = [*fields, *first]
-        given = {n: value for n, value in given.items() if difflib.get_close_matches(n, known, n=1, cutoff=RESEMBLES)}
-    try:
-        config = parse(LabConfig, given)
-    except LabError as error:
-        raise LabError(f"{error} (mend it, then restart the kernel)") from None
-    namespace["_parameters"] = frozenset(given)
-    return config
+def _nearest(name: str, known: Mapping[str, Any], place: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"all are in {place}"
 
 
 def absolute(path: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from vitlab.config import LabError
+from vitlab.errors import LabError
 
 
 @contextlib.contextmanager

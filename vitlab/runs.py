@@ -1,47 +1,77 @@
-"""Run directories: the only place where stages meet. Named by what they ran; complete once `summary.json` is there."""
+"""Run directories: the files between stages. Named by what they ran; complete once `summary.json` is there."""
 
 import contextlib
 import hashlib
+import inspect
 import json
 import pickle
-import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from torch import Tensor, nn
 
-from vitlab.config import ROOT, LabError, RunConfig, parse
+from vitlab import machine
+from vitlab.config import Recipe, RunConfig, parse
+from vitlab.data.splits import Data
+from vitlab.errors import LabError
 from vitlab.files import copy, writing
-from vitlab.models import OPTIONS, best_device, build_model
+from vitlab.models.registry import MODELS, build_model
 
-# preset: a name for dim, depth, heads, mlp_ratio; channels_last: moves the last digits, as another machine does
-IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last"}
+# preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
+IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last", "device"}
 SMALL_FILES = ("split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
 LOCK_SECONDS = 5  # that a killed process may take to die
-LOSS_WEIGHTS = {"ratio_weight", "distill_weight"}  # DynamicViT's
-MODEL_ONLY = {option for options in OPTIONS.values() for option in options} | LOSS_WEIGHTS
 
 
-def identity(config: RunConfig, digest: str) -> dict[str, Any]:
+def identity(config: Recipe, digest: str) -> dict[str, Any]:
     """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
-    used = set(OPTIONS.get(config.model, ())) | (LOSS_WEIGHTS if config.model == "dynamic_vit" else set())
-    skip = IRRELEVANT | (MODEL_ONLY - used)
-    skip |= {"grow"} if not config.start_size else set()
-    skip |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
-    skip |= {"muon_lr"} if config.optimizer != "muon" else set()
-    budgets = ("steps", "minutes", "epochs")  # the first that is given decides
-    skip |= set(budgets) - {next(name for name in budgets if getattr(config, name))}
-    return {name: value for name, value in config.model_dump().items() if name not in skip} | {"data": digest}
+    unread = set(IRRELEVANT)
+    if isinstance(config, RunConfig):
+        unread |= {option for row in MODELS.values() for option in row.options} - {*MODELS[config.model].options}
+        unread |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
+    unread |= {"grow"} if not config.start_size else set()
+    unread |= {"muon_lr"} if config.optimizer != "muon" else set()
+    budgets = ["steps", "minutes", "epochs"]  # the first that is given decides
+    budgets.remove(next(name for name in budgets if getattr(config, name)))
+    values = config.model_dump(exclude=unread | set(budgets))
+    if isinstance(config, RunConfig) and not MODELS[config.model].build.__module__.startswith("vitlab."):
+        values["source"] = source_digest(MODELS[config.model].build)  # a row that the reader has put there
+    return values | {"data": digest}
+
+
+def module_identity(module: nn.Module) -> dict[str, str]:
+    """What tells a module of the reader's own from others: its class, the source of it and its parts, its shapes."""
+    parts = {type(part) for part in module.modules()}
+    own = sorted((c for c in parts if not c.__module__.startswith("torch.")), key=lambda c: c.__qualname__)
+    shapes = repr(module) + repr([(name, tuple(value.shape)) for name, value in module.state_dict().items()])
+    return {
+        "class": type(module).__qualname__,
+        "source": hashlib.sha256("".join(map(source_digest, own)).encode()).hexdigest()[:12],
+        "shapes": hashlib.sha256(shapes.encode()).hexdigest()[:12],
+    }
+
+
+def source_digest(cls: type) -> str:
+    """Of the source of a class and of what it inherits, up to torch's: its functions, and its constants."""
+    text = ""
+    for base in cls.__mro__:
+        if base is object or base.__module__.startswith("torch."):
+            continue
+        text += base.__qualname__
+        for name, value in vars(base).items():
+            function = getattr(value, "__func__", getattr(value, "fget", value))  # of a method or a property
+            if inspect.isfunction(function):
+                text += inspect.getsource(function)  # of a notebook's class as well, where that of the class is unknown
+            elif not name.startswith("__") and isinstance(value, int | float | str | tuple):
+                text += f"{name} = {value!r}"
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -58,9 +88,14 @@ class Run:
     @classmethod
     def of(cls, runs_dir: Path, config: RunConfig, digest: str) -> "Run":
         """The directory of this very configuration on these very data, whether it exists or not."""
-        text = json.dumps(identity(config, digest), sort_keys=True)
         words = [config.dataset, config.model, f"{config.dim}x{config.depth}", f"seed{config.seed}"]
-        return cls(runs_dir / "-".join([*words, hashlib.sha256(text.encode()).hexdigest()[:10]]))
+        return cls(runs_dir / f"{'-'.join(words)}-{_hash(identity(config, digest))}")
+
+    @classmethod
+    def of_module(cls, runs_dir: Path, module: nn.Module, recipe: Recipe, data: Data) -> "Run":
+        """The directory of a module of the reader's own, trained by this recipe on these very images."""
+        what = identity(recipe, data.digest) | {"module": module_identity(module), "train": data.train.digest}
+        return cls(runs_dir / f"own-{type(module).__name__}-seed{recipe.seed}-{_hash(what)}")
 
     @property
     def complete(self) -> bool:
@@ -68,31 +103,43 @@ class Run:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text())
+        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
 
     @property
     def training_seconds(self) -> float:
         """Seconds of training, with those of the run that this one started from."""
-        if not self.config.init_from:
+        init_from = self.record["config"].get("init_from")
+        if not init_from:
             return self.summary["seconds"]
-        start = Run(self.path.with_name(self.config.init_from))
+        start = Run(self.path.with_name(init_from))
         if not start.complete:
             raise LabError(f"{self.path} started from {start.path.name}, which is not beside it: put it there as well")
         return self.summary["seconds"] + start.training_seconds
 
     @cached_property
-    def config(self) -> RunConfig:
-        stored = json.loads((self.path / "config.json").read_text())
-        return parse(RunConfig, stored["config"])
+    def record(self) -> dict[str, Any]:
+        """config.json: enough to build the model, to name the run again, and to know which images tested it."""
+        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
 
     @cached_property
+    def config(self) -> Recipe:
+        """A `RunConfig`; of a module of the reader's own its `Recipe`."""
+        return parse(Recipe if "module" in self.record else RunConfig, self.record["config"])
+
+    @property
     def classes(self) -> list[str]:
-        return json.loads((self.path / "config.json").read_text())["classes"]
+        return self.record["classes"]
+
+    def write_record(self, config: Recipe, data: Data, model: nn.Module) -> None:
+        own = {} if isinstance(config, RunConfig) else {"module": module_identity(model)}
+        record = {"config": config.model_dump(), "identity": identity(config, data.digest), **own}
+        record |= {"test_digest": data.test.digest, "classes": list(data.classes), "channels": data.channels}
+        self.write_json("config.json", record | {"counts": data.class_counts.tolist()})
+        self.write_arrays("split.npz", train=data.train.index.int().numpy())
 
     def tested_on(self, digest: str, test_digest: str) -> bool:
         """Whether the data of `digest` have the test images of this run; `test_digest` is of these images alone."""
-        stored = json.loads((self.path / "config.json").read_text())
-        return stored["identity"]["data"] == digest or stored.get("test_digest") == test_digest
+        return self.record["identity"]["data"] == digest or self.record["test_digest"] == test_digest
 
     @cached_property
     def history(self) -> pd.DataFrame:
@@ -105,12 +152,20 @@ class Run:
         with np.load(self.path / "predictions.npz", allow_pickle=False) as stored:
             return stored["logits"].astype(np.float32), stored["labels"]
 
-    def model(self) -> nn.Module:
-        """The trained model of the chosen epoch, on the best device, in evaluation mode."""
-        stored = json.loads((self.path / "config.json").read_text())
-        model = build_model(self.config, len(stored["classes"]), stored["channels"])
+    def model(self, module: nn.Module | None = None, device: str = "auto") -> nn.Module:
+        """The trained model of the chosen epoch, on the device, in evaluation mode.
+
+        A run of the reader's own module needs an instance of that very `module` to put the weights into.
+        """
+        own = self.record.get("module")
+        if own and (module is None or module_identity(module) != own):
+            other = (
+                "" if module is None else f", and this {type(module).__name__} is another one, or its code has changed"
+            )
+            raise LabError(f"{self.path.name} holds weights of a class {own['class']}: pass an instance of it{other}")
+        model = module if own else build_model(self.config, len(self.classes), self.record["channels"])
         model.load_state_dict(self.weights())
-        return model.to(best_device()).eval()
+        return model.to(machine.device(device)).eval()
 
     def weights(self) -> dict[str, Tensor]:
         path = self.path / "model.pt"
@@ -118,14 +173,14 @@ class Run:
             raise LabError(f"{self.path} has no weights, it is a report's copy: put the whole run there, or delete it")
         return torch.load(path, weights_only=True, map_location="cpu")
 
-    def keep(self, folder: Path) -> None:
+    def copy_small_files(self, folder: Path) -> None:
         """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
         kept = Run(folder / self.path.name)
         if (kept.path / "model.pt").exists():  # a whole run, perhaps this one
             return
-        stored = json.loads((self.path / "config.json").read_text())
-        # a path of this machine says nothing to another's reader, but a folder needs a name
-        stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
+        stored = self.record | {"config": dict(self.record["config"])}
+        if "data_dir" in stored["config"]:  # a path of this machine says nothing to others, but a folder needs a name
+            stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
         kept.write_json("config.json", stored)
         for name in SMALL_FILES:
             copy(self.path / name, kept.path / name)
@@ -134,7 +189,7 @@ class Run:
     def environments(self) -> list[dict[str, Any]]:
         """Versions, machine, commit and number of processes of every start that differed from the one before."""
         path = self.path / "environment.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         with writing(self.path / name) as temporary, temporary.open("wb") as file:
@@ -142,7 +197,7 @@ class Run:
 
     def write_json(self, name: str, values: dict[str, Any] | list) -> None:
         with writing(self.path / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n")
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         with writing(self.path / name) as temporary:
@@ -188,40 +243,5 @@ class Run:
             raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit, as recorded with every run and on the report's title page."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    packages = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "nbconvert")
-    return {
-        "device": device,
-        "cores": psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
-        "commit": commit(),
-    }
-
-
-def commit() -> str:
-    """The repository's commit, marked where files differ from it; "unknown" outside a repository."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if cpuinfo.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

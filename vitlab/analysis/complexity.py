@@ -12,7 +12,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -21,12 +20,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.config import RunConfig
-from vitlab.dynamic_vit import NUM_STAGES, tokens_left
-from vitlab.linear_vit import LinearAttention, LinformerAttention
-from vitlab.models import best_device, build_model, keep_freed_memory
-from vitlab.vit import Attention
+from vitlab.machine import device, keep_freed_memory, synchronize
+from vitlab.models.registry import MODELS, build_model
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures memory, prints two lines a use
 MEMORY_BATCH = 8  # images at which peak memory is measured
 
 # The course's four models at 32×32×3, patch 4, 10 classes: preset, model, and the parameters and FLOPs it quotes
@@ -38,51 +34,13 @@ COURSE = {
 }
 
 
-def attention_macs(model: str, tokens: int, dim: int, heads: int, linformer_k: int) -> int:
-    """MACs of one attention between its projections: the part that differs between the variants."""
-    if model == "linear_vit":  # φ(K)ᵀV, φ(Q)(…), φ(Q)Σφ(K)
-        return 2 * tokens * dim * (dim // heads) + tokens * dim
-    if model == "linformer_vit":  # E K, F V, Q(EK)ᵀ, (…)(FV)
-        return 4 * tokens * linformer_k * dim
-    return 2 * tokens**2 * dim  # Q Kᵀ and (…)V
-
-
-def formula_macs(config: RunConfig, num_classes: int, channels: int) -> dict[str, int]:
-    """MACs of one image in inference, by component; the sum is the model's."""
-    n, dim, extra = config.num_tokens, config.dim, int(config.pool == "cls")
-    patches = [n] * config.depth  # patches that each block sees
-    predictors = 0
-    if config.model == "dynamic_vit":
-        for stage, left in enumerate(tokens_left(n, config.keep_ratio)):
-            first = config.depth * (stage + 1) // (NUM_STAGES + 1)
-            predictors += patches[first] * _predictor_macs(dim)
-            patches[first:] = [left] * (config.depth - first)
-    tokens = [left + extra for left in patches]
-    hidden = int(dim * config.mlp_ratio)
-    return {
-        "tokenizer": _tokenizer_macs(config, channels),
-        "projections": sum(4 * t * dim * dim for t in tokens),
-        "attention": sum(attention_macs(config.model, t, dim, config.heads, config.linformer_k) for t in tokens),
-        "mlp": sum(2 * t * dim * hidden for t in tokens),
-        "predictors": predictors,
-        "head": dim * num_classes,
-    }
-
-
-def _predictor_macs(dim: int) -> int:
-    """Of one token: dim→dim, dim→dim/2, dim/2→dim/4, dim/4→2."""
-    return dim * dim + dim * (dim // 2) + (dim // 2) * (dim // 4) + (dim // 4) * 2
-
-
-def _tokenizer_macs(config: RunConfig, channels: int) -> int:
-    if config.tokenizer == "patch":
-        return config.num_tokens * channels * config.patch_size**2 * config.dim
-    halvings = config.patch_size.bit_length() - 1
-    widths = [max(config.dim >> (halvings - i), 8) for i in range(halvings)] + [config.dim]
-    macs = 9 * channels * widths[0] * config.image_size**2
-    for i, (before, after) in enumerate(pairwise(widths), 1):  # two 3×3 convolutions at each lower resolution
-        macs += 9 * (before + after) * after * (config.image_size >> i) ** 2
-    return macs
+def macs(config: RunConfig, channels: int, num_classes: int) -> dict[str, int]:
+    """MACs of one image in inference, by component: by the model's formula, or counted where it has none."""
+    build = MODELS[config.model].build
+    if hasattr(build, "macs"):
+        return build.macs(config, channels, num_classes)
+    images = torch.randn(2, channels, config.image_size, config.image_size)
+    return {"counted": counted_macs(build_model(config, num_classes, channels), images, explicit=False)}
 
 
 @torch.inference_mode()
@@ -113,23 +71,16 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
-def hidden_macs(config: RunConfig, num_classes: int, channels: int) -> int:
-    """Of the formula's MACs those that ptflops can't see: attention's own products, without Linformer's E K and F V."""
-    attention = formula_macs(config, num_classes, channels)["attention"]
-    return attention // 2 if config.model == "linformer_vit" else attention
-
-
 def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
     """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
     keep_freed_memory()  # as in training: all timings of a process are to be alike
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     work()
-    wait()
+    synchronize()
     times: list[float] = []
     while len(times) < repeats or sum(times) < at_least:
         start = time.perf_counter()
         work()
-        wait()
+        synchronize()
         times.append(time.perf_counter() - start)
     low, middle, high = statistics.quantiles(times, n=4)
     return middle, low, high
@@ -142,6 +93,7 @@ def peak_memory(work: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when the profiler is first used: it prints two lines a use
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -173,23 +125,25 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(config: RunConfig, num_classes: int = 10, channels: int = 3) -> dict:
-    """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it."""
-    model = build_model(config, num_classes, channels).eval()
-    device = best_device()
+def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict:
+    """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it.
+
+    macs_hidden: of the formula's MACs those that ptflops can't see, attention's own products.
+    """
+    model, on = build_model(config, num_classes, channels).eval(), device(config.device)
     shape = (channels, config.image_size, config.image_size)
-    macs = sum(formula_macs(config, num_classes, channels).values())
+    parts = macs(config, channels, num_classes)
     counted, hooked = counted_macs(model, torch.randn(2, *shape)), ptflops_macs(model, shape)
-    model, image = model.to(device), torch.randn(shape, device=device)
+    model, image = model.to(on), torch.randn(shape, device=on)
     one, low, high = seconds(lambda: model(image[None]))
     batch, per_second, slow, fast = throughput(model, image)
     images = image.expand(MEMORY_BATCH, *shape).contiguous()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": macs,
+        "macs": sum(parts.values()),
         "macs_counted": counted,
         "macs_ptflops": hooked,
-        "macs_hidden": hidden_macs(config, num_classes, channels),
+        "macs_hidden": parts.get("attention", 0),
         "latency_ms": one * 1e3,
         "latency_quartiles_ms": [low * 1e3, high * 1e3],
         "images_per_second": per_second,
@@ -201,24 +155,25 @@ def measure(config: RunConfig, num_classes: int = 10, channels: int = 3) -> dict
 
 
 @torch.inference_mode()
-def growth(dim: int, heads: int, token_counts: list[int], linformer_k: int) -> pd.DataFrame:
-    """One attention layer at batch 1, a row for each kind and number of tokens: MACs, seconds, bytes at the peak."""
-    kinds = {
-        "softmax": ("vit", Attention, {}),
-        "kernelised": ("linear_vit", LinearAttention, {}),
-        "Linformer": ("linformer_vit", LinformerAttention, {"linformer_k": linformer_k}),
-    }
-    rows = []
+def growth(config: RunConfig, token_counts: list[int]) -> pd.DataFrame:
+    """One attention layer of `config` at batch 1, a row for each kind of the registry and number of tokens.
+
+    Columns attention, tokens, macs, seconds, low, high, bytes (at the peak).
+    """
+    rows, on = [], device(config.device)
     for tokens in token_counts:
-        inputs = torch.randn(1, tokens, dim, device=best_device())
-        for kind, (name, cls, options) in kinds.items():
-            layer = cls(dim, heads, tokens, **options).eval().to(best_device())
+        inputs = torch.randn(1, tokens, config.dim, device=on)
+        for row in MODELS.values():
+            if not row.attention:
+                continue
+            options = {name: getattr(config, name) for name in row.options}
+            layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
             median, low, high = seconds(lambda layer=layer, inputs=inputs: layer(inputs))
             rows.append(
                 {
-                    "attention": kind,
+                    "attention": row.attention,
                     "tokens": tokens,
-                    "macs": 4 * tokens * dim**2 + attention_macs(name, tokens, dim, heads, linformer_k),
+                    "macs": 4 * tokens * config.dim**2 + sum(row.build.attention.macs(tokens, config).values()),
                     "seconds": median,
                     "low": low,
                     "high": high,
@@ -249,14 +204,14 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
 
 
 @torch.inference_mode()
-def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int, channels: int) -> pd.DataFrame:
+def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int) -> pd.DataFrame:
     """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput.
 
     All at the batch that is best for the first ratio.
     """
-    device = best_device()
-    model = build_model(config.but(keep_ratio=ratios[0]), num_classes, channels).eval().to(device)
-    image = torch.randn(channels, config.image_size, config.image_size, device=device)
+    on = device(config.device)
+    model = build_model(config.replace(keep_ratio=ratios[0]), num_classes, channels).eval().to(on)
+    image = torch.randn(channels, config.image_size, config.image_size, device=on)
     batch, *_ = throughput(model, image)
     images = image.expand(batch, *image.shape).contiguous()
     rows = []
@@ -265,7 +220,7 @@ def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], num_classes: int
         rows.append(
             {
                 "keep_ratio": ratio,
-                "macs": sum(formula_macs(config.but(keep_ratio=ratio), num_classes, channels).values()),
+                "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
                 "latency_ms": seconds(lambda: model(images[:1]))[0] * 1e3,
                 "images_per_second": batch / seconds(lambda: model(images))[0],
             }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from vitlab.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier
+from vitlab.analysis.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier
 
 NO_REMEDIES = {"none", "balanced"}  # in the study beside the remedies
 
@@ -63,6 +63,11 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
         return f"{text}, none of which needs fewer multiply-adds."
     share = light["macs"] / best["macs"]
     return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
+
+
+def imbalance(profile: str, counts: np.ndarray) -> str:
+    """How the study's training data are shaped, with the ratio that was reached; counts (C,) images of each class."""
+    return f"{'as they come' if profile == 'none' else profile}, {float(counts.max() / counts.min()):.3g}:1"
 
 
 def _best(scores: dict[str, list[float]]) -> str:

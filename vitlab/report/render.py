@@ -23,7 +23,7 @@ from fontTools import subset
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from vitlab.config import LabError
+from vitlab.errors import LabError
 from vitlab.files import writing
 
 TEMPLATES = Path(__file__).parent / "templates"

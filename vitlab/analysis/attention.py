@@ -1,19 +1,17 @@
-"""What a trained model looked at: attention over the image, rollout, kept patches, confident mistakes."""
+"""What a trained model looked at: attention over the image, rollout, kept patches."""
 
-import numpy as np
 import torch
-from scipy.special import softmax
 from torch import Tensor, nn
 
-from vitlab.data import to_float
+from vitlab.data.batches import to_float
+from vitlab.machine import device_of
 
 
 @torch.inference_mode()
 def trace(model: nn.Module, images: Tensor) -> dict:
     """What the forward pass of uint8 images (B, C, S, S) leaves behind: `tokens`, `attention`, `kept` (see `ViT`)."""
     seen: dict = {}
-    device = next(model.parameters()).device
-    model.eval()(to_float(images.to(device)), seen)
+    model.eval()(to_float(images.to(device_of(model))), seen)
     return {name: [values.cpu() for values in layers] for name, layers in seen.items()}
 
 
@@ -34,12 +32,3 @@ def rollout(attentions: list[Tensor], grid: int) -> Tensor:
         mixed = weights.float().mean(1) + torch.eye(weights.shape[-1], device=weights.device)
         flow = mixed / mixed.sum(-1, keepdim=True) @ flow
     return attention_of_heads(flow[:, None], grid)[:, 0]
-
-
-def confident_mistakes(logits: np.ndarray, labels: np.ndarray, most: int = 12) -> list[tuple[int, int, float]]:
-    """(index, answer, confidence) of the wrongly classified, the surest first."""
-    probabilities = softmax(logits, axis=1)
-    answer = probabilities.argmax(1)
-    wrong = np.flatnonzero(answer != labels)
-    order = wrong[np.argsort(-probabilities[wrong, answer[wrong]], kind="stable")][:most]
-    return [(int(i), int(answer[i]), float(probabilities[i, answer[i]])) for i in order]

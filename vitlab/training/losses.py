@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.config import RunConfig
-from vitlab.dynamic_vit import distill_loss, ratio_loss
+from vitlab.config import Recipe
+from vitlab.machine import width_of
 
 
 def sampling_weights(remedy: str, labels: Tensor, counts: Tensor) -> Tensor | None:
@@ -36,54 +36,44 @@ def logit_shift(remedy: str, counts: Tensor) -> Tensor | None:
 
 
 class Objective(nn.Module):
-    """Loss of one batch: cross-entropy shaped by the remedy, and for DynamicViT its ratio and distillation terms.
+    """Loss of one batch: cross-entropy shaped by the remedy, and the terms that a model adds itself.
 
-    forward(images, targets) returns the loss to minimise and, without a gradient, its parts by name and the logits.
+    A model with such terms, as DynamicViT, has a method `terms(images, teacher)`, which returns logits and terms by
+    name, and their weights as `term_weights`. class_counts (C,): training images of each class.
     """
 
-    def __init__(self, config: RunConfig, counts: Tensor, model: nn.Module, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, class_counts: Tensor, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
         self.model = model
+        self.dim = width_of(model)
         self.teacher = teacher.requires_grad_(False) if teacher else None
-        self.register_buffer("weights", class_weights(config.remedy, counts))
-        self.register_buffer("shift", logit_shift(config.remedy, counts))
+        self.label_smoothing = recipe.label_smoothing
+        self.register_buffer("weights", class_weights(recipe.remedy, class_counts))
+        self.register_buffer("shift", logit_shift(recipe.remedy, class_counts))
 
     def classify(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the batch of weight · cross-entropy; targets (B, C) sum to 1 a row.
+        """Mean over the batch of weight · cross-entropy; logits and targets (B, C), targets sum to 1 a row.
 
         The weight is that of the image's class. torch's own `weight` would be that of each class in the smoothed
         target, and an image of the commonest class would train the rarest ones most.
         """
         logits = logits.float() if self.shift is None else logits.float() + self.shift
-        smoothing = self.config.label_smoothing
+        smoothing = self.label_smoothing
         if self.weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         surprise = -logits.log_softmax(1)
         of_class = (1 - smoothing) * surprise + smoothing * surprise.mean(1, keepdim=True)  # loss, were this the class
         return (self.weights * targets * of_class).sum(1).mean()
 
-    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        model = self.model
-        if self.config.model != "dynamic_vit":
-            logits = model(images)
-            loss = self.classify(logits, targets)
-            return loss, {"cls": loss.detach()}, logits.detach()
-        trace: dict = {}
-        logits = model(images, trace)
-        parts = {"cls": self.classify(logits, targets), "ratio": ratio_loss(trace["keep"], model.targets())}
-        loss = parts["cls"] + self.config.ratio_weight * parts["ratio"]
-        if self.teacher is not None:
-            with torch.no_grad():
-                seen = self.teacher.encode(images)
-                teacher_logits = self.teacher.head(self.teacher.pool_tokens(seen))
-            patches = slice(-trace["keep"][-1].shape[1], None)  # the class token's distance is in the logits already
-            parts["kl"] = F.kl_div(
-                logits.float().log_softmax(-1),
-                teacher_logits.float().log_softmax(-1),
-                log_target=True,
-                reduction="batchmean",
-            )
-            parts["distill"] = distill_loss(trace["final"][:, patches], seen[:, patches], trace["keep"][-1])
-            loss = loss + self.config.distill_weight * (parts["kl"] + parts["distill"])
-        return loss, {name: part.detach() for name, part in parts.items()}, logits.detach()
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimise; and without a gradient the loss, the accuracy and each part of the loss by name."""
+        own_terms = hasattr(self.model, "terms")
+        logits, terms = self.model.terms(images, self.teacher) if own_terms else (self.model(images), {})
+        loss = classification = self.classify(logits, targets)
+        for name, term in terms.items():
+            loss = loss + self.model.term_weights[name] * term
+        accuracy = (logits.argmax(1) == targets.argmax(1)).float().mean()
+        parts = {"loss": loss, "accuracy": accuracy, "cls": classification, **terms}
+        return loss, {name: part.detach() for name, part in parts.items()}

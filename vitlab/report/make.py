@@ -1,7 +1,5 @@
 """`make report`: check everything, run the six notebooks with papermill, write the results, render HTML and PDF."""
 
-import argparse
-import contextlib
 import datetime
 import hashlib
 import logging
@@ -18,12 +16,15 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from vitlab import plots, sentences, tables
-from vitlab.config import ROOT, LabConfig, LabError, add_overrides, load_params
+from vitlab.analysis import plots, sentences, tables
+from vitlab.config import LabConfig
+from vitlab.errors import LabError
 from vitlab.files import copy, require_writable, writing
-from vitlab.lab import NOTEBOOKS, Lab, check
-from vitlab.render import render
-from vitlab.runs import environment
+from vitlab.lab.plan import NOTEBOOKS
+from vitlab.lab.results import Lab, check
+from vitlab.machine import ROOT, environment
+from vitlab.parameters import as_profile, load_params
+from vitlab.report.render import render
 
 TITLE = "Vision Transformers, built, trained and measured"
 PARAMETERS = "parameters.yaml"
@@ -31,8 +32,13 @@ INCIDENTAL = {"data_dir", "runs_dir", "extra_runs", "notes", "data_name", "proce
 SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
 
 
-def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
-    """Make report.html, report.pdf and the results in `out`; what the user can mend is a LabError before any work."""
+def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
+    """Make report.html, report.pdf and the results in `folder`, or in reports/<profile>.
+
+    What the user can mend is a LabError before any work.
+    """
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    out = Path(folder or ROOT / "reports" / profile).resolve()
     params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
     require_writable(out, megabytes=16)
     lab = check(params)
@@ -45,7 +51,7 @@ def report(profile: str, overrides: dict[str, Any], out: Path) -> None:
         for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
             _say(f"[{number}/{len(executed)}] {source.stem} …")
             started = time.perf_counter()
-            run_notebook(source, target, params.model_dump())
+            run_notebook(source, target, as_profile(params))
             _say(f"[{number}/{len(executed)}] {source.stem} done in {time.perf_counter() - started:.0f} s")
         with writing(stamp) as temporary:
             temporary.write_text(_stamp(lab))
@@ -122,7 +128,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     results: `tables.results(lab)`.
     """
     params = lab.params
-    runs = [*(lab.load(name) for name in lab.names), *lab.load_study().values()]
+    runs = [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]
     environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
@@ -160,10 +166,10 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
 
 def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
-    for run in [*(lab.load(name) for name in lab.names), *lab.load_study().values()]:
-        run.keep(folder)
-    for name in lab.names:
-        path = lab.cost_path(lab.config(name))
+    for run in [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]:
+        run.copy_small_files(folder)
+    for name in lab.plan.names:
+        path = lab.costs.path_of(lab.plan.config(name))
         copy(path, folder / path.parent.name / path.name)
 
 
@@ -178,38 +184,14 @@ def _stamp(lab: Lab) -> str:
     digest.update(f"{lab.source.digest} {machine['device']} {machine['threads']} {machine['versions']}".encode())
     for path in [*NOTEBOOKS.values(), *sorted((ROOT / "vitlab").rglob("*.py"))]:
         digest.update(path.read_bytes())
-    for config in [*(config for runs in lab.plan.values() for config in runs.values()), *lab.study.values()]:
+    for config in lab.plan.configs.values():
         summary = lab.run_of(config).path / "summary.json"
         digest.update(summary.read_bytes() if summary.exists() else b"missing")
     for run in lab.extra.values():
         digest.update((run.path / "summary.json").read_bytes())
-    digest.update(str([lab.cost_path(lab.config(name)).exists() for name in lab.names]).encode())
+    digest.update(str([lab.costs.path_of(lab.plan.config(name)).exists() for name in lab.plan.names]).encode())
     return digest.hexdigest()
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make report", description=__doc__)
-    parser.add_argument("--profile", default="quick", help="params/<profile>.yaml (make: PROFILE=…)")
-    overrides = add_overrides(parser)
-    parser.add_argument("--out", default="", help="where to put the report (OUT=…); default: reports/<profile>")
-    arguments = parser.parse_args()
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    try:
-        out = Path(arguments.out or ROOT / "reports" / arguments.profile).resolve()
-        report(arguments.profile, overrides(arguments), out)
-    except LabError as error:
-        print(f"make report: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("make report: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())

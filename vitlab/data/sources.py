@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors: CIFAR-10, class folders, digits; splits, and imbalance made to measure.
+"""Data sets as uint8 tensors: CIFAR-10, class folders, digits.
 
 What fits lies in memory, decoded once; of what does not, batches are read from the cache file by a loader.
 """
@@ -10,103 +10,24 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from vitlab.config import ROOT, Common, LabError, RunConfig, absolute
+from vitlab.config import ROOT, Common, absolute
+from vitlab.data.splits import Source, Split, content_digest, hold_out
+from vitlab.errors import LabError
 from vitlab.files import require_writable, reserve, writing
+from vitlab.machine import free_memory
 
-TEST_FRACTION = 0.2  # held out where a source brings no test part
+CPU = torch.device("cpu")
 FEW = 20  # test images of a class that are too few to tell models apart
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some images of a part of a source: labels (N,) int64 and index (N,), their places in `pool`.
-
-    `pool` (M, C, H, W) uint8 is that part as a whole, in memory or mapped from the cache file.
-    """
-
-    pool: Tensor
-    labels: Tensor
-    index: Tensor
-
-    @cached_property
-    def images(self) -> Tensor:
-        """(N, C, H, W) uint8, in memory."""
-        return self.pool[self.index]
-
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and labels on the device; on the way to a GPU the main memory needs no room for all of them."""
-        parts = [self.pool[part].to(device) for part in self.index.split(10_000)]
-        return torch.cat(parts), self.labels.to(device)
-
-    def some(self, places: Tensor | list[int] | slice) -> Tensor:
-        """(n, C, H, W) uint8: the images at these positions alone, read from the disk where the whole is."""
-        return self.pool[self.index[places]]
-
-    def fits(self, device: torch.device) -> bool:
-        """Whether the images take less than half of the memory that is free on the device: `to` needs them twice."""
-        on_gpu = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-        return len(self) * self.pool[0].nbytes < free / 2
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def counts(self, num_classes: int) -> Tensor:
-        """(num_classes,) images of each class."""
-        return torch.bincount(self.labels, minlength=num_classes)
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the images and labels."""
-        return _digest(hashlib.sha256(), self)
-
-    def take(self, index: Tensor) -> "Split":
-        return Split(self.pool, self.labels[index], self.index[index])
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as it comes: its train and test part, its classes, a digest of its content, remarks for the reader."""
-
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    digest: str
-    notes: tuple[str, ...]
-
-    @property
-    def imbalanced(self) -> bool:
-        """Whether a class is twice as large as another, or more: then the imbalance is used as it comes."""
-        counts = self.train.counts(len(self.classes))
-        return bool(counts.max() >= 2 * counts.min())
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run sees: train (shaped by the imbalance), validation and test (balanced where the source is)."""
-
-    train: Split
-    val: Split
-    test: Split
-    classes: tuple[str, ...]
-
-    @property
-    def counts(self) -> Tensor:
-        """(num_classes,) training images of each class."""
-        return self.train.counts(len(self.classes))
 
 
 def load_source(config: Common) -> Source:
@@ -118,93 +39,13 @@ def load_source(config: Common) -> Source:
     return _folder(absolute(config.data_dir), config.image_size)
 
 
-def split(source: Source, config: RunConfig) -> Data:
-    """Take the validation images out of train, the same number from each class, then shape what is left."""
-    rng = np.random.default_rng(config.seed)
-    counts = source.train.counts(len(source.classes))
-    # a share of the rarest class, so that validation hardly changes the ratio of a source which comes imbalanced
-    least = int(config.val_fraction > 0 and counts.min() > 1)
-    per_class = max(round(config.val_fraction * int(counts.min())), least)
-    order = [rng.permutation(np.flatnonzero(source.train.labels == k)) for k in range(len(counts))]
-    val = np.sort(np.concatenate([members[:per_class] for members in order]))
-    rest = [members[per_class:] for members in order]
-    wanted = imbalanced_counts([len(members) for members in rest], config.imbalance, config.imbalance_ratio)
-    if config.imbalance != "none" and config.imbalance_order == "random":
-        wanted = rng.permutation(wanted).tolist()
-    train = np.sort(np.concatenate([members[:n] for members, n in zip(rest, wanted, strict=True)]))
-    return Data(
-        train=source.train.take(torch.from_numpy(train)),
-        val=source.train.take(torch.from_numpy(val)),
-        test=source.test,
-        classes=source.classes,
-    )
-
-
-def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[int]:
-    """Images per class: linear n (1 − (1 − 1/ratio) k / (C−1)), exponential n ratio^(−k / (C−1)) for k = 0 … C−1.
-
-    n is the number that the scarcest class could give, so that the counts fall from n to n / ratio, rounded.
-    """
-    if profile == "none":
-        return list(available)
-    most, last = min(available), max(len(available) - 1, 1)
-    if profile == "linear":
-        shares = [1 - (1 - 1 / ratio) * k / last for k in range(len(available))]
-    else:
-        shares = [ratio ** (-k / last) for k in range(len(available))]
-    return [max(1, round(most * share)) for share in shares]
-
-
-def batches(
-    split: Split, resident: tuple[Tensor, Tensor] | None, order: Tensor, config: RunConfig, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels on the device, batch after batch in `order`; all of (N,) positions in the split.
-
-    `resident` is the whole split on the device; without it a loader's processes read ahead from the disk.
-    """
-    size = min(config.batch_size, len(split))
-    if resident is not None:
-        images, labels = resident
-        yield from ((images[part], labels[part]) for part in order.to(device).split(size))  # one copy an epoch
-        return
-    loader = DataLoader(
-        _Rows(split),
-        batch_sampler=[part.tolist() for part in order.split(size)],
-        collate_fn=lambda rows: rows,
-        num_workers=config.num_workers,
-        pin_memory=config.pin_memory and device.type == "cuda",
-        # forked processes share the mapped file; others would be sent a copy of it
-        multiprocessing_context="fork" if config.num_workers else None,
-    )
-    for images, labels in loader:
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-
-
-class _Rows(Dataset):
-    """Whole batches of a split by their positions."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def __getitems__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        return self.split.some(positions), self.split.labels[positions]
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images to float32 in [−1, 1]: what the models take."""
-    return images.float().div_(127.5).sub_(1)
-
-
-# ---------------------------------------------------------------- sources
-
-
 def _digits(image_size: int) -> Source:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.from_numpy(digits.images / 16 * 255).float()[:, None]  # (1797, 1, 8, 8)
     images = _resized(images, image_size)
-    train, test = _hold_out(_whole(images, torch.from_numpy(digits.target).long()))
+    train, test = hold_out(Split.whole(images, torch.from_numpy(digits.target).long()))
     notes = [] if image_size == 8 else [f"The scans have 8×8 pixels and are drawn at {image_size}×{image_size}."]
     return _source(train, test, [str(digit) for digit in range(10)], notes)
 
@@ -225,7 +66,7 @@ def _cifar10(root: Path, image_size: int) -> Source:
     splits = []
     for part in parts:
         images = torch.from_numpy(part.data).permute(0, 3, 1, 2)
-        splits.append(_whole(_resized(images, image_size), torch.tensor(part.targets)))
+        splits.append(Split.whole(_resized(images, image_size), torch.tensor(part.targets)))
     notes = [] if image_size == 32 else [f"All images were resized from 32×32 to {image_size}×{image_size}."]
     return _save(cache, _source(*splits, parts[0].classes, notes))
 
@@ -261,7 +102,7 @@ def _folder(root: Path, image_size: int) -> Source:
     notes, splits = [], []
     for listing in listings:
         images, resized = _decode([path for name in classes for path, *_ in listing[name]], image_size)
-        splits.append(_whole(images, torch.tensor([k for k, name in enumerate(classes) for _ in listing[name]])))
+        splits.append(Split.whole(images, torch.tensor([k for k, name in enumerate(classes) for _ in listing[name]])))
         if all(path.lower().endswith((".jpg", ".jpeg")) for rows in listing.values() for path, *_ in rows):
             notes.append(f"The {len(images):,} files are JPEG, a lossy format.")
         if resized:
@@ -269,7 +110,7 @@ def _folder(root: Path, image_size: int) -> Source:
                 f"{resized:,} of {len(images):,} images were cropped and resized to {image_size}×{image_size}."
             )
     if len(splits) == 1:
-        splits = _hold_out(splits[0])
+        splits = hold_out(splits[0])
         each = len(splits[1]) // len(classes)
         held = f"{len(splits[1]):,} images were held out for it, {each:,} of each class"
         notes.append(f"The folder brings no test part: {held}.")
@@ -320,7 +161,7 @@ def _natural(name: str) -> tuple[int, str]:
 def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
     """(N, 3, size, size) uint8, and how many had another size; in a file that is never seen if memory is too small."""
     shape = (len(paths), 3, size, size)
-    if math.prod(shape) < psutil.virtual_memory().available / 2:
+    if math.prod(shape) < free_memory(CPU) / 2:
         images = np.empty(shape, np.uint8)
     else:
         folder = absolute("data/cache")
@@ -368,31 +209,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
 
 
-def _hold_out(whole: Split) -> list[Split]:
-    """Train and test, stratified with the same number of test images from each class; the same for every seed."""
-    rng = np.random.default_rng(0)
-    labels = whole.labels
-    members = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
-    per_class = max(1, min(round(TEST_FRACTION * len(labels) / len(members)), min(map(len, members)) // 2))
-    parts = [np.sort(np.concatenate([m[s] for m in members])) for s in (slice(per_class, None), slice(per_class))]
-    return [whole.take(torch.from_numpy(part)) for part in parts]
-
-
-def _whole(images: Tensor, labels: Tensor) -> Split:
-    return Split(images.contiguous(), labels, torch.arange(len(labels)))
-
-
 def _source(train: Split, test: Split, classes: list[str], notes: list[str]) -> Source:
-    digest = _digest(hashlib.sha256(repr(classes).encode()), train, test)
+    digest = content_digest(hashlib.sha256(repr(classes).encode()), train, test)
     return Source(train, test, tuple(classes), digest, tuple(notes))
-
-
-def _digest(content: "hashlib._Hash", *parts: Split) -> str:
-    for part in parts:
-        for some in part.index.split(10_000):
-            content.update(part.pool[some].numpy())
-        content.update(part.labels.numpy())
-    return content.hexdigest()[:12]
 
 
 def _save(path: Path, source: Source) -> Source:
@@ -404,5 +223,5 @@ def _save(path: Path, source: Source) -> Source:
 
 
 def _load(path: Path) -> Source:
-    stored = torch.load(path, weights_only=True, mmap=path.stat().st_size > psutil.virtual_memory().available / 2)
+    stored = torch.load(path, weights_only=True, mmap=path.stat().st_size > free_memory(CPU) / 2)
     return Source(**(stored | {name: Split(**stored[name]) for name in ("train", "test")}))

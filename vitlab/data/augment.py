@@ -1,56 +1,29 @@
-"""Batches: which images a step sees, and their augmentation, vectorised over the batch with a draw per sample.
+"""Augmentation, vectorised over the batch with a draw per sample.
 
-Everything random here comes from torch's global generator, which `train.fit` seeds anew for every step.
+Everything random here comes from torch's global generator, which `fit` seeds anew for every step.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitlab.config import RunConfig
-from vitlab.data import to_float
+from vitlab.config import Recipe
+from vitlab.data.batches import to_float
 
 
-def mixed_seed(*numbers: int) -> int:
-    """A seed made of run seed, step and so on; torch's CPU generator reads 32 bits, so these must be well mixed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def epoch_order(labels: Tensor, weights: Tensor | None, seed: int, epoch: int) -> Tensor:
-    """(N,) positions in the order of an epoch: a permutation, or with (N,) weights N draws with replacement."""
-    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-    if weights is None:
-        return torch.randperm(len(labels), generator=generator)
-    return torch.multinomial(weights, len(labels), replacement=True, generator=generator)
-
-
-def size_at(done: float, config: RunConfig) -> int:
-    """Pixels a side of the images when the share `done` of training is over: they grow by patches, from `start_size`.
-
-    Small images first cost little and teach much (progressive resizing; Tan & Le 2021, section 4).
-    """
-    if not config.start_size or done >= config.grow:
-        return config.image_size
-    patches = (config.image_size - config.start_size) // config.patch_size
-    return config.start_size + int(patches * done / config.grow) * config.patch_size
-
-
-def augment(
-    images: Tensor, labels: Tensor, num_classes: int, config: RunConfig, size: int = 0
-) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, num_classes: int, recipe: Recipe, size: int = 0) -> tuple[Tensor, Tensor]:
     """uint8 (B, C, S, S) and int64 (B,) to float images in [−1, 1] and targets (B, num_classes) that sum to 1.
 
     `size`: pixels a side that the images are scaled down to; 0 leaves them as they are.
     """
-    images = to_float(shift_and_flip(images, config.crop, config.flip))
+    images = to_float(shift_and_flip(images, recipe.crop, recipe.flip))
     if size and size != images.shape[-1]:
         images = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     targets = F.one_hot(labels, num_classes).float()
-    if config.cutout:
-        images = images * ~_boxes(images, torch.full((len(images),), config.cutout, device=images.device))
-    if config.mixup or config.cutmix:
-        images, targets = _mix(images, targets, config.mixup, config.cutmix)
+    if recipe.cutout:
+        images = images * ~_boxes(images, torch.full((len(images),), recipe.cutout, device=images.device))
+    if recipe.mixup or recipe.cutmix:
+        images, targets = _mix(images, targets, recipe.mixup, recipe.cutmix)
     return images, targets
 
 

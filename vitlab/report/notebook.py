@@ -1,7 +1,7 @@
 """What a notebook shows: numbered figures and tables with captions, computed prose, package source.
 
 Every helper emits one rich output whose metadata carries number, caption and alternative text, so that JupyterLab
-shows it readably and `vitlab.render` can typeset the same thing for the report without guessing.
+shows it readably and `render` can typeset the same thing for the report without guessing.
 """
 
 import inspect

@@ -5,9 +5,15 @@ Shapes: B images, N patches, T tokens (N, plus the class token if there is one),
 
 import math
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from vitlab.machine import fused_attention_pays
+
+if TYPE_CHECKING:
+    from vitlab.config import RunConfig
 
 
 class PatchEmbed(nn.Module):
@@ -20,6 +26,10 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)  # (B, D, S/P, S/P) -> (B, N, D)
 
+    @staticmethod
+    def macs(config: "RunConfig", channels: int) -> int:
+        return config.num_tokens * channels * config.patch_size**2 * config.dim
+
 
 class ConvEmbed(nn.Module):
     """As many tokens as PatchEmbed, made by a small stack of 3×3 convolutions (Xiao et al. 2021; Hassani et al. 2021).
@@ -31,8 +41,7 @@ class ConvEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        halvings = patch_size.bit_length() - 1
-        widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+        widths = self.widths(dim, patch_size)
         layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)]
         for before, after in pairwise(widths):
             layers += [nn.BatchNorm2d(before), nn.GELU(), nn.Conv2d(before, after, 3, 2, padding=1, bias=False)]
@@ -40,8 +49,22 @@ class ConvEmbed(nn.Module):
         layers[-1].bias = nn.Parameter(torch.zeros(dim))  # the others lead to a norm, which has one
         self.layers = nn.Sequential(*layers)
 
+    @staticmethod
+    def widths(dim: int, patch_size: int) -> list[int]:
+        """Channels at full resolution and after each halving; the last are `dim`."""
+        halvings = patch_size.bit_length() - 1
+        return [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(2).transpose(1, 2)
+
+    @classmethod
+    def macs(cls, config: "RunConfig", channels: int) -> int:
+        widths = cls.widths(config.dim, config.patch_size)
+        macs = 9 * channels * widths[0] * config.image_size**2
+        for i, (before, after) in enumerate(pairwise(widths), 1):  # two 3×3 convolutions at each lower resolution
+            macs += 9 * (before + after) * after * (config.image_size >> i) ** 2
+        return macs
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
@@ -76,21 +99,6 @@ def split_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]
     return projected.view(batch, tokens, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4).unbind()
 
 
-def fused_pays(q: Tensor) -> bool:
-    """Whether to take the fused kernel rather than the explicit product, q (B, H, T, D/H); benchmarks/models.py.
-
-    On a GPU it is the faster one. On a CPU its bf16 is up to three times slower for short sequences; its float32
-    handles tokens in blocks of 16 and the rest one by one. For short sequences and heads of width 32 that can cost a
-    third of attention's time, most when training; for heads of width 64 both are within a tenth of each other.
-    """
-    tokens, left_over = q.shape[2], q.shape[2] % 16
-    if q.device.type != "cpu":
-        return True
-    if q.dtype is torch.bfloat16:
-        return tokens >= 512
-    return tokens >= 128 or left_over == 0 if torch.is_grad_enabled() else tokens >= 48 or left_over <= 4
-
-
 class Attention(nn.Module):
     """Multi-head softmax attention, softmax(Q Kᵀ / √(D/H)) V (Vaswani et al. 2017, eq. 1).
 
@@ -107,7 +115,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
-        if keep is None and trace is None and fused_pays(q):
+        if keep is None and trace is None and fused_attention_pays(q):
             out = nn.functional.scaled_dot_product_attention(q, k, v)
         else:
             weights = self.weights(q, k, keep)
@@ -128,6 +136,11 @@ class Attention(nn.Module):
         largest = scores.masked_fill(allowed == 0, -torch.inf).amax(-1, keepdim=True).detach()
         exp = (scores - largest).clamp(max=0).exp() * allowed
         return exp / exp.sum(-1, keepdim=True)
+
+    @staticmethod
+    def macs(tokens: int, config: "RunConfig") -> dict[str, int]:
+        """Of one layer, by component, what differs between attentions: Q Kᵀ and the product with V."""
+        return {"attention": 2 * tokens**2 * config.dim}
 
 
 class Mlp(nn.Module):
@@ -222,6 +235,7 @@ class ViT(nn.Module):
         **attention_options: int | str,
     ) -> None:
         super().__init__()
+        self.dim = dim
         self.grid = image_size // patch_size
         self.num_patches = self.grid**2
         self.embed = TOKENIZERS[tokenizer](channels, dim, patch_size)
@@ -284,6 +298,30 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
         return self.head(self.pool_tokens(self.encode(images, trace)))
+
+    def prepare(self, images: Tensor) -> None:
+        """Look at some training images, float in [−1, 1], before training: the convolutional tokenizer is whitened."""
+        if isinstance(self.embed, ConvEmbed):
+            self.embed.whiten(images)
+
+    @classmethod
+    def patches_by_block(cls, config: "RunConfig") -> list[int]:
+        """How many patches each block sees in inference."""
+        return [config.num_tokens] * config.depth
+
+    @classmethod
+    def macs(cls, config: "RunConfig", channels: int, num_classes: int) -> dict[str, int]:
+        """Multiply-adds of one image in inference, by component; the sum is the model's."""
+        dim, hidden = config.dim, int(config.dim * config.mlp_ratio)
+        tokens = [patches + (config.pool == "cls") for patches in cls.patches_by_block(config)]
+        attention = [cls.attention.macs(count, config) for count in tokens]
+        return {
+            "tokenizer": TOKENIZERS[config.tokenizer].macs(config, channels),
+            "projections": sum(4 * count * dim * dim for count in tokens),
+            **{part: sum(layer[part] for layer in attention) for part in attention[0]},
+            "mlp": sum(2 * count * dim * hidden for count in tokens),
+            "head": dim * num_classes,
+        }
 
 
 def _init(module: nn.Module) -> None:

@@ -5,12 +5,16 @@ never form a T×T matrix.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.vit import ViT, resample, split_heads
+from vitlab.models.vit import ViT, resample, split_heads
+
+if TYPE_CHECKING:
+    from vitlab.config import RunConfig
 
 # φ(x) of kernelised attention: elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), in two halves because F.elu takes several
 # times as long on a CPU; and the ReLU of Performer (Choromanski et al. 2021)
@@ -43,6 +47,11 @@ class LinearAttention(nn.Module):
             out = q @ context / normaliser.clamp(min=SMALLEST_NORMALISER)
         return self.proj(out.to(tokens.dtype).transpose(1, 2).flatten(2))
 
+    @staticmethod
+    def macs(tokens: int, config: "RunConfig") -> dict[str, int]:
+        """φ(K)ᵀ V, φ(Q) (…), φ(Q) Σ φ(K)."""
+        return {"attention": 2 * tokens * config.dim * (config.dim // config.heads) + tokens * config.dim}
+
 
 class LinformerAttention(nn.Module):
     """Linformer (Wang et al. 2020, eq. 7): softmax(Q (E K)ᵀ / √(D/H)) (F V) with learned E, F from T to k tokens.
@@ -71,6 +80,12 @@ class LinformerAttention(nn.Module):
         return self.proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
     @staticmethod
+    def macs(tokens: int, config: "RunConfig") -> dict[str, int]:
+        """E K and F V, then Q (E K)ᵀ and (…) (F V)."""
+        each = 2 * tokens * config.linformer_k * config.dim
+        return {"E K, F V": each, "attention": each}
+
+    @staticmethod
     def _project(projection: nn.Linear, tokens: Tensor) -> Tensor:
         """(B, H, T, D/H) -> (B, H, k, D/H)."""
         tokens, fixed = tokens.transpose(-2, -1), projection.in_features
@@ -94,3 +109,8 @@ class LinformerViT(ViT):
         if linformer_sharing == "layerwise":
             for block in self.blocks[1:]:
                 block.attention.project_k = block.attention.project_v = self.blocks[0].attention.project_k
+
+
+def check_linformer(config: "RunConfig") -> None:
+    if config.linformer_k > config.num_tokens:
+        raise ValueError(f"linformer_k {config.linformer_k} must not exceed the {config.num_tokens} patches")

@@ -5,11 +5,16 @@ are and attention masks the dropped ones, so that batches keep their shape and g
 inference the best-scored are gathered and the rest is really gone.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.vit import ViT
+from vitlab.models.vit import ViT
+
+if TYPE_CHECKING:
+    from vitlab.config import RunConfig
 
 NUM_STAGES = 3
 
@@ -34,6 +39,11 @@ class Predictor(nn.Module):
         pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
         return F.log_softmax(self.score(torch.cat([local, pooled.expand_as(local)], -1)).float(), dim=-1)
 
+    @staticmethod
+    def macs(dim: int) -> int:
+        """Of one token: dim→dim, dim→dim/2, dim/2→dim/4, dim/4→2."""
+        return dim * dim + dim * (dim // 2) + (dim // 2) * (dim // 4) + (dim // 4) * 2
+
 
 class RandomPredictor(nn.Module):
     """Scores drawn at random: what pruning costs where nobody has learned which tokens to keep."""
@@ -53,7 +63,7 @@ class DynamicViT(ViT):
 
     Tokens: of N patches ⌊ρN⌋, ⌊ρ²N⌋ and ⌊ρ³N⌋ are left after the stages, one at least (ρ = 0.7: 44, 31, 21 of 64); the
     class token is never dropped. Loss: L_cls + 2 L_ratio + 0.5 L_KL + 0.5 L_distill, section 3.4 and its weights; the
-    parameters ratio_weight and distill_weight change them, `losses.Objective` adds them up.
+    parameters ratio_weight and distill_weight change them, `terms` gives all but the first.
 
     Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (its 3, 6, 9 of 12), rounded
     down; no ε in the masked softmax; with mean pooling the mean runs over the kept tokens; backbone and predictors
@@ -62,10 +72,20 @@ class DynamicViT(ViT):
     gives local and global features, a half each; KL(teacher ‖ student); L_distill is a mean over channels too.
     """
 
-    def __init__(self, *, dim: int, depth: int, keep_ratio: float, **options) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        depth: int,
+        keep_ratio: float,
+        ratio_weight: float = 2.0,
+        distill_weight: float = 0.5,
+        **options,
+    ) -> None:
         super().__init__(dim=dim, depth=depth, **options)
         self.keep_ratio = keep_ratio
-        self.stages = [depth * (s + 1) // (NUM_STAGES + 1) for s in range(NUM_STAGES)]  # blocks they stand before
+        self.term_weights = {"ratio": ratio_weight, "kl": distill_weight, "distill": distill_weight}
+        self.stages = stages_of(depth)
         self.predictors = nn.ModuleList(Predictor(dim) for _ in self.stages)
 
     def targets(self) -> list[float]:
@@ -97,6 +117,24 @@ class DynamicViT(ViT):
             trace |= {"keep": decisions, "final": tokens}
         return self.head(self.pool_tokens(tokens, policy))
 
+    def terms(self, images: Tensor, teacher: ViT | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, classes), and the terms that training adds to the loss of classification, by name (section 3.4).
+
+        ratio, and with a teacher kl and distill; `term_weights` weighs them.
+        """
+        trace: dict = {}
+        logits = self(images, trace)
+        terms = {"ratio": ratio_loss(trace["keep"], self.targets())}
+        if teacher is not None:
+            with torch.no_grad():
+                seen = teacher.encode(images)
+                answer = teacher.head(teacher.pool_tokens(seen)).float().log_softmax(-1)
+            patches = slice(-trace["keep"][-1].shape[1], None)  # the class token's distance is in the logits already
+            own = logits.float().log_softmax(-1)
+            terms["kl"] = F.kl_div(own, answer, log_target=True, reduction="batchmean")
+            terms["distill"] = distill_loss(trace["final"][:, patches], seen[:, patches], trace["keep"][-1])
+        return logits, terms
+
     def encode(self, images: Tensor, trace: dict | None = None) -> Tensor:
         """(B, C, S, S) -> (B, n, D): the tokens that are left, after the last norm."""
         tokens = self.embed_tokens(images)
@@ -121,6 +159,31 @@ class DynamicViT(ViT):
         if trace is not None:
             trace["tokens"].append(tokens.detach())
         return tokens
+
+    @classmethod
+    def patches_by_block(cls, config: "RunConfig") -> list[int]:
+        patches = super().patches_by_block(config)
+        for first, left in zip(stages_of(config.depth), tokens_left(config.num_tokens, config.keep_ratio), strict=True):
+            patches[first:] = [left] * (config.depth - first)
+        return patches
+
+    @classmethod
+    def macs(cls, config: "RunConfig", channels: int, num_classes: int) -> dict[str, int]:
+        """Multiply-adds of one image, by component; a predictor looks at all that the stage before left."""
+        seen = [config.num_tokens, *tokens_left(config.num_tokens, config.keep_ratio)[:-1]]
+        return super().macs(config, channels, num_classes) | {"predictors": sum(seen) * Predictor.macs(config.dim)}
+
+
+def check(config: "RunConfig") -> None:
+    if config.depth <= NUM_STAGES:
+        raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {config.depth}")
+    if config.dim < 4 or config.dim % 2:
+        raise ValueError(f"DynamicViT's predictors need an even dim of 4 or more, got {config.dim}")
+
+
+def stages_of(depth: int) -> list[int]:
+    """Blocks, counted from 0, that the pruning stages stand before."""
+    return [depth * (s + 1) // (NUM_STAGES + 1) for s in range(NUM_STAGES)]
 
 
 def tokens_left(num_patches: int, keep_ratio: float) -> list[int]:

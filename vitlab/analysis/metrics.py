@@ -71,49 +71,58 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = 15) ->
     return float(np.average((rows["accuracy"] - rows["confidence"]).abs(), weights=rows["images"]))
 
 
+def confident_mistakes(logits: np.ndarray, labels: np.ndarray, most: int = 12) -> list[tuple[int, int, float]]:
+    """(index, answer, confidence) of the wrongly classified, the surest first."""
+    probabilities = softmax(logits, axis=1)
+    answer = probabilities.argmax(1)
+    wrong = np.flatnonzero(answer != labels)
+    order = wrong[np.argsort(-probabilities[wrong, answer[wrong]], kind="stable")][:most]
+    return [(int(i), int(answer[i]), float(probabilities[i, answer[i]])) for i in order]
+
+
 # ---------------------------------------------------------------- bootstrap
 
 
-def counts(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def tally(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(3, C) of each class: right answers, images, answers. What accuracy, recall and F1 are made of."""
-    return _counts(labels, logits.argmax(1), logits.shape[1])
+    return _tally(labels, logits.argmax(1), logits.shape[1])
 
 
-def _counts(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
+def _tally(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
     rows = (labels[labels == answers], labels, answers)
     return np.stack([np.bincount(row, minlength=classes) for row in rows])
 
 
 def resampled(logits: np.ndarray, labels: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """(3, resamples, C) `counts` of test sets drawn from the images with replacement (Efron 1979).
+    """(3, resamples, C) `tally` of test sets drawn from the images with replacement (Efron 1979).
 
     The same seed draws the same images, so that scores of two models differ image by image: a paired bootstrap.
     """
     rng, n, answers = np.random.default_rng(seed), len(labels), logits.argmax(1)
     draws = (rng.integers(0, n, n) for _ in range(resamples))
-    return np.stack([_counts(labels[drawn], answers[drawn], logits.shape[1]) for drawn in draws], axis=1)
+    return np.stack([_tally(labels[drawn], answers[drawn], logits.shape[1]) for drawn in draws], axis=1)
 
 
-def accuracy(counts: np.ndarray) -> np.ndarray:
-    """Share of right answers of `counts` (3, ..., C)."""
-    right, images, _ = counts
+def accuracy(tally: np.ndarray) -> np.ndarray:
+    """Share of right answers of `tally` (3, ..., C)."""
+    right, images, _ = tally
     return right.sum(-1) / images.sum(-1)
 
 
-def recall(counts: np.ndarray) -> np.ndarray:
-    """(..., C) recall of each class of `counts` (3, ..., C); 0 for a class without images."""
-    right, images, _ = counts
+def recall(tally: np.ndarray) -> np.ndarray:
+    """(..., C) recall of each class of `tally` (3, ..., C); 0 for a class without images."""
+    right, images, _ = tally
     return right / np.maximum(images, 1)
 
 
-def mean_recall(counts: np.ndarray) -> np.ndarray:
-    """Balanced accuracy: mean over the classes of the recall, of `counts` (3, ..., C)."""
-    return _mean_of_present(recall(counts), counts[1])
+def mean_recall(tally: np.ndarray) -> np.ndarray:
+    """Balanced accuracy: mean over the classes of the recall, of `tally` (3, ..., C)."""
+    return _mean_of_present(recall(tally), tally[1])
 
 
-def macro_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean over the classes of 2 right / (images + answers), of `counts` (3, ..., C)."""
-    right, images, answers = counts
+def macro_f1(tally: np.ndarray) -> np.ndarray:
+    """Mean over the classes of 2 right / (images + answers), of `tally` (3, ..., C)."""
+    right, images, answers = tally
     return _mean_of_present(2 * right / np.maximum(images + answers, 1), images)
 
 
@@ -143,7 +152,7 @@ def mcnemar(logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray) -> d
 def compare(logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray) -> dict:
     """Two models on the same images: differences b − a of accuracy and macro F1, their intervals, McNemar's test."""
     a, b = (resampled(logits, labels) for logits in (logits_a, logits_b))
-    whole_a, whole_b = counts(logits_a, labels), counts(logits_b, labels)
+    whole_a, whole_b = tally(logits_a, labels), tally(logits_b, labels)
     return {
         "difference": float(accuracy(whole_b) - accuracy(whole_a)),
         "interval": interval(accuracy(b) - accuracy(a)),

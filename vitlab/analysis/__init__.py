@@ -1,0 +1,1 @@
+"""What runs and models say: scores, sentences, costs, tables, figures."""

@@ -1,0 +1,9 @@
+"""The one exception of the lab that is written for its user."""
+
+
+class LabError(Exception):
+    """A fault that the user can mend; its message says what is wrong and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows this instead of a traceback: the sentence is all that the reader needs."""
+        return [f"{type(self).__name__}: {self}"]

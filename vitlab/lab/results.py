@@ -1,0 +1,181 @@
+"""`Lab`: a notebook's way to its data and runs. What is missing is named, with the chapter that makes it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from vitlab import machine
+from vitlab.analysis import metrics
+from vitlab.config import LabConfig, Recipe, RunConfig, absolute
+from vitlab.data.sources import load_source
+from vitlab.data.splits import Data, Source
+from vitlab.errors import LabError
+from vitlab.lab import workers
+from vitlab.lab.costs import Costs
+from vitlab.lab.plan import Plan, how_to_make
+from vitlab.models.registry import build_model
+from vitlab.parameters import from_notebook
+from vitlab.runs import Run, identity
+from vitlab.training.fit import fit_run
+from vitlab.training.session import RunSession
+
+Key = TypeVar("Key")
+DATA_NAMES = {"digits": "handwritten digits (scikit-learn)", "cifar10": "CIFAR-10"}
+
+
+@dataclass(frozen=True, repr=False)
+class Lab:
+    """Parameters and data of one lab; the same parameters find the same runs, whichever chapter asks."""
+
+    params: LabConfig
+    source: Source
+
+    def __repr__(self) -> str:
+        return f"Lab({self.data_name}, {self.params.preset}, seed {self.params.seed}, runs in {self.runs_dir})"
+
+    @classmethod
+    def open(cls, namespace: Mapping[str, Any]) -> "Lab":
+        """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
+        return cls.of(from_notebook(namespace))
+
+    @classmethod
+    def of(cls, params: LabConfig) -> "Lab":
+        return cls(params, load_source(params))
+
+    @cached_property
+    def runs_dir(self) -> Path:
+        """Parameter runs_dir, or the environment's VITLAB_RUNS, with which tests keep away from real runs."""
+        return Path(os.environ.get("VITLAB_RUNS") or absolute(self.params.runs_dir))
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan(self.params, self.source)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """Of models for this lab's data."""
+        return Costs(self.runs_dir / "complexity", len(self.source.classes), self.data.channels)
+
+    @cached_property
+    def data(self) -> Data:
+        """The data that chapters 02 to 06 share, as they come: an imbalance of ours is for the study alone."""
+        return self.data_of(self.params.run())
+
+    def data_of(self, config: RunConfig) -> Data:
+        return self.plan.data_of(config)
+
+    @property
+    def data_name(self) -> str:
+        """What the report calls the data."""
+        known = DATA_NAMES.get(self.params.dataset)
+        return self.params.data_name or known or Path(self.params.data_dir).name
+
+    # ------------------------------------------------ training
+
+    def train(self, configs: Mapping[Key, RunConfig]) -> dict[Key, Run]:
+        """The runs of several configurations: loaded if they are complete, else trained or continued."""
+        runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
+        todo = [config for path, config in runs.items() if not Run(path).complete]
+        if (at_once := workers.fitting(todo)) > 1:
+            workers.side_by_side(_train_in_worker, [(self.params, config) for config in todo], at_once)
+        return {key: self.train_one(config) for key, config in configs.items()}
+
+    def train_one(self, config: RunConfig) -> Run:
+        run, start = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
+        if start and not start.complete:
+            raise LabError(f"the run to start from, {config.init_from}, is not in {self.runs_dir}: {how_to_make('02')}")
+        if self.params.processes > 1 and machine.launched_processes() == 1 and not run.complete:
+            machine.require_gpus(self.params.processes)
+            name = next(name for name, other in self.plan.configs.items() if other == config)
+            workers.launch(self.params, self.runs_dir, name)
+        return fit_run(run, config, self.data_of(config), start)
+
+    def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
+        """Keeps the training of a module of your own, on this lab's data, as a run beside the others."""
+        return RunSession(Run.of_module(self.runs_dir, module, recipe, self.data))
+
+    # ------------------------------------------------ what was made before
+
+    def run_of(self, config: RunConfig) -> Run:
+        return Run.of(self.runs_dir, config, self.source.digest)
+
+    def load(self, name: str) -> Run:
+        """A complete run by name; LabError says which notebook makes it, and what the nearest run differs in."""
+        if name in self.extra:
+            return self.extra[name]
+        run = self.run_of(self.plan.config(name))
+        if not run.complete:
+            what = f"the run {name!r} of these parameters is not in {self.runs_dir}"
+            near = self._nearest(self.plan.config(name))
+            raise LabError(f"{what}{near}: {how_to_make(self.plan.chapter_of(name))}")
+        return run
+
+    def load_study(self) -> dict[tuple[str, int], Run]:
+        runs = {key: self.run_of(config) for key, config in self.plan.study.items()}
+        missing = [key for key, run in runs.items() if not run.complete]
+        if missing:
+            near = self._nearest(self.plan.study[missing[0]])
+            what = f"the imbalance study of these parameters is not in {self.runs_dir}"
+            raise LabError(f"{what}{near}: {how_to_make('01')}")
+        return runs
+
+    def _nearest(self, config: RunConfig) -> str:
+        """In words, what the complete run of this model that differs least has otherwise; "" if there is none."""
+        wanted, found = identity(config, self.source.digest), []
+        for path in self.runs_dir.glob("*/summary.json"):
+            other = Run(path.parent).record["identity"]
+            names = sorted(name for name in wanted.keys() | other.keys() if wanted.get(name) != other.get(name))
+            if other.get("model") == config.model:
+                found.append(
+                    ([f"{name} ({other.get(name)}, here {wanted.get(name)})" for name in names], path.parent.name)
+                )
+        differing, name = min(found, key=lambda pair: len(pair[0]), default=([], ""))
+        return f" (the nearest one there, {name}, differs in {', '.join(differing)})" if name else ""
+
+    @cached_property
+    def extra(self) -> dict[str, Run]:
+        """Parameter extra_runs: directory's name -> a complete run of any lab, tested on the same images as ours."""
+        paths = [absolute(path.strip()) for path in self.params.extra_runs.split(",") if path.strip()]
+        runs = {path.name: Run(path) for path in paths}
+        if len(runs) < len(paths):
+            raise LabError("extra_runs: two directories have the same name, which the tables go by: rename one")
+        for name, run in runs.items():
+            if name in self.plan.names:
+                raise LabError(f"extra_runs: this lab has a run {name!r} of its own: rename the directory")
+            if not run.complete:
+                raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
+            same = run.tested_on(self.source.digest, self.source.test.digest)
+            if not same or run.classes != list(self.source.classes):
+                raise LabError(f"extra_runs: {name} was tested on other images, which no paired test can compare")
+            _ = run.training_seconds  # reads its configuration, and the run it started from
+        return runs
+
+    @property
+    def compared(self) -> list[str]:
+        """Names of all runs that chapter 06 compares."""
+        return [*self.plan.names, *self.extra]
+
+    def compare(self, a: str, b: str) -> dict[str, Any]:
+        """`metrics.compare` of two runs, whose predictions are of the same test images."""
+        logits_a, labels = self.load(a).predictions
+        return metrics.compare(logits_a, self.load(b).predictions[0], labels)
+
+
+def _train_in_worker(params: LabConfig, config: RunConfig) -> None:
+    Lab.of(params).train_one(config)
+
+
+def check(params: LabConfig) -> Lab:
+    """Load the data and build every model of the lab once: a wrong parameter shows before any work starts."""
+    lab = Lab.of(params)
+    machine.device(params.device)
+    machine.require_gpus(params.processes)
+    for name in lab.plan.names:
+        build_model(lab.plan.config(name), len(lab.source.classes), lab.data.channels)
+    _ = lab.extra
+    return lab

@@ -1,0 +1,214 @@
+"""All that is known of the machine: device, precision, threads, memory, the faster kernel, and what to record of it.
+
+Each rule says where it was measured. None of them changes what is computed, but for rounding.
+"""
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from vitlab.errors import LabError
+
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NARROW = 96  # width of a model below which matrix products are too small for bf16 and for several threads
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "nbconvert")
+
+# A trained Linformer's gradients hold numbers so small that a CPU treats them one by one: steps took twice as long.
+# Set on import, because threads that exist already keep their setting.
+torch.set_flush_denormal(True)
+
+
+# ---------------------------------------------------------------- device
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device of parameter `device`; auto is a CUDA GPU if there is one, else the CPU.
+
+    mps (Apple) and xpu (Intel) take the same code path in float32; nobody has tested them.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name != "cpu" and (found is None or found.type != name):
+        raise LabError(
+            f"device is {name}, but torch finds {found.type if found else 'no GPU'} here: choose auto or cpu"
+        )
+    return torch.device(name)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def synchronize() -> None:
+    """Wait until the device has done what it was told."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def launched_processes() -> int:
+    """How many processes `accelerate launch` started together with this one; 1 without it.
+
+    Other programs leave WORLD_SIZE and RANK in the environment as well: the launcher's own mark counts.
+    """
+    return int(os.environ.get("WORLD_SIZE", 1)) if torch.distributed.is_torchelastic_launched() else 1
+
+
+def require_gpus(processes: int) -> None:
+    """LabError where there are GPUs, but fewer than `processes`; without any, processes share the CPU."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else processes
+    if processes > gpus:
+        raise LabError(
+            f"processes is {processes}, but there is a GPU for {gpus} of them: choose at most {gpus}, or hide the GPUs "
+            "with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+
+
+# ---------------------------------------------------------------- precision and kernels
+
+
+def width_of(model: nn.Module) -> float:
+    """Numbers a token of `model` has; infinite for a module that does not say so."""
+    return getattr(model, "dim", math.inf)
+
+
+def precision(name: str, model: nn.Module, on: torch.device) -> torch.dtype:
+    """The dtype of autocast: the parameter's, or bf16 where the device gains from it, else float32."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if on.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    # narrow models spend their time outside matrix products, where the casts cost more than bf16 gains
+    return torch.bfloat16 if on.type == "cpu" and width_of(model) >= NARROW and bf16_pays() else torch.float32
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in PRECISIONS.items() if known is dtype)
+
+
+@cache
+def bf16_pays() -> bool:
+    """Whether this CPU multiplies matrices at least 1.5 times as fast in bf16 as in float32, by trying.
+
+    Instructions for bf16 do not say so: one server's CPU was 3.3 times as fast with them, another's half as fast.
+    """
+    if not torch.cpu._is_avx512_bf16_supported():
+        return False
+    best = {torch.float32: math.inf, torch.bfloat16: math.inf}
+    for _ in range(6):  # in turns, the best of each: another process may want the cores now and then
+        for dtype in best:
+            a = torch.ones(1024, 1024, dtype=dtype)
+            start = time.perf_counter()
+            a @ a
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return best[torch.float32] >= 1.5 * best[torch.bfloat16]
+
+
+def autocast(on: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:
+    return torch.autocast(on.type, dtype, enabled=dtype is not torch.float32, cache_enabled=cache)
+
+
+def fused_attention_pays(q: Tensor) -> bool:
+    """Whether to take the fused kernel rather than the explicit product, q (B, H, T, D/H); benchmarks/models.py.
+
+    On a GPU it is the faster one. On a CPU its bf16 is up to three times slower for short sequences; its float32
+    handles tokens in blocks of 16 and the rest one by one. For short sequences and heads of width 32 that can cost a
+    third of attention's time, most when training; for heads of width 64 both are within a tenth of each other.
+    """
+    if q.device.type != "cpu":
+        return True
+    tokens, left_over = q.shape[2], q.shape[2] % 16
+    if q.dtype is torch.bfloat16:
+        return tokens >= 512
+    if torch.is_grad_enabled():
+        return tokens >= 128 or left_over == 0
+    return tokens >= 48 or left_over <= 4
+
+
+# ---------------------------------------------------------------- memory and threads
+
+
+def free_memory(on: torch.device) -> int:
+    """Bytes that are free on the device, or in main memory."""
+    return torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else psutil.virtual_memory().available
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep for the next step what one step frees, for the rest of this process.
+
+    It would return blocks of a tensor's size to the system and be given them back, cleared page by page, in every
+    step, which costs a small ViT on a CPU 5 to 15% of its time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        m_mmap_threshold, m_trim_threshold, libc = -3, -1, ctypes.CDLL(None)
+        # an old glibc refuses the first; with the second alone it would return even more
+        if libc.mallopt(m_mmap_threshold, 2**30):
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+@contextlib.contextmanager
+def set_for_training(model: nn.Module) -> Iterator[None]:
+    """Threads, memory and kernels as a training wants them; afterwards torch is set as before."""
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    keep_freed_memory()
+    gc.collect()  # an earlier training's graphs hold a GPU's memory, and a loader's forked process must not free them
+    try:
+        # more threads make narrow models no faster, and many times slower where another process wants the cores too
+        torch.set_num_threads(1 if width_of(model) < NARROW else threads)
+        torch.backends.cudnn.deterministic = True  # some kernels for convolutions add in any order
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = deterministic
+
+
+# ---------------------------------------------------------------- records
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, as recorded with every run and on the report's title page."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "cores": psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+    }
+
+
+def commit() -> str:
+    """The repository's commit, marked where files differ from it; "unknown" outside a repository."""
+    git = ["git", "-C", str(ROOT)]
+    changed = [*git, "status", "--porcelain", "--untracked-files=no"]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(changed, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,77 @@
+"""The one place that maps a name to a model: a new one is a file and a row here (CONTRIBUTING.md)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vitlab.errors import LabError
+from vitlab.models import dynamic_vit, linear_vit
+from vitlab.models.vit import ViT
+
+if TYPE_CHECKING:
+    from vitlab.config import RunConfig
+
+SHAPE = ("dim", "depth", "heads", "mlp_ratio", "patch_size", "tokenizer", "pool", "positions")
+SHARED = ("image_size", *SHAPE, "init", "dropout", "drop_path")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the lab knows of a model.
+
+    build: called with channels, num_classes and the parameters of `SHARED` and `options`; returns a module that maps
+    images to logits. Its classmethod `macs(config, channels, num_classes)`, if it has one, is the formula of its cost.
+    title: what tables and figures call it. options: the parameters that only such models read. chapter: 03 trains it on
+    from the ViT's weights, 04 from random ones, "" not at all. attention: what chapter 05 calls its attention when it
+    measures its growth with the number of tokens. check: raises ValueError, a sentence, for a configuration that it
+    can't be built with.
+    """
+
+    build: Callable[..., nn.Module]
+    title: str
+    options: tuple[str, ...] = ()
+    chapter: str = ""
+    attention: str = ""
+    check: Callable[["RunConfig"], None] = lambda config: None
+
+
+MODELS = {
+    "vit": Row(ViT, "ViT", attention="softmax"),
+    "dynamic_vit": Row(
+        dynamic_vit.DynamicViT,
+        "DynamicViT",
+        options=("keep_ratio", "ratio_weight", "distill_weight"),
+        chapter="03",
+        check=dynamic_vit.check,
+    ),
+    "linear_vit": Row(linear_vit.LinearViT, "Linear ViT", ("feature_map",), "04", "kernelised"),
+    "linformer_vit": Row(
+        linear_vit.LinformerViT,
+        "Linformer ViT",
+        ("linformer_k", "linformer_sharing"),
+        "04",
+        "Linformer",
+        check=linear_vit.check_linformer,
+    ),
+}
+
+
+def build_model(config: "RunConfig", num_classes: int, channels: int) -> nn.Module:
+    """The configured model with fresh weights, the same ones for the same seed; float32, on the CPU."""
+    torch.manual_seed(config.seed)
+    row = MODELS[config.model]
+    options = {name: getattr(config, name) for name in SHARED + row.options}
+    return row.build(channels=channels, num_classes=num_classes, **options)
+
+
+def start_from(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy a trained ViT's weights into `model`; only the token predictors, which a ViT lacks, stay as they are."""
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise LabError(f"the run to start from has another shape: {str(error).splitlines()[-1].strip()}") from None
+    if unexpected or any(not name.startswith("predictors.") for name in missing):
+        raise LabError(f"the run to start from is another model: {[*missing, *unexpected][:3]} do not match")

@@ -1,0 +1,139 @@
+"""Where parameters come from: a profile in YAML, a command line, a notebook's parameters cell.
+
+A notebook's cell names the few that its chapter's reader would change, and `more` for any other. Values are taken in
+this order, later ones win: the defaults, the reader's own profile params/mine.yaml (for all six notebooks), what the
+cell changes, `more`, what papermill injected under its own name (`-p`).
+"""
+
+import argparse
+import ast
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vitlab.config import LabConfig, parse
+from vitlab.errors import LabError
+from vitlab.machine import ROOT
+
+COMMON = ("dataset", "data_dir", "preset", "seed", "runs_dir")  # what every notebook's cell has
+CELL = "# Parameters of this chapter"  # how a parameters cell begins
+INJECTED = re.compile(r"# Parameters\s*$", re.MULTILINE)  # how papermill's does
+
+
+def own_profile() -> Path:
+    """The reader's own values for all notebooks; VITLAB_PARAMS names another file."""
+    return Path(os.environ.get("VITLAB_PARAMS", ROOT / "params" / "mine.yaml"))
+
+
+def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabConfig:
+    """The profile in a YAML file with some values overridden."""
+    return parse(LabConfig, read_profile(path) | dict(overrides or {}))
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """The values of a YAML file, those under `more` among the others."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        have = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise LabError(f"no params file {path}: choose one of {have or 'none, the folder is empty'}") from None
+    except OSError as error:
+        raise LabError(f"cannot read {path} ({error.strerror}): name a params file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise LabError(f"{path} must hold 'name: value' lines")
+    return _flat(values, str(path))
+
+
+def as_profile(params: LabConfig) -> dict[str, Any]:
+    """All parameters as a profile has them: what every cell has at top level, the rest under `more`."""
+    values = params.model_dump()
+    return {name: values.pop(name) for name in COMMON} | {"more": values}
+
+
+def _flat(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """`values` with those under `more` among them."""
+    rest = {name: value for name, value in values.items() if name != "more"}
+    more = values.get("more") or {}
+    if not isinstance(more, dict):
+        raise LabError(f"more in {place} is {more!r}, not a mapping: write more = {{'name': value}}")
+    if twice := sorted(rest.keys() & more.keys()):
+        raise LabError(f"{', '.join(twice)} stands twice in {place}, also under more: take one of them out")
+    return rest | more
+
+
+# ---------------------------------------------------------------- a command line
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], dict[str, Any]]:
+    """Give a command the options --data and --set; the function returned reads the parameters out of its arguments."""
+    parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
+    parser.add_argument(
+        "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
+    )
+
+    def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+        folder = {"dataset": "folder", "data_dir": str(Path(arguments.data).expanduser().resolve())}
+        return dict(arguments.set) | (folder if arguments.data else {})
+
+    return overrides
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
+
+
+# ---------------------------------------------------------------- a notebook
+
+
+def from_notebook(namespace: Mapping[str, Any]) -> LabConfig:
+    """Configuration from a notebook's globals: what its parameters cell and papermill's cell after it assign.
+
+    Nothing else counts, whatever it is called: not a loop variable, not a name of a startup file. Without IPython's
+    history of cells (`In`) the names that are parameters count.
+    """
+    cells = namespace.get("In")
+    if not isinstance(cells, list):
+        own, injected = {*LabConfig.model_fields, "more"}, set()
+    else:
+        own, injected = _assigned(cells)
+    given = {name: namespace[name] for name in (*own, *injected) if name in namespace}
+    defaults = LabConfig().model_dump()
+    cell = {name: given[name] for name in own - injected - {"more"} if name in given}
+    if "more" not in injected:
+        _flat(cell | {"more": given.get("more")}, "the parameters cell")
+    changed = {name: value for name, value in cell.items() if name not in defaults or value != defaults[name]}
+    mine = read_profile(own_profile()) if own_profile().is_file() else {}
+    more = _flat({"more": given.get("more")}, "the parameters cell")
+    return parse(LabConfig, mine | changed | more | {name: given[name] for name in injected - {"more"}})
+
+
+def _assigned(cells: list[str]) -> tuple[set[str], set[str]]:
+    """Names that the newest run of the parameters cell assigns, and those that papermill injected after it."""
+    newest = max((i for i, source in enumerate(cells) if source.lstrip().startswith(CELL)), default=-1)
+    if newest < 0:
+        raise LabError(f"the parameters cell, which begins with {CELL!r}, has not been run: run it first")
+    injected = [source for source in cells[newest + 1 :] if INJECTED.match(source.lstrip())]
+    return _targets(cells[newest]), {name for source in injected for name in _targets(source)}
+
+
+def _targets(source: str) -> set[str]:
+    """Names that a cell assigns at its top level."""
+    names: set[str] = set()
+    for node in ast.parse(source).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names

@@ -1,0 +1,1 @@
+"""Notebooks made into one report, HTML and PDF."""

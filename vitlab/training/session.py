@@ -1,0 +1,254 @@
+"""What keeps a training alive: lock, resume, clock, checkpoints, processes, graphs, records.
+
+`Session` keeps nothing, `RunSession` keeps all in a run directory. `fit` calls the methods of either; tests and
+benchmarks override `before_step`, `on_batch` and `after_epoch` to look on or to interfere.
+"""
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from vitlab import machine
+from vitlab.analysis import metrics
+from vitlab.config import Recipe
+from vitlab.data.splits import Data
+from vitlab.errors import LabError
+from vitlab.files import require_writable, writing
+from vitlab.runs import Run
+from vitlab.training.evaluate import predict
+from vitlab.training.progress import Budget, Progress, State
+
+CHECKPOINT_SECONDS = 120
+CHECK_STEPS = 10  # how often processes compare their clocks, and the loss is looked at: a GPU has to be waited for
+
+
+class Session:
+    """A training that nothing is kept of: the model and its history are all that is left."""
+
+    main = True  # whether this process reports and writes
+    process, processes = 0, 1
+    name = ""
+
+    # ------------------------------------------------ to look on or to interfere
+
+    def before_step(self, step: int) -> None:
+        """A step begins."""
+
+    def on_batch(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The augmented batch of a step."""
+        return inputs, targets
+
+    def after_epoch(self, row: dict[str, float]) -> dict[str, float]:
+        """The history's row of an epoch that is over."""
+        return row
+
+    # ------------------------------------------------ what fit asks for
+
+    def device(self, recipe: Recipe) -> torch.device:
+        return machine.device(recipe.device)
+
+    @property
+    def result(self) -> Run | None:
+        """The complete run, where there is nothing left to train."""
+        return None
+
+    @contextlib.contextmanager
+    def running(self, model: nn.Module, data: Data, recipe: Recipe) -> Iterator[dict[str, Any] | None]:
+        """Hold what belongs to this training while it runs; yields the state to continue from, if there is one."""
+        self.name = self.name or type(model).__name__
+        quiet = {} if self.main else {"disable": True}
+        with tqdm(desc=self.name, unit=" images", unit_scale=True, mininterval=2, leave=False, **quiet) as self.bar:
+            yield None
+
+    def begin(self, at: Progress, model: nn.Module, recipe: Recipe) -> Recipe:
+        """Start the clock; returns the recipe with the precision that this training began with."""
+        device = self.device(recipe)
+        # a CPU is timed for it, and another timing could turn out otherwise: the first one counts
+        if device.type != "cpu" or at.precision in ("", "fp16"):
+            at.precision = machine.precision_name(machine.precision(recipe.precision, model, device))
+        self._saved = time.perf_counter()
+        self._started = self._saved - at.seconds
+        return recipe.replace(precision=at.precision)
+
+    def clock(self, at: Progress, budget: Budget) -> bool:
+        """Set the seconds of training so far; returns whether a checkpoint is due."""
+        now = time.perf_counter()
+        at.seconds = now - self._started
+        return now - self._saved >= CHECKPOINT_SECONDS
+
+    def prepare(self, objective: nn.Module, data: Data, recipe: Recipe) -> nn.Module:
+        """What a step calls for the objective."""
+        return objective
+
+    def for_batch(self, called: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+        """What a step calls, and the part of the batch that it takes."""
+        return called, inputs, targets
+
+    def mean(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Over the processes."""
+        return sums
+
+    def show(self, at: Progress, budget: Budget) -> None:
+        """Images seen and to come, and the newest validation accuracy."""
+        images = at.step * budget.batch_size
+        if self.bar.n == 0:  # a training that goes on does not begin at nothing
+            self.bar.n = self.bar.initial = images - budget.batch_size
+        self.bar.total = round(images / budget.share(at))
+        if at.history and "val_accuracy" in at.history[-1]:
+            self.bar.set_postfix_str(f"validation {at.history[-1]['val_accuracy']:.1%}", refresh=False)
+        self.bar.update(images - self.bar.n)
+
+    def checkpoint(self, state: State) -> None:
+        self._saved = time.perf_counter()
+
+    def finish(self, model: nn.Module, data: Data, recipe: Recipe, at: Progress) -> None:
+        """Keep the model, which has the chosen weights, its history, and what it answers to the test images."""
+
+
+class RunSession(Session):
+    """A training kept in a run directory: continued where it was, to the bit, and complete only once.
+
+    Where `accelerate launch` started several processes, each takes its share of every batch, and the first one writes.
+    """
+
+    def __init__(self, run: Run, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
+        self.run, self.name, self.checkpoint_seconds = run, run.path.name, checkpoint_seconds
+        self.processes = machine.launched_processes()
+        gpu = torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=not gpu, mixed_precision="no") if self.processes > 1 else None
+        self.process = self.accelerator.process_index if self.accelerator else 0
+        self.main = self.process == 0
+        self.events: SummaryWriter | None = None
+
+    def _told(self, value: Any) -> Any:
+        """What the first process says, for all of them."""
+        return broadcast_object_list([value])[0] if self.accelerator else value
+
+    def device(self, recipe: Recipe) -> torch.device:
+        return self.accelerator.device if self.accelerator else super().device(recipe)
+
+    @property
+    def result(self) -> Run | None:
+        return self.run if self._told(self.run.complete) else None
+
+    @contextlib.contextmanager
+    def running(self, model: nn.Module, data: Data, recipe: Recipe) -> Iterator[dict[str, Any] | None]:
+        size = min(recipe.batch_size, len(data.train))
+        if size % self.processes:
+            raise LabError(f"batch_size {size} cannot be shared evenly by {self.processes} processes")
+        numbers = 5 * sum(p.numel() for p in model.parameters())  # weights, average, best ones, AdamW's averages
+        require_writable(self.run.path, megabytes=1 + 4 * numbers // 2**20)
+        with self.run.locked() if self.main else contextlib.nullcontext(), super().running(model, data, recipe):
+            saved = self._told(self.run.load_checkpoint() if self.main else None)
+            if self.main and saved is None and not self.run.complete:
+                self.run.write_record(recipe, data, model)
+            try:
+                yield saved
+            finally:
+                if self.events:
+                    self.events.close()
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+    def begin(self, at: Progress, model: nn.Module, recipe: Recipe) -> Recipe:
+        super().begin(at, model, recipe)
+        at.precision = self._told(at.precision)
+        if self.main:
+            here = machine.environment() | {"processes": self.processes, "precision": at.precision}
+            if self.run.environments[-1:] != [here]:
+                self.run.write_json("environment.json", [*self.run.environments, here])
+            # readers drop what an interrupted training wrote after its last checkpoint
+            self.events = SummaryWriter(self.run.path, purge_step=at.step + 1 if at.step else 0)
+        return recipe.replace(precision=at.precision)
+
+    def clock(self, at: Progress, budget: Budget) -> bool:
+        # several processes have to meet to go by one clock
+        meet = budget.by_time or budget.epoch_over(at) or at.step % CHECK_STEPS == 0
+        if self.accelerator and not meet:
+            return False
+        super().clock(at, budget)
+        at.seconds, due = self._told((at.seconds, time.perf_counter() - self._saved >= self.checkpoint_seconds))
+        return due
+
+    def prepare(self, objective: nn.Module, data: Data, recipe: Recipe) -> nn.Module:
+        device = self.device(recipe)
+        # a graph holds the gradients of one piece alone, and no loader's thread may use the GPU while it is recorded
+        alone = self.processes == recipe.accumulate == 1 and not recipe.compile
+        self._record = device.type == "cuda" and alone and data.train.fits(device)
+        self._graphs: tuple[torch.Size, nn.Module] | None = None
+        self._precision = machine.PRECISIONS[recipe.precision]
+        return self.accelerator.prepare_model(objective) if self.accelerator else objective
+
+    def for_batch(self, called: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+        if self._record:
+            if self._graphs is None or self._graphs[0] != inputs.shape:  # the first batch, or images have grown
+                self._graphs = inputs.shape, recorded(called, inputs, targets, self._precision)
+            return self._graphs[1], inputs, targets
+        own = slice(self.process, None, self.processes)
+        return called, inputs[own], targets[own]
+
+    def mean(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.accelerator.reduce(sums, "mean") if self.accelerator else sums
+
+    def on_batch(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if self.events and step == 0:
+            self.events.add_images("batch", inputs[:32] / 2 + 0.5, 0)
+        return inputs, targets
+
+    def after_epoch(self, row: dict[str, float]) -> dict[str, float]:
+        row = self._told(row)  # or each process would stop early by its own
+        for name, value in row.items() if self.events else ():
+            self.events.add_scalar(name, value, row["step"])
+        return row
+
+    def checkpoint(self, state: State) -> None:
+        if self.main:
+            self.run.save_checkpoint(state.state_dict())
+        super().checkpoint(state)
+
+    def finish(self, model: nn.Module, data: Data, recipe: Recipe, at: Progress) -> None:
+        """The one look at the test set, and the summary that makes the run complete.
+
+        Logits are kept with float16's three digits, half the size, and every score is computed from what is kept.
+        """
+        if not self.main:
+            return
+        run, last = self.run, at.history[-1]
+        with writing(run.path / "history.csv") as temporary:
+            pd.DataFrame(at.history).to_csv(temporary, index=False)
+        run.save("model.pt", at.best["weights"])
+        logits = predict(model, data.test, recipe)
+        run.write_arrays("predictions.npz", logits=logits.half().numpy(), labels=data.test.labels.numpy())
+        chosen = {"epoch": at.best["epoch"], "val_accuracy": at.best["val_accuracy"] if len(data.val) else None}
+        spent = {"epochs": last["epoch"], "steps": last["step"], "train_images": len(data.train)}
+        pace = {name: last[name] for name in ("seconds", "images_per_second")}
+        size = {"run": run.path.name, "parameters": sum(p.numel() for p in model.parameters())}
+        run.write_json("summary.json", size | chosen | spent | pace | {"test": metrics.scores(*run.predictions)})
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            (run.path / name).unlink(missing_ok=True)
+
+
+def recorded(objective: nn.Module, images: Tensor, targets: Tensor, precision: torch.dtype) -> nn.Module:
+    """`objective` whose passes, forward and backward, are CUDA graphs: for batches of this shape, one at a time.
+
+    A GPU is done with each of some hundred kernels of a small model before the next one is launched; a graph launches
+    all of them at once. The weights are the same ones; recording leaves neither them nor the generators changed.
+    """
+    torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # graphs are recorded on a stream apart
+    twin = copy.copy(objective)  # its forward is replaced; what it holds is shared
+    buffers = {name: buffer.clone() for name, buffer in objective.named_buffers()}  # statistics of BatchNorm
+    with torch.random.fork_rng([images.device]), machine.autocast(images.device, precision, cache=False):
+        twin = torch.cuda.make_graphed_callables(twin, (images.clone(), targets.clone()), allow_unused_input=True)
+    for name, buffer in objective.named_buffers():
+        buffer.copy_(buffers[name])
+    return twin
