@@ -1,11 +1,11 @@
-# make report [PROFILE=quick] [DATA=folder] [SET="name=value …"] [OUT=folder]    make test    make lab
+# make report [PROFILE=quick] [DATA=folder] [SET="name=value …"] [OUT=folder]    make test    make quick-test    make lab
 PYTHON  ?= python3
 PROFILE ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
 export DATA SET OUT
 
-.PHONY: report test lab clean
+.PHONY: report test quick-test lab constraints clean
 report: $(VENV)/installed
 	@$(BIN)/python -m vitlab report --profile "$(PROFILE)" --data "$$DATA" --out "$$OUT" --set $(SET)
 
@@ -13,16 +13,27 @@ test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m pytest
 
+# Without what takes long: notebooks, reports, processes that are killed.
+quick-test: $(VENV)/installed
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m pytest tests -o addopts=-ra -m "not slow"
+
 lab: $(VENV)/installed
 	@$(BIN)/jupyter lab notebooks
 
-# Made again when pyproject.toml has changed.
-$(VENV)/installed: pyproject.toml
+# Made again when a version has changed.
+$(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vitlab needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": name another one with make PYTHON=python3.12 …")'
 	@echo "Setting up $(VENV): a few minutes, once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e '.[test]'
 	@touch $@
+
+# What is installed now, without the libraries of a GPU, which follow from torch.
+constraints: $(VENV)/installed
+	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)' >> $(VENV)/constraints
+	@mv $(VENV)/constraints constraints.txt
 
 clean:
 	rm -rf $(VENV)

@@ -13,14 +13,17 @@ from dataclasses import replace
 
 import torch
 
-from vitlab import metrics, sentences
+from vitlab import machine
+from vitlab.analysis import metrics, sentences
 from vitlab.config import LabConfig
-from vitlab.data import Source, load_source
+from vitlab.data.sources import load_source
+from vitlab.data.splits import Source
 from vitlab.lab import Lab
-from vitlab.losses import Objective
-from vitlab.models import best_device, build_model
-from vitlab.optim import autocast, build_optimizers
+from vitlab.models.registry import build_model
 from vitlab.runs import Run
+from vitlab.training.losses import Objective
+from vitlab.training.optim import build_optimizers
+from vitlab.training.step import step
 
 PER_CLASS = 500
 PARAMS = {
@@ -45,29 +48,23 @@ def first_of_each_class(source: Source, per_class: int) -> Source:
 
 def step_ratio(lab: Lab, teacher: Run, turns: int = 12) -> float:
     """How many times as long a step of DynamicViT with its teacher takes as one of the ViT: the median over turns."""
-    configs = [lab.config("DynamicViT"), lab.config("ViT, fine-tuned")]
-    shape = len(lab.source.classes), lab.source.train.pool.shape[1]
+    configs = [lab.plan.config("DynamicViT"), lab.plan.config("ViT, fine-tuned")]
+    classes, channels, device = len(lab.source.classes), lab.data.channels, machine.device()
     teachers = [teacher.model(), None]
     objectives = [
-        Objective(c, lab.data.counts, build_model(c, *shape), t).to(best_device())
+        Objective(build_model(c, classes, channels), c, lab.data.class_counts, t).to(device)
         for c, t in zip(configs, teachers, strict=True)
     ]
     optimizers = [build_optimizers(o.model, c) for o, c in zip(objectives, configs, strict=True)]
     size = configs[0].image_size
-    images = torch.randn(configs[0].batch_size, shape[1], size, size, device=best_device())
-    targets = torch.full((len(images), shape[0]), 1 / shape[0], device=best_device())
+    images = torch.randn(configs[0].batch_size, channels, size, size, device=device)
+    targets = torch.full((len(images), classes), 1 / classes, device=device)
     ratios = []
     for _ in range(turns + 1):
         times = []
         for config, objective, steppers in zip(configs, objectives, optimizers, strict=True):
             start = time.perf_counter()
-            with autocast(config, images.device):
-                loss, *_ = objective(images, targets)
-            loss.backward()
-            for optimizer in steppers:
-                optimizer.step()
-                optimizer.zero_grad()
-            float(loss.detach())  # waits for a GPU
+            float(step(objective, steppers, images, targets, config)["loss"])  # waits for a GPU
             times.append(time.perf_counter() - start)
         ratios.append(times[0] / times[1])
     return statistics.median(ratios[1:])  # the first turn warms up
@@ -76,11 +73,12 @@ def step_ratio(lab: Lab, teacher: Run, turns: int = 12) -> float:
 def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
     params = LabConfig(**PARAMS, data_dir=folder, epochs=epochs, fine_tune_epochs=fine_tune_epochs)
     lab = Lab(params, first_of_each_class(load_source(params), PER_CLASS))
-    vit = lab.train(lab.config("ViT"))
-    dynamic = lab.train(lab.config("DynamicViT"))
-    key = {"run": dynamic.path.name}
-    ratio = lab.measured("step_ratio", key, lambda: step_ratio(lab, vit))  # kept, so that a second call trains nothing
-    on = lab.train(lab.config("ViT, fine-tuned").but(steps=round(dynamic.summary["steps"] * ratio)))
+    vit = lab.train_one(lab.plan.config("ViT"))
+    dynamic = lab.train_one(lab.plan.config("DynamicViT"))
+    # kept, so that a second call trains nothing
+    ratio = lab.costs.measured("step_ratio", {"run": dynamic.path.name}, lambda: step_ratio(lab, vit))
+    steps = round(dynamic.summary["steps"] * ratio)
+    on = lab.train_one(lab.plan.config("ViT, fine-tuned").replace(steps=steps))
 
     labels = dynamic.predictions[1]
     print(f"\n{len(lab.data.train):,} training images, {len(labels):,} test images, seed {params.seed}\n")

@@ -13,11 +13,14 @@ from functools import partial
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from vitlab import complexity, vit
+from vitlab import machine
+from vitlab.analysis import complexity
 from vitlab.config import RunConfig
-from vitlab.models import best_device, build_model
-from vitlab.runs import environment
+from vitlab.models.registry import build_model
+from vitlab.models.vit import Attention, split_heads
 
 SHAPE = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32, "patch_size": 4, "pool": "mean"}
 BATCH, ROUNDS = 128, 20
@@ -33,8 +36,7 @@ def alternating(works: dict[str, Callable[[], object]]) -> dict[str, list[float]
         for name, work in works.items():
             start = time.perf_counter()
             work()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            machine.synchronize()
             times[name] += [time.perf_counter() - start] if i else []  # the first round warms up
     return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
 
@@ -46,15 +48,16 @@ def table(rows: list[dict]) -> None:
 
 
 def macs(config: RunConfig) -> int:
-    return sum(complexity.formula_macs(config, 10, 3).values())
+    return sum(complexity.macs(config, 3, 10).values())
 
 
 def pruning() -> None:
     """MACs and throughput of the ViT and of DynamicViT at batch 128."""
     plain = RunConfig(**SHAPE)
-    configs = {"ViT": plain, "DynamicViT, ρ = 0.7": plain.but(model="dynamic_vit", keep_ratio=0.7)}
-    images = torch.randn(BATCH, 3, 32, 32, device=best_device())
-    models = {name: build_model(config, 10, 3).eval().to(best_device()) for name, config in configs.items()}
+    configs = {"ViT": plain, "DynamicViT, ρ = 0.7": plain.replace(model="dynamic_vit", keep_ratio=0.7)}
+    device = machine.device()
+    images = torch.randn(BATCH, 3, 32, 32, device=device)
+    models = {name: build_model(config, 10, 3).eval().to(device) for name, config in configs.items()}
     times = alternating({name: lambda model=model: model(images) for name, model in models.items()})
     rows = []
     for name, config in configs.items():
@@ -69,7 +72,7 @@ def pruning() -> None:
 
 def growth() -> None:
     """One attention layer by number of tokens: time as the model uses it, fitted, and where the curves meet."""
-    frame = complexity.growth(SHAPE["dim"], SHAPE["heads"], TOKENS, LINFORMER_K)
+    frame = complexity.growth(RunConfig(**SHAPE, linformer_k=LINFORMER_K), TOKENS)
     times = frame.pivot(index="tokens", columns="attention", values="seconds")
     rows = []
     for kind, part in frame.groupby("attention", sort=False):
@@ -88,30 +91,43 @@ def growth() -> None:
     print(f"a linear attention at least 5 times as fast as softmax at {TOKENS[-1]:,} tokens.\n")
 
 
+class Fused(Attention):
+    """Softmax attention that takes the fused kernel whatever the number of tokens."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Explicit(Attention):
+    """The same by the explicit product."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens, None, {})  # the trace asks for the weights
+
+
 def kernels() -> None:
     """Softmax attention by both its kernels, inference and training: does the model take the faster one?"""
     rows = []
-    chosen, device = vit.fused_pays, best_device()
+    device = machine.device()
     for dtype, tokens in itertools.product((torch.float32, torch.bfloat16), (25, 44, 64, 65, 256, 1024)):
-        layer = vit.Attention(SHAPE["dim"], SHAPE["heads"], tokens).to(device)
         inputs = torch.randn(max(1, BATCH_TOKENS // tokens), tokens, SHAPE["dim"], device=device)
 
-        def run(kernel: str, layer=layer, inputs=inputs, dtype=dtype) -> torch.Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                return layer(inputs, None, {} if kernel == "explicit" else None)  # the trace asks for the weights
+        def run(layer: Attention, inputs=inputs, dtype=dtype) -> Tensor:
+            with machine.autocast(device, dtype):
+                return layer(inputs)
 
         row = {"dtype": str(dtype)[6:], "tokens": tokens}
         for phase, context in {"inference": torch.inference_mode, "training": torch.enable_grad}.items():
             with context():
                 q = torch.empty(1, 1, tokens, 1, dtype=dtype, device=device)
-                row[f"{phase} takes"] = "fused" if chosen(q) else "explicit"
-        vit.fused_pays = lambda q: True
-        for kernel in ("explicit", "fused"):
+                row[f"{phase} takes"] = "fused" if machine.fused_attention_pays(q) else "explicit"
+        for kernel, kind in {"explicit": Explicit, "fused": Fused}.items():
+            layer = kind(SHAPE["dim"], SHAPE["heads"], tokens).to(device)
             with torch.inference_mode():
-                one = complexity.seconds(partial(run, kernel))[0]
-            both = complexity.seconds(lambda run=run, kernel=kernel: run(kernel).float().sum().backward())[0]
+                one = complexity.seconds(partial(run, layer))[0]
+            both = complexity.seconds(lambda run=run, layer=layer: run(layer).float().sum().backward())[0]
             row |= {f"{kernel}, inference (ms)": f"{one * 1e3:.1f}", f"{kernel}, training (ms)": f"{both * 1e3:.1f}"}
-        vit.fused_pays = chosen
         rows.append(row)
     table(rows)
 
@@ -136,8 +152,8 @@ def course() -> None:
 
 
 if __name__ == "__main__":
-    machine = environment()
-    print(f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}, float32\n")
+    here = machine.environment()
+    print(f"{here['device']}, {here['threads']} threads, torch {here['versions']['torch']}, float32\n")
     with torch.inference_mode():
         pruning()
     growth()

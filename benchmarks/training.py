@@ -21,17 +21,20 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from vitlab import train
-from vitlab.augment import augment
-from vitlab.complexity import formula_macs, seconds
-from vitlab.config import ROOT, RunConfig, load_params
-from vitlab.data import Data, Split
-from vitlab.models import best_device, build_model
-from vitlab.optim import Muon, precision_of
-from vitlab.runs import Run, environment
+from vitlab import machine
+from vitlab.analysis.complexity import macs, seconds
+from vitlab.config import RunConfig
+from vitlab.data.augment import augment
+from vitlab.data.splits import Data, Split
+from vitlab.models.registry import build_model
+from vitlab.parameters import load_params
+from vitlab.runs import Run
+from vitlab.training.fit import fit
+from vitlab.training.optim import Muon
+from vitlab.training.session import RunSession
 
 BATCH, WARM_UP = 128, 3
-DEVICE = best_device()
+DEVICE = machine.device()
 
 
 class PilImages(Dataset):
@@ -78,36 +81,36 @@ def train_as_usual(config: RunConfig, steps: int) -> list[float]:
     return times
 
 
+class Watched(RunSession):
+    """Notes when each step begins."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.begun: list[float] = []
+
+    def before_step(self, step: int) -> None:
+        self.begun.append(now())
+
+
 def our_steps(config: RunConfig, data: Data, steps: int) -> list[float]:
     """Seconds of each step of `fit`, from the beginning of one to the beginning of the next."""
-    begun: list[float] = []
-    seed_step = train.seed_step
-
-    def watched(*arguments: object) -> None:
-        begun.append(now())
-        seed_step(*arguments)
-
-    train.seed_step = watched
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            train.fit(Run(Path(folder) / "run"), config.but(steps=steps + 1), data, "random")
-    finally:
-        train.seed_step = seed_step
-    return [after - before for before, after in itertools.pairwise(begun)]
+    with tempfile.TemporaryDirectory() as folder:
+        session = Watched(Run(Path(folder) / "run"))
+        fit(build_model(config, 10, 3), data, config.replace(steps=steps + 1), session)
+    return [after - before for before, after in itertools.pairwise(session.begun)]
 
 
 def now() -> float:
     """Seconds, when the device has done what it was told."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+    machine.synchronize()
     return time.perf_counter()
 
 
 def random_data(images: int) -> Data:
     torch.manual_seed(0)
     pixels, labels = torch.randint(0, 256, (images, 3, 32, 32), dtype=torch.uint8), torch.arange(images) % 10
-    whole = Split(pixels, labels, torch.arange(images))
-    return Data(whole, whole.take(torch.arange(0)), whole.take(torch.arange(100)), tuple("abcdefghij"))
+    whole = Split.whole(pixels, labels)
+    return Data(whole, whole.take(torch.arange(0)), whole.take(torch.arange(100)), tuple("abcdefghij"), "random")
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
@@ -131,8 +134,8 @@ def compare(name: str, config: RunConfig, steps: int, turns: int = 2) -> None:
         drawn = seconds(lambda: augment(images, labels, 10, config))[0]
         drawing = f"{drawn / step:.1%}"
         # the backward pass takes twice the products of the forward pass
-        flops = 3 * 2 * sum(formula_macs(config, 10, 3).values()) * BATCH / step
-        dtype = precision_of(config, DEVICE)
+        flops = 3 * 2 * sum(macs(config, 3, 10).values()) * BATCH / step
+        dtype = machine.precision(config.precision, build_model(config, 10, 3), DEVICE)
         rate = matmul_rate(dtype)
         kind = str(dtype).removeprefix("torch.")
         reached = f"{flops / 1e9:.0f} of {rate / 1e9:.0f} ({kind}), {flops / rate:.0%}"
@@ -152,13 +155,13 @@ def muon(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
-    print(f"{environment()['device']}, {torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
+    print(f"{machine.environment()['device']}, {torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
     print("| model | fit, images/s | course trainer | ratio | augmentation | GFLOP/s of a matrix product's |")
     print("|---|---|---|---|---|---|")
-    profile = load_params(ROOT / "params" / "cifar10_cpu.yaml").run()
-    cpu = profile.but(start_size=0)
-    wide = cpu.but(dim=192, depth=6, heads=3, mlp_ratio=4.0)
-    base = load_params(ROOT / "params" / "cifar10_gpu.yaml").run()
+    profile = load_params(machine.ROOT / "params" / "cifar10_cpu.yaml").run()
+    cpu = profile.replace(start_size=0)
+    wide = cpu.replace(dim=192, depth=6, heads=3, mlp_ratio=4.0)
+    base = load_params(machine.ROOT / "params" / "cifar10_gpu.yaml").run()
     compare(f"CPU profile, {cpu.dim}/{cpu.depth}/{cpu.heads}", cpu, steps=20)
     compare(f"the same over its schedule, images growing from {profile.start_size} pixels", profile, steps=40)
     compare("192/6/3, MLP ratio 4", wide, steps=12)

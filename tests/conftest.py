@@ -4,21 +4,26 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vitlab.config import RunConfig
+from vitlab.config import LabConfig, RunConfig
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source, Split, split
+from vitlab.lab import Lab
 from vitlab.runs import Run
 from vitlab.training.fit import fit_run
 from vitlab.training.session import RunSession
 
 mpl.use("Agg")
 SHARED_RUNS = Path(tempfile.mkdtemp(prefix="vitlab-test-"))
+CLOCK = ["seconds", "images_per_second"]  # all that may differ between equal runs
 torch.set_num_threads(1)  # models this small only lose by more
 
 
@@ -93,3 +98,84 @@ def train(few: Source, tmp_path: Path) -> Callable[..., Run]:
         return fit_run(Run.of(runs_dir, config, source.digest), config, split(source, config), start, session)
 
     return run
+
+
+# ---------------------------------------------------------------- sessions that look on or interfere
+
+
+class KilledError(Exception):
+    """What ends a training that is killed."""
+
+
+def killed_before(step: int, checkpoint_seconds: float = 0) -> type[RunSession]:
+    """Sessions that are killed when step `step` is to begin; they keep a checkpoint after every step before."""
+
+    class Killed(RunSession):
+        def __init__(self, run: Run) -> None:
+            super().__init__(run, checkpoint_seconds)
+
+        def before_step(self, now: int) -> None:
+            if now == step:
+                raise KilledError
+
+    return Killed
+
+
+@pytest.fixture
+def watched() -> type[RunSession]:
+    """Sessions that leave in `steps` and `batches` what they see."""
+
+    class Watched(RunSession):
+        steps: ClassVar[list[int]] = []
+        batches: ClassVar[list[Tensor]] = []  # of augmented images
+
+        def before_step(self, step: int) -> None:
+            self.steps.append(step)
+
+        def on_batch(self, step: int, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            self.batches.append(inputs.cpu())
+            return super().on_batch(step, inputs, targets)
+
+    return Watched
+
+
+# ---------------------------------------------------------------- equal runs
+
+
+def same_weights(a: Run, b: Run) -> bool:
+    first, second = a.weights(), b.weights()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_same_run(a: Run, b: Run) -> None:
+    """To the bit, but for the clock."""
+    assert same_weights(a, b)
+    pd.testing.assert_frame_equal(a.history.drop(columns=CLOCK), b.history.drop(columns=CLOCK), check_exact=True)
+    np.testing.assert_array_equal(a.predictions[0], b.predictions[0])
+    assert all(run.summary[name] > 0 for run in (a, b) for name in CLOCK)
+    assert a.summary | dict.fromkeys(CLOCK) == b.summary | dict.fromkeys(CLOCK)
+
+
+# ---------------------------------------------------------------- labs
+
+SMALL = LabConfig(
+    image_size=8, patch_size=4, dim=16, depth=4, heads=2, mlp_ratio=2.0, batch_size=32, precision="fp32",
+    study_imbalance="linear", study_ratio=2.0, epochs=2, fine_tune_epochs=1, study_epochs=1, study_seeds=2,
+    linformer_k=2,
+)  # fmt: skip
+
+
+@pytest.fixture
+def fresh(few: Source, tmp_path: Path) -> Lab:
+    """A lab in which nothing has run."""
+    return Lab(SMALL.replace(runs_dir=str(tmp_path / "runs")), few)
+
+
+@pytest.fixture(scope="session")
+def done(few: Source, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab in which every run is complete; what they cost was not measured."""
+    whole = Lab(SMALL.replace(runs_dir=str(tmp_path_factory.mktemp("runs")), study_seeds=1), few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VITLAB_RUNS", raising=False)
+        whole.train(whole.plan.configs)
+    return whole

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitlab.augment import augment, epoch_order, shift_and_flip, size_at
-from vitlab.config import RunConfig
-from vitlab.data import to_float
+from vitlab.config import Recipe
+from vitlab.data.augment import augment, shift_and_flip
+from vitlab.data.batches import to_float
 
-PLAIN = RunConfig(image_size=16, crop=0, flip=False, cutout=0, mixup=0, cutmix=0)
+PLAIN = Recipe(crop=0, flip=False, cutout=0, mixup=0, cutmix=0)
 
 
 @pytest.fixture(autouse=True)
@@ -76,13 +76,13 @@ def test_each_sample_has_its_own_draw(name: str) -> None:
     change = {name: {"crop": 2, "flip": True, "cutout": 0.5}.get(name, 1.0)}
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     images = torch.cat([image.expand(16, -1, -1, -1), 255 - image.expand(16, -1, -1, -1)])
-    out, _ = augment(images, torch.arange(32) % 2, 2, PLAIN.but(**change))
+    out, _ = augment(images, torch.arange(32) % 2, 2, PLAIN.replace(**change))
     assert len(out[:16].unique(dim=0)) > 1
 
 
 def test_cutout_hides_one_square_of_the_asked_side_cut_at_the_edge() -> None:
     images = torch.full((500, 3, 16, 16), 255, dtype=torch.uint8)
-    out, targets = augment(images, torch.zeros(500, dtype=torch.long), 2, PLAIN.but(cutout=0.5))
+    out, targets = augment(images, torch.zeros(500, dtype=torch.long), 2, PLAIN.replace(cutout=0.5))
     hidden = out == 0
     assert torch.equal(hidden.all(1), hidden.any(1))  # the same place in all channels
     rows, columns = hidden[:, 0].any(2).sum(1), hidden[:, 0].any(1).sum(1)
@@ -95,7 +95,7 @@ def test_cutout_hides_one_square_of_the_asked_side_cut_at_the_edge() -> None:
 
 def test_mixup_mixes_pixels_as_it_mixes_targets(constant: tuple[Tensor, Tensor]) -> None:
     images, labels = constant
-    out, targets = augment(images, labels, 50, PLAIN.but(mixup=1.0))
+    out, targets = augment(images, labels, 50, PLAIN.replace(mixup=1.0))
     values = sources(out)
     expected = (targets * torch.arange(50)).sum(1)
     torch.testing.assert_close(values, expected[:, None, None, None].expand_as(values), atol=1e-3, rtol=0)
@@ -106,7 +106,7 @@ def test_mixup_mixes_pixels_as_it_mixes_targets(constant: tuple[Tensor, Tensor])
 
 def test_cutmix_target_is_the_share_of_pixels(constant: tuple[Tensor, Tensor]) -> None:
     images, labels = constant
-    out, targets = augment(images, labels, 50, PLAIN.but(cutmix=1.0))
+    out, targets = augment(images, labels, 50, PLAIN.replace(cutmix=1.0))
     values = sources(out).round().long()[:, 0]
     shares = torch.stack([values.flatten(1).eq(k).double().mean(1) for k in range(50)], 1)
     torch.testing.assert_close(targets.double(), shares, atol=1e-6, rtol=0)
@@ -120,7 +120,7 @@ def test_cutmix_target_is_the_share_of_pixels(constant: tuple[Tensor, Tensor]) -
 def test_mixup_and_cutmix_together_draw_one_of_them_for_each_sample(constant: tuple[Tensor, Tensor]) -> None:
     images, labels = constant
     images, labels = images.repeat(8, 1, 1, 1), labels.repeat(8)
-    out, targets = augment(images, labels, 50, PLAIN.but(mixup=1.0, cutmix=1.0))
+    out, targets = augment(images, labels, 50, PLAIN.replace(mixup=1.0, cutmix=1.0))
     values = sources(out)[:, 0].flatten(1)
     torch.testing.assert_close(values.mean(1), (targets * torch.arange(50)).sum(1), atol=1e-3, rtol=0)
     cut = values.amax(1) - values.amin(1) > 0.5
@@ -128,34 +128,22 @@ def test_mixup_and_cutmix_together_draw_one_of_them_for_each_sample(constant: tu
 
 
 def test_mixup_of_small_alpha_has_no_nan(constant: tuple[Tensor, Tensor]) -> None:
-    out, targets = augment(*constant, 50, PLAIN.but(mixup=0.01))
+    out, targets = augment(*constant, 50, PLAIN.replace(mixup=0.01))
     assert out.isfinite().all()
     assert targets.isfinite().all()
 
 
-def test_order_without_weights_is_a_permutation() -> None:
-    labels = torch.arange(100)
-    assert torch.equal(epoch_order(labels, None, 0, 0).sort().values, torch.arange(100))
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_order_depends_on_seed_and_epoch_alone(weighted: bool) -> None:
-    labels = torch.arange(1000)
-    weights = torch.rand(1000) if weighted else None
-    first = epoch_order(labels, weights, 3, 5)
-    torch.rand(7)  # the global generator has no say
-    assert torch.equal(epoch_order(labels, weights, 3, 5), first)
-    assert not torch.equal(epoch_order(labels, weights, 3, 6), first)
-    assert not torch.equal(epoch_order(labels, weights, 4, 5), first)
-    assert not torch.equal(epoch_order(labels, weights, 4, 5), epoch_order(labels, weights, 5, 4))
-
-
-def test_images_grow_patch_by_patch_until_the_share_that_was_asked_for() -> None:
-    config = PLAIN.but(image_size=32, patch_size=4, start_size=16, grow=0.8)
-    assert [size_at(done, config) for done in (0, 0.19, 0.21, 0.41, 0.61, 0.79, 0.8, 0.99)] == [
-        16, 16, 20, 24, 28, 28, 32, 32
-    ]  # fmt: skip
-    assert size_at(0, config.but(start_size=0)) == 32
-    small, _ = augment(torch.full((2, 3, 32, 32), 255, dtype=torch.uint8), torch.tensor([0, 1]), 2, config, 16)
+def test_images_are_scaled_down_to_the_size_that_is_asked_for() -> None:
+    white = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
+    small, targets = augment(white, torch.tensor([0, 1]), 2, PLAIN.replace(crop=4), 16)
     assert small.shape == (2, 3, 16, 16)
     torch.testing.assert_close(small, torch.ones(2, 3, 16, 16))
+    assert targets.tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("name", ["cutmix", "mixup"])
+def test_targets_follow_the_pixels_of_images_that_were_scaled_down(name: str, constant: tuple[Tensor, Tensor]) -> None:
+    out, targets = augment(*constant, 50, PLAIN.replace(**{name: 1.0}), 8)
+    assert out.shape[-1] == 8
+    shown = sources(out).mean((1, 2, 3))
+    torch.testing.assert_close(shown, (targets * torch.arange(50)).sum(1), atol=1e-3, rtol=0)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vitlab import data
-from vitlab.config import ROOT, RunConfig
-from vitlab.data import Source
-from vitlab.models import best_device
+from vitlab import machine
+from vitlab.config import RunConfig
+from vitlab.data import sources
+from vitlab.data.splits import Source
+from vitlab.machine import ROOT
 
 
 def script(name: str) -> ModuleType:
@@ -37,7 +38,7 @@ def test_models_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for row in (
         "| DynamicViT, ρ = 0.7 | 112.2 M |",
         "| Linformer |",
-        f"| bfloat16 | 65 | {'explicit' if best_device().type == 'cpu' else 'fused'} |",
+        f"| bfloat16 | 65 | {'explicit' if machine.device().type == 'cpu' else 'fused'} |",
         "| ViT-Base 512/6/8 |",
     ):
         assert row in printed
@@ -61,7 +62,7 @@ def test_fine_tune_compares_pruning_with_training_on(
     fine_tune = script("fine_tune")
     small = {"image_size": 8, "preset": "nano", "dim": 16, "batch_size": 8, "crop": 1, "linformer_k": 2}
     monkeypatch.setattr(fine_tune, "PARAMS", fine_tune.PARAMS | small)
-    monkeypatch.setattr(data, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else Path(p))
+    monkeypatch.setattr(sources, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else Path(p))
     monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
     fine_tune.PER_CLASS = 8
     fine_tune.main(str(tmp_path / "photos"), 2, 1)
@@ -70,6 +71,7 @@ def test_fine_tune_compares_pruning_with_training_on(
     assert "points (wanted: no less than −1)." in printed
 
 
+@pytest.mark.slow
 def test_training_measures_fit_against_the_course_trainer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -77,7 +79,7 @@ def test_training_measures_fit_against_the_course_trainer(
     training = importlib.import_module("training")
     config = RunConfig(image_size=32, dim=16, depth=1, heads=2, mlp_ratio=2.0, batch_size=training.BATCH)
     training.compare("tiny", config, steps=2, turns=1)
-    training.compare("growing", config.but(start_size=16), steps=2, turns=1)
+    training.compare("growing", config.replace(start_size=16), steps=2, turns=1)
     training.muon(config)
     printed = capsys.readouterr().out
     assert "| tiny |" in printed

@@ -8,20 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 
-from vitlab import complexity
-from vitlab.complexity import (
-    COURSE,
-    attention_macs,
-    counted_macs,
-    crossover,
-    exponent,
-    formula_macs,
-    hidden_macs,
-    ptflops_macs,
-)
+from vitlab.analysis import complexity
+from vitlab.analysis.complexity import COURSE, counted_macs, crossover, exponent, macs, ptflops_macs
 from vitlab.config import RunConfig
-from vitlab.models import build_model
+from vitlab.models.registry import MODELS, Row, build_model
 
 VARIANTS = [
     {"model": "vit"},
@@ -35,7 +27,18 @@ SHAPE = {"dim": 32, "depth": 4, "heads": 4, "mlp_ratio": 2.0}
 
 
 def formula(config: RunConfig, channels: int = 3) -> int:
-    return sum(formula_macs(config, 10, channels).values())
+    return sum(macs(config, channels, 10).values())
+
+
+def hidden(config: RunConfig) -> int:
+    """What the formula says of attention's own products."""
+    return macs(config, 3, 10)["attention"]
+
+
+def attention_macs(model: str, tokens: int, dim: int, heads: int, linformer_k: int) -> int:
+    """Of one attention between its projections: what differs between the models."""
+    config = RunConfig(model=model, dim=dim, heads=heads, linformer_k=linformer_k)
+    return sum(MODELS[model].build.attention.macs(tokens, config).values())
 
 
 @pytest.mark.parametrize("image_size", [16, 32])
@@ -79,11 +82,11 @@ def test_batch_does_not_change_the_count_of_an_image() -> None:
 
 def test_ptflops_misses_the_products_of_attention_and_adds_biases_norms_and_activations() -> None:
     config = RunConfig(**SHAPE)
-    tokens, dim, hidden, depth = 17, 32, 64, 4
-    biases = 16 * dim + depth * tokens * (3 * dim + dim + hidden + dim) + 10
-    norms, activations = (2 * depth + 1) * tokens * dim, depth * tokens * hidden
+    tokens, dim, wide, depth = 17, 32, 64, 4
+    biases = 16 * dim + depth * tokens * (3 * dim + dim + wide + dim) + 10
+    norms, activations = (2 * depth + 1) * tokens * dim, depth * tokens * wide
     missed = 2 * tokens**2 * dim * depth
-    assert hidden_macs(config, 10, 3) == missed
+    assert hidden(config) == missed
     hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))
     assert hooked == formula(config) - missed + biases + norms + activations
 
@@ -93,7 +96,7 @@ def test_ptflops_misses_the_products_of_attention_and_adds_biases_norms_and_acti
 def test_what_ptflops_reports_is_explained_for_every_model(model: str, tokenizer: str) -> None:
     config = RunConfig(preset="tiny", model=model, tokenizer=tokenizer)
     hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))
-    assert 0 < hooked - (formula(config) - hidden_macs(config, 10, 3)) < 0.02 * formula(config)
+    assert 0 < hooked - (formula(config) - hidden(config)) < 0.02 * formula(config)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch counts the fused kernels of a GPU")
@@ -101,7 +104,7 @@ def test_torchs_counter_misses_the_fused_kernel_and_nothing_else() -> None:
     config = RunConfig(image_size=128, **SHAPE)
     model, images = build_model(config, 10, 3), torch.randn(1, 3, 128, 128)
     assert counted_macs(model, images) == formula(config)
-    assert counted_macs(model, images, explicit=False) == formula(config) - hidden_macs(config, 10, 3)
+    assert counted_macs(model, images, explicit=False) == formula(config) - hidden(config)
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
@@ -134,11 +137,11 @@ def test_attention_grows_with_the_tokens_as_it_claims(model: str, power: int) ->
 
 def test_pruning_saves_more_the_less_it_keeps_and_costs_its_predictors() -> None:
     full = formula(RunConfig(image_size=32))
-    macs = [formula(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=r)) for r in (0.3, 0.5, 0.7, 0.9, 1.0)]
-    assert macs == sorted(set(macs))
-    assert macs[2] < full
-    everything = formula_macs(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=1), 10, 3)
-    assert macs[-1] - full == everything["predictors"] > 0
+    pruned = [formula(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=r)) for r in (0.3, 0.5, 0.7, 0.9, 1.0)]
+    assert pruned == sorted(set(pruned))
+    assert pruned[2] < full
+    everything = macs(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=1), 3, 10)
+    assert pruned[-1] - full == everything["predictors"] > 0
 
 
 def test_dynamic_vit_at_0_7_saves_at_least_30_percent_of_192_wide_models() -> None:
@@ -227,6 +230,7 @@ def test_measure_is_one_consistent_row() -> None:
     assert row["parameters"] == sum(p.numel() for p in build_model(config, 10, 3).parameters())
     assert row["macs"] == row["macs_counted"] == formula(config)
     assert row["macs_ptflops"] < row["macs"]
+    assert row["macs_hidden"] == hidden(config)
     low, high = row["latency_quartiles_ms"]
     assert 0 < low <= row["latency_ms"] <= high
     slow, fast = row["images_per_second_quartiles"]
@@ -234,6 +238,28 @@ def test_measure_is_one_consistent_row() -> None:
     assert row["batch"] >= 1
     assert row["peak_mib"] > 0
     assert row["file_mib"] * 2**20 > 4 * row["parameters"]
+
+
+class Toy(nn.Module):
+    """As little as a row of the registry may be: it maps images to logits, and has no formula."""
+
+    def __init__(self, *, channels: int, num_classes: int, dim: int, patch_size: int, **_: object) -> None:
+        super().__init__()
+        self.tokens = nn.Conv2d(channels, dim, patch_size, patch_size)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.tokens(images).relu().mean((2, 3)))
+
+
+def test_model_without_a_formula_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "toy", Row(Toy, "Toy"))
+    config = RunConfig(model="toy", **SHAPE)
+    expected = 16 * 4 * 4 * 3 * 32 + 32 * 10  # 16 patches of 48 numbers, the head
+    assert sum(macs(config, 3, 10).values()) == expected
+    row = complexity.measure(config, channels=3, num_classes=10)
+    assert row["macs"] == row["macs_counted"] == expected
+    assert row["macs_hidden"] == 0
 
 
 @pytest.mark.parametrize(
@@ -258,7 +284,7 @@ def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pyte
     tokens = []
     monkeypatch.setattr(complexity, "throughput", lambda model, image: (4, 1.0, 1.0, 1.0))
     monkeypatch.setattr(complexity, "seconds", lambda work: (tokens.append(work()) or len(tokens), 0, 0))
-    frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE | {"pool": "mean"}), (1.0, 0.5), 10, 3)
+    frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE | {"pool": "mean"}), (1.0, 0.5), 3, 10)
     assert frame["keep_ratio"].tolist() == [1.0, 0.5]
     assert frame["macs"][0] > frame["macs"][1]
     one, many, one_pruned, many_pruned = sorted(tokens[:2], key=len) + sorted(tokens[2:], key=len)
@@ -269,7 +295,7 @@ def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pyte
 
 def test_growth_measures_every_kind_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(complexity, "seconds", lambda work: (work() is not None and 2.0, 1.0, 3.0))
-    frame = complexity.growth(dim=16, heads=2, token_counts=[16, 64, 256], linformer_k=4)
+    frame = complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 64, 256])
     assert len(frame) == 9
     power = {kind: exponent(rows["tokens"], rows["bytes"]) for kind, rows in frame.groupby("attention")}
     assert power["softmax"] == pytest.approx(1, abs=0.2)  # the fused kernel never holds the square matrix

@@ -1,15 +1,14 @@
 """Parameters: what is wrong is said in one sentence before any work, and what is declared is used."""
 
 import re
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from vitlab.config import PRESETS, ROOT, LabConfig, LabError, RunConfig, from_notebook, load_params, parse
-from vitlab.models import OPTIONS, SHARED
-
-PROFILES = sorted((ROOT / "params").glob("*.yaml"))
+from vitlab.config import PRESETS, Common, LabConfig, Recipe, RunConfig, Training, absolute, parse
+from vitlab.errors import LabError
+from vitlab.machine import ROOT
+from vitlab.models.registry import MODELS, SHARED
 
 
 def message(values: dict[str, Any]) -> str:
@@ -35,23 +34,6 @@ def test_every_fault_is_named() -> None:
     assert all(name in text for name in ("epochs", "'lr'", "val_fraction"))
 
 
-def test_scientific_notation_that_yaml_reads_as_text_becomes_a_number(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("lr: 1e-3\n")  # without a dot YAML 1.1 reads a string
-    assert load_params(tmp_path / "p.yaml").lr == 0.001
-
-
-@pytest.mark.parametrize("name", ["mixup", "crop", "epochs", "dim", "runs_dir", "optimizer"])
-def test_yamls_no_is_refused_where_a_number_or_word_is_meant(name: str, tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(f"{name}: no\n")
-    with pytest.raises(LabError, match=f"{name} is False"):
-        load_params(tmp_path / "p.yaml")
-
-
-def test_yamls_yes_is_accepted_for_a_switch(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("flip: yes\n")
-    assert load_params(tmp_path / "p.yaml").flip is True
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -60,7 +42,9 @@ def test_yamls_yes_is_accepted_for_a_switch(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"dataset": "folder"}, "data_dir"),
         ({"dataset": "mnist"}, "dataset is 'mnist'"),
-        ({"model": "resnet"}, "model is 'resnet'"),
+        ({"model": "resnet"}, "unknown model 'resnet'"),
+        ({"model": "linear_vti"}, "did you mean 'linear_vit'?"),
+        ({"device": "tpu"}, "device is 'tpu'"),
         ({"preset": "huge"}, "preset is 'huge'"),
         ({"preset": ["nano"]}, "preset"),
         ({"model": "dynamic_vit", "depth": 3}, "depth 4 or more"),
@@ -116,17 +100,30 @@ def test_longer_training_is_longer() -> None:
     assert parse(LabConfig, {"epochs": 40, "long_epochs": 0}).long_epochs == 0
 
 
+def test_processes_share_a_batch_evenly() -> None:
+    with pytest.raises(LabError, match="batch_size 64 cannot be shared evenly by 3 processes"):
+        parse(LabConfig, {"batch_size": 64, "processes": 3})
+
+
+def test_batch_is_taken_in_no_more_pieces_than_it_has_images() -> None:
+    with pytest.raises(LabError, match="accumulate 9 must not exceed batch_size 8"):
+        parse(Recipe, {"batch_size": 8, "accumulate": 9})
+
+
 def test_with_preset_changes_the_shape_and_nothing_else() -> None:
     before = RunConfig(depth=8, lr=0.1)
     after = before.with_preset("base")
     assert after == RunConfig(preset="base", lr=0.1)
 
 
-def test_but_validates_again() -> None:
+def test_replacing_a_value_validates_again_and_leaves_the_original() -> None:
+    config = RunConfig()
+    assert config.replace(lr=0.1).lr == 0.1
+    assert config == RunConfig()
     with pytest.raises(LabError, match="does not divide"):
-        RunConfig().but(heads=7)
+        config.replace(heads=7)
     with pytest.raises(LabError, match="did you mean 'epochs'"):
-        RunConfig().but(epoch=3)
+        config.replace(epoch=3)
 
 
 def test_configuration_cannot_be_changed_in_place() -> None:
@@ -135,10 +132,39 @@ def test_configuration_cannot_be_changed_in_place() -> None:
 
 
 def test_runs_of_the_lab_are_balanced_unless_they_say_otherwise() -> None:
-    lab = LabConfig(imbalance="linear", lr=0.5)
+    lab = LabConfig(study_imbalance="linear", lr=0.5)
     assert lab.run().imbalance == "none"
     assert lab.run(imbalance="linear").imbalance == "linear"
-    assert lab.run().lr == 0.5
+
+
+@pytest.mark.parametrize(("make", "cls", "common"), [("run", RunConfig, Common), ("recipe", Recipe, Training)])
+def test_what_the_lab_says_of_training_reaches_its_runs_and_recipes(
+    make: str, cls: type[Training], common: type[Training]
+) -> None:
+    lab = LabConfig(lr=0.5, epochs=7, mixup=0.3, seed=4, image_size=32, preset="tiny")
+    made = getattr(lab, make)(remedy="sampler", steps=9)
+    assert isinstance(made, cls)
+    assert {name: getattr(made, name) for name in common.model_fields} == {
+        name: getattr(lab, name) for name in common.model_fields
+    }
+    assert (made.remedy, made.steps) == ("sampler", 9)
+    assert getattr(lab, make)(lr=0.1).lr == 0.1
+    with pytest.raises(LabError, match="did you mean 'epochs'"):
+        getattr(lab, make)(epoch=3)
+
+
+def test_recipe_knows_no_data_and_no_model() -> None:
+    """It trains any module."""
+    assert not Recipe.model_fields.keys() & {"dataset", "image_size", "preset", "dim", "patch_size", "model"}
+    with pytest.raises(LabError, match="unknown parameter 'keep_ratio'"):
+        parse(Recipe, {"keep_ratio": 0.5})
+
+
+def test_images_may_grow_by_what_the_model_can_cut() -> None:
+    assert Recipe().size_unit == 1
+    assert RunConfig(image_size=32, patch_size=8).size_unit == 8
+    with pytest.raises(LabError, match="start_size 12 must be a multiple of patch_size 8"):
+        parse(RunConfig, {"image_size": 32, "patch_size": 8, "start_size": 12})
 
 
 @pytest.mark.parametrize("name", {**RunConfig.model_fields, **LabConfig.model_fields})
@@ -146,9 +172,9 @@ def test_every_declared_field_is_read_outside_config(name: str) -> None:
     if name == "preset":  # it is read in config.py itself, where it fills the shape: see the tests of presets
         assert RunConfig(preset="base").dim != RunConfig(preset="nano").dim
         return
-    by_name = {*SHARED, *(option for options in OPTIONS.values() for option in options)}  # read by build_model
-    source = "".join(p.read_text() for p in (ROOT / "vitlab").glob("*.py") if p.name != "config.py")
-    assert name in by_name or re.search(rf"\b(config|params|p)\.{name}\b", source)
+    by_name = {*SHARED, *(option for row in MODELS.values() for option in row.options)}  # read by build_model
+    source = "".join(path.read_text() for path in (ROOT / "vitlab").rglob("*.py") if path.name != "config.py")
+    assert name in by_name or re.search(rf"\b(config|params|recipe|p)\.{name}\b", source)
 
 
 def test_every_parameter_of_the_lab_is_explained() -> None:
@@ -157,87 +183,32 @@ def test_every_parameter_of_the_lab_is_explained() -> None:
     assert all(len(text) > 5 for text in explained.values())
 
 
+@pytest.mark.parametrize("name", ["dataset", "preset", "tokenizer", "pool", "optimizer", "schedule", "study_imbalance"])
+def test_choices_are_named_where_the_parameter_is_explained(name: str) -> None:
+    annotation = LabConfig.model_fields[name].annotation
+    assert get_origin(annotation) is Literal
+    assert [choice for choice in get_args(annotation) if choice not in LabConfig.help()[name]] == []
+
+
+def test_explanation_above_a_parameter_is_its_own() -> None:
+    """A comment that is too long to stand beside its parameter stands above it."""
+    assert "headwise" in LabConfig.help()["linformer_sharing"]
+    assert "headwise" not in LabConfig.help()["linformer_k"]
+
+
 @pytest.mark.parametrize("name", sorted(RunConfig.model_fields.keys() - LabConfig.model_fields.keys()))
 def test_what_a_chapter_decides_is_no_parameter_of_the_lab(name: str) -> None:
     with pytest.raises(LabError, match=f"unknown parameter '{name}'"):
         parse(LabConfig, {name: RunConfig.model_fields[name].default})
 
 
-def notebook(**parameters: Any) -> dict[str, Any]:
-    """Globals as IPython has them: its own names, modules and functions beside the parameters."""
-    ipython = {"__name__": "__main__", "In": [""], "Out": {}, "_": "", "_i1": "x", "Path": Path, "exit": print}
-    return ipython | parameters
-
-
-def test_notebook_parameters_become_the_configuration() -> None:
-    config = from_notebook(notebook(dataset="digits", epochs=3, lr=5e-4, flip=True))
-    assert config == LabConfig(epochs=3, lr=5e-4, flip=True)
-
-
-def test_misspelt_name_in_a_notebook_is_caught() -> None:
-    with pytest.raises(LabError, match="did you mean 'study_seeds'"):
-        from_notebook(notebook(study_sedes=3))
-
-
-def test_foreign_name_in_a_fresh_notebook_is_caught() -> None:
-    with pytest.raises(LabError, match="total"):
-        from_notebook(notebook(total=3))
-
-
-def test_run_again_a_cell_tolerates_what_the_notebook_made_since() -> None:
-    namespace = notebook(epochs=3)
-    from_notebook(namespace)
-    namespace |= {"total": 12, "best": 0.9, "name": "ViT", "epochs": 4}
-    assert from_notebook(namespace) == LabConfig(epochs=4)
-
-
-def test_run_again_a_cell_still_catches_a_misspelt_parameter() -> None:
-    namespace = notebook(epochs=3)
-    from_notebook(namespace)
-    namespace |= {"total": 12, "keep_ratoi": 0.5}
-    with pytest.raises(LabError, match="did you mean 'keep_ratio'"):
-        from_notebook(namespace)
-
-
 def test_error_shows_in_a_notebook_without_a_traceback() -> None:
     assert LabError("say what to do")._render_traceback_() == ["LabError: say what to do"]
 
 
-@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
-def test_profile_is_valid(path: Path) -> None:
-    assert load_params(path).epochs >= 1
-
-
-def test_the_three_profiles_exist() -> None:
-    assert {"quick", "cifar10_cpu", "cifar10_gpu"} <= {path.stem for path in PROFILES}
-
-
-def test_quick_profile_equals_the_defaults() -> None:
-    assert load_params(ROOT / "params" / "quick.yaml").model_dump() == LabConfig().model_dump()
-
-
-def test_profile_values_can_be_overridden(tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text("epochs: 3\nseed: 1\n")
-    config = load_params(tmp_path / "p.yaml", {"seed": 2})
-    assert (config.epochs, config.seed) == (3, 2)
-
-
-def test_unknown_profile_names_those_there_are(tmp_path: Path) -> None:
-    (tmp_path / "one.yaml").write_text("")
-    with pytest.raises(LabError, match="choose one of one"):
-        load_params(tmp_path / "two.yaml")
-
-
-@pytest.mark.parametrize("text", ["epochs: [3", "- a\n- b\n", "just words", ""])
-def test_file_that_holds_no_parameters_is_named(text: str, tmp_path: Path) -> None:
-    (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(LabError, match=r"p\.yaml"):
-        load_params(tmp_path / "p.yaml")
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe epochs: 3", b"no: 3", None])
-def test_file_that_is_no_profile_is_one_sentence(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "p.yaml"
-    path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(LabError, match=re.escape(str(path))):
-        load_params(path)
+def test_relative_paths_are_those_of_the_repository_wherever_a_notebook_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute("runs") == ROOT / "runs"
+    assert absolute("~/runs") == tmp_path / "runs"
+    assert absolute(str(tmp_path)) == tmp_path

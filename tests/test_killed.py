@@ -5,20 +5,21 @@ import random
 import resource
 import sys
 import time
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
+from conftest import assert_same_run
 
-from vitlab import train as loop
 from vitlab.config import RunConfig
-from vitlab.data import load_source, split
+from vitlab.data.sources import load_source
+from vitlab.data.splits import split
 from vitlab.runs import Run
-from vitlab.train import fit
+from vitlab.training.fit import fit_run
+from vitlab.training.session import RunSession
 
 if not sys.platform.startswith("linux"):
     pytest.skip("kills processes that a fork server starts", allow_module_level=True)
@@ -33,18 +34,18 @@ CONFIG = RunConfig(
 def life(runs_dir: Path, started: Event, limit: int | None = None) -> None:
     """Train or go on, with a checkpoint after every step; `limit`: the largest file that can be written, in bytes."""
     torch.set_num_threads(1)
-    loop.CHECKPOINT_SECONDS = 0
     source = load_source(CONFIG)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     started.set()
-    fit(Run.of(runs_dir, CONFIG, source.digest), CONFIG, split(source, CONFIG), source.digest)
+    run = Run.of(runs_dir, CONFIG, source.digest)
+    fit_run(run, CONFIG, split(source, CONFIG), session=partial(RunSession, checkpoint_seconds=0))
 
 
 @pytest.fixture(scope="module")
 def context():
     server = get_context("forkserver")  # imports once what every life needs
-    server.set_forkserver_preload(["vitlab.train", "sklearn.datasets", "scipy.sparse", "torch._dynamo"])
+    server.set_forkserver_preload(["vitlab.training.fit", "sklearn.datasets", "scipy.sparse", "torch._dynamo"])
     return server
 
 
@@ -53,17 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same run without interruption."""
     source = load_source(CONFIG)
     run = Run.of(tmp_path_factory.mktemp("whole"), CONFIG, source.digest)
-    return fit(run, CONFIG, split(source, CONFIG), source.digest)
-
-
-def assert_same(run: Run, whole: Run) -> None:
-    ours, theirs = run.weights(), whole.weights()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    clock = ["seconds", "images_per_second"]
-    pd.testing.assert_frame_equal(run.history.drop(columns=clock), whole.history.drop(columns=clock), check_exact=True)
-    np.testing.assert_array_equal(run.predictions[0], whole.predictions[0])
-    assert run.summary["test"] == whole.summary["test"]
-    assert run.summary["epoch"] == whole.summary["epoch"]
+    return fit_run(run, CONFIG, split(source, CONFIG))
 
 
 def live(context, runs_dir: Path, limit: int | None = None) -> int:
@@ -103,7 +94,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(context, whole: Run, tmp_p
     assert reached == sorted(reached)  # nothing that was saved was lost
     assert reached[-1] >= KILLS // 2
     assert live(context, tmp_path) == 0
-    assert_same(run, whole)
+    assert_same_run(run, whole)
 
 
 def test_write_that_fails_for_lack_of_space_keeps_the_last_good_checkpoint(context, whole: Run, tmp_path: Path) -> None:
@@ -121,4 +112,4 @@ def test_write_that_fails_for_lack_of_space_keeps_the_last_good_checkpoint(conte
     assert live(context, tmp_path, size // 2) != 0  # the checkpoint no longer fits
     assert run.load_checkpoint()["progress"]["step"] >= before
     assert live(context, tmp_path) == 0
-    assert_same(run, whole)
+    assert_same_run(run, whole)

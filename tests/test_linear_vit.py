@@ -7,9 +7,9 @@ from conftest import lively
 from torch import Tensor, nn
 
 from vitlab.config import RunConfig
-from vitlab.linear_vit import LinearAttention, LinformerAttention
-from vitlab.models import build_model
-from vitlab.vit import Attention, split_heads
+from vitlab.models.linear_vit import LinearAttention, LinformerAttention
+from vitlab.models.registry import build_model
+from vitlab.models.vit import Attention, split_heads
 
 DIM, HEADS, TOKENS = 32, 4, 17
 SHARINGS = ["headwise", "key_value", "layerwise"]
@@ -85,7 +85,7 @@ def test_linformer_projects_along_the_tokens_as_the_paper_writes_it(tokens: Tens
 @pytest.mark.parametrize(("sharing", "matrices"), zip(SHARINGS, (2 * 4, 4, 1), strict=True))
 def test_shared_projections_stay_one_when_trained_and_when_loaded(sharing: str, matrices: int) -> None:
     config = RunConfig(model="linformer_vit", linformer_sharing=sharing)
-    model, other = build_model(config, 10, 1), build_model(config.but(seed=1), 10, 1)
+    model, other = build_model(config, 10, 1), build_model(config.replace(seed=1), 10, 1)
     torch.optim.SGD(model.parameters(), lr=0.1).step(lambda: model(torch.randn(2, 1, 16, 16)).sum().backward())
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     other.load_state_dict(weights)

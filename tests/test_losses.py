@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.augment import epoch_order
-from vitlab.config import Remedy, RunConfig
-from vitlab.dynamic_vit import distill_loss, ratio_loss
-from vitlab.losses import Objective, class_weights, logit_shift, sampling_weights
-from vitlab.models import build_model
+from vitlab.config import Recipe, Remedy, RunConfig
+from vitlab.data.batches import epoch_order
+from vitlab.models.dynamic_vit import distill_loss, ratio_loss
+from vitlab.models.registry import build_model
+from vitlab.training.losses import Objective, class_weights, logit_shift, sampling_weights
 
 COUNTS = torch.tensor([60, 30, 10])
-CONFIG = RunConfig(label_smoothing=0)
-DYNAMIC = CONFIG.but(model="dynamic_vit", dim=16, depth=4, heads=2)
+RECIPE = Recipe(label_smoothing=0)
+DYNAMIC = RunConfig(label_smoothing=0, model="dynamic_vit", dim=16, depth=4, heads=2)
 
 
 class Constant(nn.Module):
@@ -33,9 +33,11 @@ class Constant(nn.Module):
 def step(remedy: str, logits: Tensor, labels: Tensor, **changes) -> tuple[float, Tensor]:
     """Loss and its gradient by the logits."""
     model = Constant(logits.clone())
-    objective = Objective(CONFIG.but(remedy=remedy, **changes), COUNTS, model)
-    loss, parts, _ = objective(torch.empty(0), F.one_hot(labels, 3).float())
+    objective = Objective(model, RECIPE.replace(remedy=remedy, **changes), COUNTS)
+    loss, parts = objective(torch.empty(0), F.one_hot(labels, 3).float())
     loss.backward()
+    assert parts.keys() == {"loss", "accuracy", "cls"}
+    assert torch.equal(loss, parts["loss"])
     assert torch.equal(loss, parts["cls"])
     return float(loss.detach()), model.logits.grad
 
@@ -140,8 +142,8 @@ def test_smoothing_leaves_an_image_the_weight_of_its_own_class() -> None:
 
 def test_an_image_mixed_of_two_classes_has_the_weights_of_both() -> None:
     model = Constant(LOGITS[:1].clone())
-    objective = Objective(CONFIG.but(remedy="class_weights"), COUNTS, model)
-    loss, _, _ = objective(torch.empty(0), torch.tensor([[0.25, 0.0, 0.75]]))
+    objective = Objective(model, RECIPE.replace(remedy="class_weights"), COUNTS)
+    loss, _ = objective(torch.empty(0), torch.tensor([[0.25, 0.0, 0.75]]))
     surprise = -LOGITS[0].log_softmax(0)
     assert float(loss.detach()) == pytest.approx(float(0.25 * 5 / 9 * surprise[0] + 0.75 * 10 / 3 * surprise[2]))
 
@@ -157,6 +159,25 @@ def test_label_smoothing_by_hand() -> None:
     loss, _ = step("none", LOGITS, LABELS, label_smoothing=0.3)
     smooth = 0.7 * F.one_hot(LABELS, 3) + 0.1
     assert loss == pytest.approx(float(-(smooth * LOGITS.log_softmax(1)).sum(1).mean()))
+
+
+def test_accuracy_counts_the_images_whose_likeliest_class_is_their_commonest_one() -> None:
+    objective = Objective(Constant(LOGITS), RECIPE, COUNTS)  # the likeliest classes are 2, 1, 1, 0
+    targets = torch.tensor([[0.0, 0.4, 0.6], [0.0, 1.0, 0.0], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
+    assert float(objective(torch.empty(0), targets)[1]["accuracy"]) == 0.5
+
+
+def test_logit_adjustment_has_no_say_in_the_accuracy() -> None:
+    _, parts = Objective(Constant(torch.tensor([[0.0, 0.1, 0.2]])), RECIPE.replace(remedy="logit_adjustment"), COUNTS)(
+        torch.empty(0), torch.eye(3)[2:]
+    )
+    assert float(parts["accuracy"]) == 1  # shifted, the commonest class would be the likeliest
+
+
+def test_parts_of_the_loss_carry_no_gradient() -> None:
+    loss, parts, *_ = dynamic_step(build_model(DYNAMIC.replace(model="vit", seed=1), 3, 1))
+    assert not any(part.requires_grad for part in parts.values())
+    assert torch.equal(parts["loss"], loss)
 
 
 def test_ratio_loss_by_hand() -> None:
@@ -178,23 +199,25 @@ def dynamic_step(teacher: nn.Module | None, config: RunConfig = DYNAMIC) -> tupl
     model = build_model(config, 3, 1).train()
     torch.manual_seed(0)
     images = torch.randn(8, 1, 16, 16)
-    objective = Objective(config, COUNTS, model, teacher)
+    answers: list[Tensor] = []
+    model.register_forward_hook(lambda *call: answers.append(call[-1]))
+    objective = Objective(model, config, COUNTS, teacher)
     torch.manual_seed(1)
-    loss, parts, logits = objective(images, F.one_hot(torch.arange(8) % 3, 3).float())
+    loss, parts = objective(images, F.one_hot(torch.arange(8) % 3, 3).float())
     loss.backward()
-    return loss.detach(), {name: part.detach() for name, part in parts.items()}, images, logits
+    return loss.detach(), parts, images, answers[0]
 
 
 def test_dynamic_loss_is_the_weighted_sum_of_its_parts() -> None:
-    config = DYNAMIC.but(ratio_weight=3, distill_weight=0.25)
-    loss, parts, *_ = dynamic_step(build_model(DYNAMIC.but(model="vit", seed=1), 3, 1), config)
+    config = DYNAMIC.replace(ratio_weight=3, distill_weight=0.25)
+    loss, parts, *_ = dynamic_step(build_model(DYNAMIC.replace(model="vit", seed=1), 3, 1), config)
     expected = parts["cls"] + 3 * parts["ratio"] + 0.25 * (parts["kl"] + parts["distill"])
     assert float(loss) == pytest.approx(float(expected))
-    assert all(float(part) > 0 for part in parts.values())
+    assert all(float(parts[name]) > 0 for name in ("cls", "ratio", "kl", "distill"))
 
 
 def test_kl_term_is_the_divergence_of_the_students_from_the_teachers_answers() -> None:
-    teacher = build_model(DYNAMIC.but(model="vit", seed=1), 3, 1)
+    teacher = build_model(DYNAMIC.replace(model="vit", seed=1), 3, 1)
     _, parts, images, logits = dynamic_step(teacher)
     p = teacher(images).softmax(1)
     expected = (p * (p.log() - logits.log_softmax(1))).sum(1).mean()
@@ -202,7 +225,7 @@ def test_kl_term_is_the_divergence_of_the_students_from_the_teachers_answers() -
 
 
 def test_distilled_are_the_patches_after_the_last_norm_that_are_left_at_the_end() -> None:
-    teacher = build_model(DYNAMIC.but(model="vit", seed=1), 3, 1)
+    teacher = build_model(DYNAMIC.replace(model="vit", seed=1), 3, 1)
     _, parts, images, _ = dynamic_step(teacher)
     theirs: dict = {}
     ours: dict = {}
@@ -219,16 +242,18 @@ def test_distilled_are_the_patches_after_the_last_norm_that_are_left_at_the_end(
 
 def test_without_a_teacher_there_is_no_distillation() -> None:
     loss, parts, *_ = dynamic_step(None)
-    assert set(parts) == {"cls", "ratio"}
+    assert set(parts) == {"loss", "accuracy", "cls", "ratio"}
     assert float(loss) == pytest.approx(float(parts["cls"] + 2 * parts["ratio"]))
 
 
 def test_teacher_gets_no_gradient() -> None:
-    teacher = build_model(DYNAMIC.but(model="vit", seed=1), 3, 1)
+    teacher = build_model(DYNAMIC.replace(model="vit", seed=1), 3, 1)
     dynamic_step(teacher)
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_remedy_reaches_dynamic_vit_as_well() -> None:
-    plain, weighted = (dynamic_step(None, DYNAMIC.but(remedy=remedy))[1]["cls"] for remedy in ("none", "class_weights"))
+    plain, weighted = (
+        dynamic_step(None, DYNAMIC.replace(remedy=remedy))[1]["cls"] for remedy in ("none", "class_weights")
+    )
     assert float(plain) != pytest.approx(float(weighted), abs=1e-3)

@@ -13,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from vitlab import metrics
+from vitlab.analysis import metrics
 
 RNG = np.random.default_rng(0)
 
@@ -185,24 +185,22 @@ def test_paired_bootstrap_is_that_of_scipy(score: str, balanced: tuple[np.ndarra
 # ---------------------------------------------------------------- bootstrap, top k, reliability
 
 
-def test_scores_of_counts_are_those_of_the_predictions(skewed: tuple[np.ndarray, np.ndarray]) -> None:
-    got, counts = metrics.scores(*skewed), metrics.counts(*skewed)
-    assert metrics.accuracy(counts) == pytest.approx(got["accuracy"])
-    assert metrics.macro_f1(counts) == pytest.approx(got["f1"]["macro"])
-    assert metrics.recall(counts) == pytest.approx(got["per_class"]["recall"])
-    assert metrics.macro_f1(np.stack([counts, 2 * counts], axis=1)) == pytest.approx([got["f1"]["macro"]] * 2)
+def test_scores_of_a_tally_are_those_of_the_predictions(skewed: tuple[np.ndarray, np.ndarray]) -> None:
+    got, tally = metrics.scores(*skewed), metrics.tally(*skewed)
+    assert metrics.accuracy(tally) == pytest.approx(got["accuracy"])
+    assert metrics.macro_f1(tally) == pytest.approx(got["f1"]["macro"])
+    assert metrics.recall(tally) == pytest.approx(got["per_class"]["recall"])
+    assert metrics.macro_f1(np.stack([tally, 2 * tally], axis=1)) == pytest.approx([got["f1"]["macro"]] * 2)
 
 
 def test_means_run_over_the_classes_that_a_draw_holds() -> None:
-    counts = metrics.counts(np.eye(3)[[0, 0, 0, 1, 1]], np.array([0, 0, 0, 1, 1]))
-    assert counts.tolist() == [[3, 2, 0]] * 3
-    assert metrics.recall(counts).tolist() == [1, 1, 0]
-    assert metrics.mean_recall(counts) == metrics.macro_f1(counts) == 1
-    counts = metrics.counts(
-        np.eye(3)[[0, 2, 0, 1, 1]], np.array([0, 0, 0, 1, 1])
-    )  # an answer to a class without images
-    assert metrics.mean_recall(counts) == pytest.approx((2 / 3 + 1) / 2)
-    assert metrics.macro_f1(counts) == pytest.approx((4 / 5 + 1) / 2)
+    tally = metrics.tally(np.eye(3)[[0, 0, 0, 1, 1]], np.array([0, 0, 0, 1, 1]))
+    assert tally.tolist() == [[3, 2, 0]] * 3
+    assert metrics.recall(tally).tolist() == [1, 1, 0]
+    assert metrics.mean_recall(tally) == metrics.macro_f1(tally) == 1
+    tally = metrics.tally(np.eye(3)[[0, 2, 0, 1, 1]], np.array([0, 0, 0, 1, 1]))  # an answer to a class without images
+    assert metrics.mean_recall(tally) == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics.macro_f1(tally) == pytest.approx((4 / 5 + 1) / 2)
 
 
 def test_perfect_model_is_perfect_in_every_draw_where_a_class_has_one_image() -> None:
@@ -247,6 +245,16 @@ def test_reliability_by_hand() -> None:
     assert (rows["low"].iloc[0], rows["high"].iloc[0]) == pytest.approx(metrics.wilson(1, 2))
 
 
+def test_surest_mistakes_come_first() -> None:
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.1, 0.7], [0.0, 0.5, 0.5], [0.8, 0.1, 0.1], [0.05, 0.9, 0.05]])
+    labels = np.array([0, 0, 0, 2, 2])  # the first is right
+    found = metrics.confident_mistakes(np.log(np.maximum(probabilities, 1e-300)), labels)
+    assert [(index, answer) for index, answer, _ in found] == [(4, 1), (3, 0), (1, 2), (2, 1)]
+    assert [sure for *_, sure in found] == pytest.approx([0.9, 0.8, 0.7, 0.5])
+    assert metrics.confident_mistakes(np.log(np.maximum(probabilities, 1e-300)), labels, most=2) == found[:2]
+    assert metrics.confident_mistakes(np.eye(3), np.arange(3)) == []
+
+
 def test_comparison_is_antisymmetric_and_finds_nothing_between_equals() -> None:
     a, b, labels = pair(50, 4, 20, 7)
     there, back = metrics.compare(a, b, labels), metrics.compare(b, a, labels)
@@ -269,3 +277,8 @@ def test_frontier_holds_the_models_that_none_beats_in_accuracy_and_cost(cost: st
     names = ["dear", "cheap", "beaten", "as good as dear, and dearer", "twin of cheap"]
     frame = pd.DataFrame({"model": names, cost: [3, 1, 2, 4, 1], "accuracy": [0.9, 0.8, 0.7, 0.9, 0.8]})
     assert metrics.on_frontier(frame, cost).tolist() == [True, True, False, False, True]
+
+
+def test_model_of_unknown_cost_is_on_no_frontier_and_takes_none_off_it() -> None:
+    frame = pd.DataFrame({"macs": [math.nan, 1.0, math.nan], "accuracy": [0.9, 0.8, 0.7]}, index=[3, 1, 2])
+    assert metrics.on_frontier(frame, "macs").to_dict() == {3: False, 1: True, 2: False}

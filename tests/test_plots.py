@@ -11,8 +11,8 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from vitlab import plots
-from vitlab.config import ROOT
+from vitlab.analysis import pictures, plots
+from vitlab.machine import ROOT
 
 IMAGES = torch.arange(6 * 8 * 8).remainder(251).view(6, 1, 8, 8).to(torch.uint8)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -71,9 +71,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: plots.class_counts({"before": torch.tensor([9, 9, 9]), "after": torch.tensor([9, 5, 1])}, CLASSES),
         1, ["class", "training images", "before", "after", "ant", "5"],
     ),
-    "sample_grid": (lambda: plots.sample_grid(IMAGES, LABELS, CLASSES, columns=2), 6, ["ant", "bee", "cat"]),
+    "sample_grid": (lambda: pictures.sample_grid(IMAGES, LABELS, CLASSES, columns=2), 6, ["ant", "bee", "cat"]),
     "augmentation_grid": (
-        lambda: plots.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
+        lambda: pictures.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
     ),
     "remedy_effects": (
         lambda: plots.remedy_effects(EFFECTS), 3, ["share of the images drawn", "weight in the loss", "none", "bee"],
@@ -85,9 +85,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: plots.recall_by_class({"none": np.array([0.1, 0.5, 0.9]), "class_weights": [0.2, 0.4, 0.9]}, CLASSES),
         1, ["test recall", "none", "class weights", "cat"],
     ),
-    "patches_as_tokens": (lambda: plots.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
+    "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
     "position_similarity": (
-        lambda: plots.position_similarity(torch.randn(4, 8), 2), 5, ["row 1, column 2", "cosine similarity"],
+        lambda: pictures.position_similarity(torch.randn(4, 8), 2), 5, ["row 1, column 2", "cosine similarity"],
     ),
     "training_curves": (
         lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}), 2, ["epoch", "validation accuracy", "ViT"],
@@ -100,14 +100,14 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         2, ["confidence", "test accuracy", "ViT, ECE 0.123", "calibrated", "share of the test images"],
     ),
     "attention_maps": (
-        lambda: plots.attention_maps(IMAGES[:2], torch.rand(2, 3, 2, 2), torch.rand(2, 2, 2), ["ant", "bee"]),
+        lambda: pictures.attention_maps(IMAGES[:2], torch.rand(2, 3, 2, 2), torch.rand(2, 2, 2), ["ant", "bee"]),
         10, ["rollout", "head 3", "bee"],
     ),
     "mistakes": (
-        lambda: plots.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
+        lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
     ),
     "pruning_stages": (
-        lambda: plots.pruning_stages(
+        lambda: pictures.pruning_stages(
             IMAGES[:2], [torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([[0], [3]])], 2, ["ant", "bee"]
         ),
         6, ["ant", "stage 1:\n3 of 4", "stage 2:\n1 of 4"],
@@ -116,7 +116,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: plots.keep_ratio_curve(KEPT, 0.92, 0.7), 2, ["accuracy", "images per second", "its teacher"],
     ),
     "attention_matrices": (
-        lambda: plots.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),
+        lambda: pictures.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),
         4, ["softmax", "kernel", "query token", "key token"],
     ),
     "macs_by_component": (
@@ -170,30 +170,35 @@ def test_figure_has_its_axes_and_its_words(name: str) -> None:
     assert figure.get_figwidth() == plots.WIDTH
 
 
-def figure_functions() -> set[str]:
-    functions = inspect.getmembers(plots, inspect.isfunction)
-    own = {name: f for name, f in functions if f.__module__ == plots.__name__ and not name.startswith("_")}
-    return {name for name, f in own.items() if f.__annotations__.get("return") in (Figure, "Figure")}
+def figure_functions() -> dict[str, str]:
+    """Name -> how a notebook calls it."""
+    found = {}
+    for module in (plots, pictures):
+        for name, f in inspect.getmembers(module, inspect.isfunction):
+            own = f.__module__ == module.__name__ and not name.startswith("_")
+            if own and f.__annotations__.get("return") in (Figure, "Figure"):
+                found[name] = f"{module.__name__.rpartition('.')[2]}.{name}("
+    return found
 
 
 def test_every_figure_is_tested_here() -> None:
-    assert figure_functions() == set(FIGURES)
+    assert figure_functions().keys() == FIGURES.keys()
 
 
 def test_every_figure_is_shown_in_a_notebook() -> None:
     shown = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert {name for name in figure_functions() if f"plots.{name}(" not in shown} == set()
+    assert not [call for call in figure_functions().values() if call not in shown]
 
 
 def test_patches_are_numbered_in_the_order_of_the_tokens() -> None:
     image = torch.zeros(1, 4, 4, dtype=torch.uint8)
     image[0, :2, 2:] = 255  # token 2 of 4: top right
-    pictures = plots.patches_as_tokens(image, 2).findobj(plt.matplotlib.image.AxesImage)
-    assert [int(p.get_array().max()) for p in pictures[1:]] == [0, 255, 0, 0]
+    _, *patches = pictures.patches_as_tokens(image, 2).findobj(plt.matplotlib.image.AxesImage)
+    assert [int(patch.get_array().max()) for patch in patches] == [0, 255, 0, 0]
 
 
 def test_dropped_patches_are_white() -> None:
-    figure = plots.pruning_stages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [torch.tensor([[1]])], 2, ["black"])
+    figure = pictures.pruning_stages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [torch.tensor([[1]])], 2, ["black"])
     pixels = figure.axes[1].images[0].get_array()
     assert pixels.tolist() == [[255, 255, 0, 0], [255, 255, 0, 0], [255] * 4, [255] * 4]
     hatched = [patch for patch in figure.axes[1].patches if patch.get_hatch()]
@@ -232,7 +237,7 @@ def test_macs_are_stacked_in_millions() -> None:
 def test_more_classes_than_fit_are_still_readable() -> None:
     classes = tuple(f"class {k}" for k in range(100))
     plots.confusion(np.eye(100, dtype=int), classes).canvas.draw()
-    assert len(plots.sample_grid(IMAGES, LABELS, classes, 2).axes) == 20  # the first ten
+    assert len(pictures.sample_grid(IMAGES, LABELS, classes, 2).axes) == 20  # the first ten
 
 
 def test_models_are_told_apart_by_marker_and_colour() -> None:
@@ -284,3 +289,11 @@ def test_frontier_rises_even_where_models_of_almost_one_cost_stand_aside() -> No
     axis = plots.accuracy_against_cost(pd.concat([close, RESULTS], ignore_index=True)).axes[0]
     [line] = [line for line in axis.lines if line.get_label() == "frontier"]
     assert line.get_ydata().tolist() == [0.8, 0.9, 0.95]
+
+
+def test_model_of_unknown_cost_is_drawn_where_its_cost_is_known() -> None:
+    own = RESULTS[:1].assign(model="own", accuracy=0.92, macs=np.nan, latency_ms=np.nan, training_seconds=30.0)
+    work, _, training = plots.accuracy_against_cost(pd.concat([RESULTS, own], ignore_index=True)).axes
+    frontiers = [next(line for line in axis.lines if line.get_label() == "frontier") for axis in (work, training)]
+    assert frontiers[0].get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.9]]))
+    assert frontiers[1].get_xydata() == pytest.approx(np.array([[0.5, 0.92]]))

@@ -1,15 +1,17 @@
 """Several processes, started by Accelerate and joined by gloo, train as one; a command trains without a notebook."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from vitlab import fit
-from vitlab.config import ROOT, LabConfig, LabError
-from vitlab.lab import Lab, check
+from vitlab.__main__ import main
+from vitlab.config import LabConfig
+from vitlab.errors import LabError
+from vitlab.lab import Lab
+from vitlab.lab.results import check
+from vitlab.machine import ROOT
 
 SMALL = LabConfig(
     image_size=8, dim=16, depth=4, heads=2, mlp_ratio=2.0, batch_size=64, precision="fp32",
@@ -23,22 +25,22 @@ in_two_processes = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="ne
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Trained by one process with the batch that two share."""
-    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path_factory.mktemp("alone"))))
-    lab.train(lab.config("ViT"))
+    lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path_factory.mktemp("alone"))))
+    lab.train_one(lab.plan.config("ViT"))
     return lab
 
 
 @in_two_processes
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, tmp_path: Path) -> None:
-    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=2))
-    run = lab.train(lab.config("ViT"))
+    lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2))
+    run = lab.train_one(lab.plan.config("ViT"))
     one = alone.load("ViT")
     assert run.path.name == one.path.name  # how many processes is no part of what was run
     assert run.environments[0]["processes"] == 2
     for column in ("loss", "accuracy", "val_loss", "val_accuracy"):
         np.testing.assert_allclose(run.history[column], one.history[column], rtol=1e-4)
     np.testing.assert_allclose(run.predictions[0], one.predictions[0], atol=5e-3)
-    student = lab.train(lab.config("DynamicViT"))  # with a teacher and all its losses
+    student = lab.train_one(lab.plan.config("DynamicViT"))  # with a teacher and all its losses
     assert student.history["loss"].is_monotonic_decreasing
     assert lab.load("DynamicViT").complete
 
@@ -47,22 +49,21 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(LabError, match="processes is 2, but there is a GPU for 1 of them"):
-        check(SMALL.but(runs_dir=str(tmp_path), processes=2))
+        check(SMALL.replace(runs_dir=str(tmp_path), processes=2))
 
 
 @in_two_processes
 def test_failure_in_the_processes_is_told(tmp_path: Path) -> None:
-    lab = Lab.of(SMALL.but(runs_dir=str(tmp_path), processes=2, batch_size=2000))  # more than there are images
+    lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2, batch_size=2000))  # more than there are images
     images = len(lab.data.train)
     with pytest.raises(LabError, match=f"batch_size {images} cannot be shared evenly by 2 processes"):
-        lab.train(lab.config("ViT"))
+        lab.train_one(lab.plan.config("ViT"))
 
 
 def command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, runs: Path, *arguments: str):
-    """`python -m vitlab.fit` with these arguments: exit code, standard output and standard error."""
+    """`python -m vitlab train` with these arguments: exit code, standard output and standard error."""
     monkeypatch.setenv("VITLAB_RUNS", str(runs))
-    monkeypatch.setattr(sys, "argv", ["fit", "--params", str(ROOT / "params" / "quick.yaml"), *arguments])
-    code = fit.main()
+    code = main(["train", "--params", str(ROOT / "params" / "quick.yaml"), *arguments])
     return code, *capsys.readouterr()
 
 

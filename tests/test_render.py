@@ -13,8 +13,8 @@ import pytest
 from browser import open_offline
 from bs4 import BeautifulSoup
 
-from vitlab.config import LabError
-from vitlab.render import PdfError, check, render
+from vitlab.errors import LabError
+from vitlab.report.render import PdfError, check, render
 
 v4 = nbformat.v4
 
@@ -50,7 +50,7 @@ def png() -> str:
 
 
 def shown(data: dict[str, str], **meta: Any) -> nbformat.NotebookNode:
-    """An output as `vitlab.display` makes it."""
+    """An output as `vitlab.report.notebook` makes it."""
     return v4.new_output("display_data", data, metadata={"vitlab": meta})
 
 

@@ -1,16 +1,25 @@
 """A run's directory is named by what decides its result; what is loaded from it is data, never code."""
 
 import contextlib
+import importlib.util
 import json
 import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from vitlab import runs
-from vitlab.config import LabError, RunConfig
-from vitlab.runs import Run, commit, environment, identity
+from vitlab import machine, runs
+from vitlab.config import LabConfig, Recipe, RunConfig
+from vitlab.data.splits import Data, Source, split
+from vitlab.errors import LabError
+from vitlab.models.registry import MODELS, Row
+from vitlab.runs import Run, identity, module_identity
 
 CONFIG = RunConfig()
 
@@ -19,8 +28,8 @@ def name(config: RunConfig, digest: str = "abc") -> str:
     return Run.of(Path("runs"), config, digest).path.name
 
 
-DYNAMIC = CONFIG.but(model="dynamic_vit")
-LINFORMER = CONFIG.but(model="linformer_vit")
+DYNAMIC = CONFIG.replace(model="dynamic_vit")
+LINFORMER = CONFIG.replace(model="linformer_vit")
 
 
 @pytest.mark.parametrize(
@@ -28,20 +37,24 @@ LINFORMER = CONFIG.but(model="linformer_vit")
     [
         (CONFIG, {}),
         (CONFIG, {"data_dir": "/elsewhere"}),
+        (CONFIG, {"device": "cpu", "num_workers": 0, "pin_memory": False, "channels_last": True}),
+        (CONFIG, {"grow": 0.3}),
         (CONFIG, {"keep_ratio": 0.3}),
         (CONFIG, {"ratio_weight": 1.0}),
         (CONFIG, {"linformer_k": 4}),
         (CONFIG, {"feature_map": "relu", "linformer_sharing": "layerwise"}),
         (CONFIG, {"imbalance_ratio": 3.0}),
         (CONFIG, {"imbalance_order": "random"}),
-        (CONFIG.but(optimizer="adamw"), {"muon_lr": 1.0}),
+        (CONFIG.replace(optimizer="adamw"), {"muon_lr": 1.0}),
         (LINFORMER, {"keep_ratio": 0.3}),
         (DYNAMIC, {"linformer_k": 4}),
-        (CONFIG.but(steps=10), {"epochs": 3}),
+        (CONFIG.replace(steps=10), {"epochs": 3}),
+        (CONFIG.replace(steps=10), {"minutes": 3.0}),
+        (CONFIG.replace(minutes=2.0), {"epochs": 3}),
     ],
 )
 def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict) -> None:
-    assert name(config.but(**changes)) == name(config)
+    assert name(config.replace(**changes)) == name(config)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +65,9 @@ def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict)
         (CONFIG, {"model": "linear_vit"}),
         (CONFIG, {"epochs": 3}),
         (CONFIG, {"steps": 10}),
+        (CONFIG, {"minutes": 2.0}),
+        (CONFIG, {"precision": "bf16"}),
+        (CONFIG.replace(start_size=8), {"grow": 0.3}),
         (CONFIG, {"val_fraction": 0.0}),
         (CONFIG, {"remedy": "sampler"}),
         (CONFIG, {"imbalance": "linear"}),
@@ -59,16 +75,16 @@ def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict)
         (DYNAMIC, {"keep_ratio": 0.3}),
         (DYNAMIC, {"distill_weight": 1.0}),
         (CONFIG, {"positions": "sincos"}),
-        (CONFIG.but(model="linear_vit"), {"feature_map": "relu"}),
+        (CONFIG.replace(model="linear_vit"), {"feature_map": "relu"}),
         (LINFORMER, {"linformer_k": 4}),
         (LINFORMER, {"linformer_sharing": "layerwise"}),
-        (CONFIG.but(imbalance="linear"), {"imbalance_ratio": 3.0}),
-        (CONFIG.but(imbalance="linear"), {"imbalance_order": "random"}),
-        (CONFIG.but(optimizer="muon"), {"muon_lr": 1.0}),
+        (CONFIG.replace(imbalance="linear"), {"imbalance_ratio": 3.0}),
+        (CONFIG.replace(imbalance="linear"), {"imbalance_order": "random"}),
+        (CONFIG.replace(optimizer="muon"), {"muon_lr": 1.0}),
     ],
 )
 def test_what_has_an_effect_is_another_run(config: RunConfig, changes: dict) -> None:
-    assert name(config.but(**changes)) != name(config)
+    assert name(config.replace(**changes)) != name(config)
 
 
 def test_other_data_are_another_run() -> None:
@@ -84,8 +100,28 @@ def test_whole_numbers_and_floats_are_the_same_value() -> None:
     assert name(RunConfig(clip=1, mixup=0)) == name(RunConfig(clip=1.0, mixup=0.0))
 
 
+class Plain(nn.Module):
+    """A model that somebody added to the registry."""
+
+    factor = 1
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.factor * images.flatten(1)
+
+
+def test_code_of_a_model_that_the_reader_added_is_part_of_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package's own code is not: its runs would be made anew with every comment."""
+    assert "source" not in identity(CONFIG, "abc")
+    monkeypatch.setitem(MODELS, "plain", Row(Plain, "Plain"))
+    config = CONFIG.replace(model="plain")
+    before = name(config)
+    assert before == name(config)
+    monkeypatch.setattr(Plain, "factor", 2)
+    assert name(config) != before
+
+
 def test_name_says_what_ran() -> None:
-    assert name(DYNAMIC.but(seed=7)).startswith("digits-dynamic_vit-64x4-seed7-")
+    assert name(DYNAMIC.replace(seed=7)).startswith("digits-dynamic_vit-64x4-seed7-")
 
 
 def test_identity_is_plain_data() -> None:
@@ -167,8 +203,6 @@ def test_nothing_that_is_loaded_can_run_code(save, file: str, tmp_path: Path) ->
 
 
 def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
-    import numpy as np
-
     np.savez(tmp_path / "predictions.npz", logits=np.array([{"a": 1}], dtype=object), labels=np.zeros(1))
     with pytest.raises(ValueError, match="pickle"):
         _ = Run(tmp_path).predictions
@@ -180,13 +214,168 @@ def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
     for file in (*runs.SMALL_FILES, "model.pt", "checkpoint.pt"):
         (run.path / file).write_text(file)
     run.write_json("config.json", {"config": {"data_dir": "/home/me/photos", "seed": 3}})
-    run.keep(tmp_path / "kept")
+    run.copy_small_files(tmp_path / "kept")
     copy = Run(tmp_path / "kept" / "run")
     kept = {path.name: path.read_text() for path in copy.path.iterdir()}
     assert json.loads(kept.pop("config.json")) == {"config": {"data_dir": "photos", "seed": 3}}
     assert kept == {name: name for name in runs.SMALL_FILES}
     with pytest.raises(LabError, match="has no weights, it is a report's copy"):
         copy.weights()
+
+
+def test_copy_overwrites_no_whole_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    for file in (*runs.SMALL_FILES, "config.json", "model.pt"):
+        (run.path / file).write_text(file)
+    run.copy_small_files(tmp_path)
+    assert (run.path / "config.json").read_text() == "config.json"
+
+
+# ---------------------------------------------------------------- what a complete run tells
+
+
+def test_run_knows_its_model_its_data_and_its_classes(train: Callable[..., Run], tiny: RunConfig, few: Source) -> None:
+    run = train(tiny.replace(epochs=1))
+    again = Run(run.path)
+    assert (again.config, again.classes) == (tiny.replace(epochs=1), list(few.classes))
+    data = split(few, again.config)
+    with np.load(run.path / "split.npz") as stored:
+        assert stored["train"].tolist() == data.train.index.tolist()
+    assert again.record["counts"] == data.class_counts.tolist()
+    model = again.model(device="cpu")
+    assert not model.training
+    assert all(torch.equal(value, again.weights()[name]) for name, value in model.state_dict().items())
+    logits, labels = again.predictions
+    assert (logits.shape, logits.dtype) == ((len(few.test), 10), np.float32)
+    assert labels.tolist() == few.test.labels.tolist()
+
+
+def test_runs_tested_on_the_same_images_can_be_compared(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_json("config.json", {"identity": {"data": "abc"}, "test_digest": "t"})
+    assert run.tested_on("abc", "whatever")
+    assert run.tested_on("moved", "t")  # other training images, the same test images
+    assert not run.tested_on("moved", "u")
+
+
+def test_training_time_includes_that_of_the_run_it_started_from(tmp_path: Path) -> None:
+    def run(name: str, seconds: float, init_from: str = "") -> Run:
+        made = Run(tmp_path / name)
+        made.write_json("config.json", {"config": {"init_from": init_from}})
+        made.write_json("summary.json", {"seconds": seconds})
+        return made
+
+    first = run("first", 10)
+    assert first.training_seconds == 10
+    assert run("third", 2, run("second", 5, "first").path.name).training_seconds == 17
+    with pytest.raises(LabError, match="started from lost, which is not beside it"):
+        _ = run("fourth", 1, "lost").training_seconds
+
+
+# ---------------------------------------------------------------- a module of the reader's own
+
+NET = """
+from torch import nn
+
+class Part(nn.Module):
+    scale = 2
+
+    def forward(self, x):
+        return self.scale * x
+
+class Net(Part):
+    def __init__(self, width=4):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), Part(), nn.Linear(width, 10))
+
+    @property
+    def size(self):
+        return 64
+
+    def forward(self, images):
+        return super().forward(self.layers(images))
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Callable[..., nn.Module]:
+    """net(old, new, width=4): an instance of NET's class, in whose source `new` stands for `old`."""
+    numbers = count()
+
+    def make(old: str = "", new: str = "", **options: int) -> nn.Module:
+        path = tmp_path / f"own{next(numbers)}.py"
+        path.write_text(NET.replace(old, new) if old else NET)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.Net(**options)
+
+    return make
+
+
+def test_module_with_the_same_source_and_shapes_is_the_same_whatever_its_weights(net: Callable[..., nn.Module]) -> None:
+    assert module_identity(net()) == module_identity(net())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("self.layers(images)", "-self.layers(images)"),
+        ("scale = 2", "scale = 3"),  # of the class that it inherits from, and of one of its parts
+        ("self.scale * x", "self.scale + x"),
+        ("return 64", "return 65"),  # a property
+        ("Part(), ", ""),
+        ("width=4", "width=5"),
+    ],
+)
+def test_module_whose_code_has_changed_is_another(old: str, new: str, net: Callable[..., nn.Module]) -> None:
+    assert module_identity(net(old, new)) != module_identity(net())
+
+
+def test_module_of_another_shape_is_another(net: Callable[..., nn.Module]) -> None:
+    assert module_identity(net(width=4)) != module_identity(net(width=5))
+    plain = [module_identity(nn.Sequential(nn.Flatten(), nn.Dropout(p), nn.Linear(64, 10))) for p in (0.1, 0.1, 0.2)]
+    assert plain[0] == plain[1] != plain[2]
+
+
+def test_run_of_an_own_module_is_named_by_module_recipe_and_images(
+    net: Callable[..., nn.Module], few: Source, tmp_path: Path
+) -> None:
+    data, recipe, own = split(few, CONFIG.replace(image_size=8)), LabConfig().recipe(epochs=2), net()
+
+    def path(module: nn.Module = own, recipe: Recipe = recipe, data: Data = data) -> Path:
+        return Run.of_module(tmp_path, module, recipe, data).path
+
+    assert path().name.startswith("own-Net-seed0-")
+    assert path() == path(net()) == path(recipe=recipe.replace(device="cpu", num_workers=0))
+    others = [
+        path(net(width=5)),
+        path(recipe=recipe.replace(lr=0.1)),
+        path(recipe=recipe.replace(seed=1)),
+        path(data=replace(data, digest="other")),
+        path(data=replace(data, train=data.train.take(torch.arange(50)))),
+    ]
+    assert len({path(), *others}) == 6
+
+
+def test_own_modules_weights_need_an_instance_of_that_very_module(
+    net: Callable[..., nn.Module], few: Source, tmp_path: Path
+) -> None:
+    data, recipe, trained = split(few, CONFIG.replace(image_size=8)), Recipe(epochs=2), net()
+    run = Run.of_module(tmp_path, trained, recipe, data)
+    run.write_record(recipe, data, trained)
+    run.save("model.pt", trained.state_dict())
+    assert run.config == recipe
+    loaded = run.model(net(), device="cpu")
+    assert torch.equal(loaded.layers[1].weight, trained.layers[1].weight)
+    with pytest.raises(LabError, match="holds weights of a class Net: pass an instance of it"):
+        run.model()
+    with pytest.raises(LabError, match="this Net is another one, or its code has changed"):
+        run.model(net("scale = 2", "scale = 3"))
+
+
+# ---------------------------------------------------------------- beside others, and on this machine
 
 
 def test_lock_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,17 +388,17 @@ def test_lock_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_environment_names_machine_and_versions() -> None:
-    machine = environment()
-    assert machine["cores"] >= 1
-    assert machine["memory_gib"] > 0
-    assert {"torch", "numpy"} <= machine["versions"].keys()
-    json.dumps(machine)
+    here = machine.environment()
+    assert here["cores"] >= 1
+    assert here["memory_gib"] > 0
+    assert {"torch", "numpy"} <= here["versions"].keys()
+    json.dumps(here)
 
 
 def test_commit_is_unknown_outside_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert commit() == "unknown"
+    assert machine.commit() == "unknown"
 
 
 def test_checkpoint_that_may_not_be_read_is_no_reason_to_begin_again(

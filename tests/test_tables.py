@@ -1,10 +1,19 @@
-"""Tables for reading carry their intervals; what they are computed from is tested with the lab."""
+"""Tables are computed from the stored predictions, and for reading carry their intervals."""
+
+import math
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pypandoc
+import pytest
+import torch
 
-from vitlab import tables
+from vitlab.analysis import metrics, tables
+from vitlab.data.splits import Source
+from vitlab.lab import Lab
+from vitlab.lab.costs import Costs
+from vitlab.lab.plan import BALANCED, REMEDIES
 
 RESULTS = pd.DataFrame(
     {
@@ -25,6 +34,113 @@ RESULTS = pd.DataFrame(
     }
 )
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "recall_common", "recall_rare")
+COST = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
+
+# ---------------------------------------------------------------- computed
+
+
+def test_results_are_those_of_the_runs_the_best_first(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Costs, "of", lambda self, config, only_read: COST if only_read else pytest.fail("measured"))
+    frame = tables.results(done)
+    assert set(frame["model"]) == set(done.plan.names)
+    assert frame["accuracy"].is_monotonic_decreasing
+    for _, row in frame.iterrows():
+        run = done.load(row["model"])
+        assert row["accuracy"] == run.summary["test"]["accuracy"]
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert row["macro_f1_low"] <= row["macro_f1"] <= row["macro_f1_high"]
+        assert row["accuracy"] <= row["top_2"] <= 1
+        assert (row["run"], row["macs"], row["test_images"]) == (run.path.name, 6, 60)
+
+
+def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
+    pairs = tables.pairs(done)
+    assert {frozenset(pair) for pair in zip(pairs["a"], pairs["b"], strict=True)} == {
+        frozenset(pair) for pair in combinations(done.plan.names, 2)
+    }
+    alone = np.array([done.compare(a, b)["p"] for a, b in zip(pairs["a"], pairs["b"], strict=True)])
+    assert pairs["p"].tolist() == pytest.approx(metrics.holm(alone).tolist())
+    assert (pairs["p"] >= alone).all()
+
+
+def test_recall_differences_add_up_to_the_differences_of_recall(done: Lab) -> None:
+    frame = tables.recall_differences(done, "ViT")
+    recall = {name: np.array(done.load(name).summary["test"]["per_class"]["recall"]) for name in done.plan.names}
+    for name, rows in frame.groupby("model"):
+        assert rows["difference"].to_numpy() == pytest.approx(recall[name] - recall["ViT"])
+    assert "ViT" not in set(frame["model"])
+    assert frame["p"].between(0, 1).all()
+    some = tables.recall_differences(done, "ViT", ["Linear ViT"])
+    assert some["difference"].tolist() == frame.loc[frame["model"] == "Linear ViT", "difference"].tolist()
+
+
+def test_study_scores_tell_common_from_rare_classes(done: Lab) -> None:
+    frame = tables.study_scores(done).set_index("remedy")
+    assert list(frame.index) == [BALANCED, *REMEDIES]
+    order = tables.study_counts(done).argsort(descending=True, stable=True)
+    test = done.load_study()["sampler", 0].summary["test"]
+    recall = np.array(test["per_class"]["recall"])
+    row = frame.loc["sampler"]
+    assert row["recall_common"] == pytest.approx(recall[order[:3]].mean())
+    assert row["recall_rare"] == pytest.approx(recall[order[-3:]].mean())
+    assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == (test["accuracy"], *test["interval"])
+    assert row["macro_f1"] == pytest.approx(test["f1"]["macro"])
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "recall_common", "recall_rare"):
+        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
+
+
+def test_rare_classes_are_each_seeds_own_where_the_seed_draws_them(fresh: Lab, few: Source) -> None:
+    drawn = Lab(fresh.params.replace(study_order="random", study_ratio=9), few)
+    drawn.train(drawn.plan.study)
+    frame = tables.study_scores(drawn).set_index(["remedy", "seed"])
+    counts = {seed: drawn.data_of(drawn.plan.study["none", seed]).class_counts for seed in (0, 1)}
+    assert not torch.equal(counts[0], counts[1])
+    for seed in (0, 1):
+        recall = np.array(drawn.load_study()["none", seed].summary["test"]["per_class"]["recall"])
+        rarest = counts[seed].argsort(descending=True, stable=True)[-3:]
+        assert frame.loc[("none", seed), "recall_rare"] == pytest.approx(recall[rarest].mean())
+    assert tables.study_recall(drawn).index[0] == f"{counts[0].max()} images"
+
+
+def test_effects_of_the_remedies_are_drawn_and_computed(fresh: Lab, few: Source) -> None:
+    frame = tables.remedy_effects(Lab(fresh.params.replace(study_ratio=9), few)).set_index(["remedy", "class"])
+    images = frame.loc["none", "images"]
+    assert images.is_monotonic_decreasing
+    assert frame.loc["none", "drawn"].tolist() == pytest.approx((images / images.sum()).tolist())  # an epoch is all
+    first, last = images.index[[0, -1]]
+
+    def against(remedy: str, column: str) -> float:
+        return frame.loc[(remedy, last), column] / frame.loc[(remedy, first), column]
+
+    ratio = images[first] / images[last]
+    assert against("class_weights", "share") == pytest.approx(1)
+    assert against("both", "weight") == pytest.approx(ratio)
+    assert against("both", "share") == pytest.approx(against("both", "drawn") * ratio)
+    assert against("sampler", "drawn") > 2 / ratio  # drawn for real, so only about 1
+    shift = frame.loc["logit_adjustment", "shift"]
+    assert shift[first] - shift[last] == pytest.approx(np.log(ratio), rel=1e-4)
+    assert frame.loc["sampler", "shift"].eq(0).all()
+
+
+def test_recall_by_remedy_starts_at_none_and_the_commonest_class(done: Lab) -> None:
+    frame = tables.study_recall(done)
+    assert list(frame.columns) == ["none", BALANCED, *REMEDIES[1:]]
+    assert list(frame.index) == [
+        str(k) for k in tables.study_counts(done).argsort(descending=True, stable=True).tolist()
+    ]
+    recall = done.load_study()["both", 0].summary["test"]["per_class"]["recall"]
+    assert frame["both"].tolist() == pytest.approx([recall[int(k)] for k in frame.index])
+
+
+def test_macro_f1_of_the_study_and_its_resamples(done: Lab) -> None:
+    f1, drawn = tables.study_f1(done)
+    assert f1.keys() == drawn.keys() == {BALANCED, *REMEDIES}
+    assert f1["sampler"] == pytest.approx([done.load_study()["sampler", 0].summary["test"]["f1"]["macro"]])
+    assert drawn["sampler"].shape == (metrics.RESAMPLES,)
+    assert drawn["sampler"].std() > 0
+
+
+# ---------------------------------------------------------------- for reading
 
 
 def study(seeds: int) -> pd.DataFrame:
@@ -43,6 +159,19 @@ def test_every_score_stands_beside_its_interval() -> None:
     assert table.loc["ViT, a_b", ["accuracy (%)", "95% interval"]].tolist() == ["91.2", "85.0 – 93.0"]
     assert table.loc["ViT, a_b", ["macro F1", "its interval"]].tolist() == ["0.900", "0.840 – 0.920"]
     assert table.loc["ViT, a_b", ["parameters", "million MACs", "images/s"]].tolist() == ["136,906", "2.00", "1,234"]
+
+
+def test_cost_that_nobody_measured_is_a_dash() -> None:
+    unknown = dict.fromkeys(("macs", "latency_ms", "images_per_second"), math.nan)
+    own = pd.concat([RESULTS, RESULTS[1:].assign(model="own", **unknown)])
+    row = tables.scores_table(own).loc["own"]
+    assert row[["million MACs", "latency (ms)", "images/s"]].tolist() == ["–"] * 3
+    assert (row["parameters"], row["training (min)"]) == ("5", "1.5")
+    assert "nan" not in tables.readme_table(own)
+
+
+def test_commonest_and_rarest_classes_are_three_or_fewer_and_never_the_same() -> None:
+    assert [tables.group_size(n) for n in (1, 2, 3, 5, 6, 10, 100)] == [1, 1, 1, 2, 3, 3, 3]
 
 
 def test_scores_become_a_latex_table() -> None:

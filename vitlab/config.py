@@ -87,6 +87,13 @@ class Training(BaseModel):
             raise ValueError(f"accumulate {self.accumulate} must not exceed batch_size {self.batch_size}")
         return self
 
+    def __repr__(self) -> str:
+        """What differs from the defaults alone, in a line."""
+        changed = self.model_dump(exclude_defaults=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    __str__ = __repr__
+
     def replace(self, **changes: Any) -> Self:
         """The same configuration with some values replaced, validated again."""
         return parse(type(self), self.model_dump() | changes)

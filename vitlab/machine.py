@@ -57,8 +57,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 def synchronize() -> None:
     """Wait until the device has done what it was told."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def launched_processes() -> int:

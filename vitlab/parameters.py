@@ -7,6 +7,7 @@ cell changes, `more`, what papermill injected under its own name (`-p`).
 
 import argparse
 import ast
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -105,35 +106,39 @@ def from_notebook(namespace: Mapping[str, Any]) -> LabConfig:
     """
     cells = namespace.get("In")
     if not isinstance(cells, list):
-        own, injected = {*LabConfig.model_fields, "more"}, set()
+        own, injected = {name: namespace[name] for name in (*LabConfig.model_fields, "more") if name in namespace}, {}
     else:
-        own, injected = _assigned(cells)
-    given = {name: namespace[name] for name in (*own, *injected) if name in namespace}
+        own, injected = _assigned(cells, namespace)
     defaults = LabConfig().model_dump()
-    cell = {name: given[name] for name in own - injected - {"more"} if name in given}
+    cell = {name: value for name, value in own.items() if name not in injected and name != "more"}
     if "more" not in injected:
-        _flat(cell | {"more": given.get("more")}, "the parameters cell")
+        _flat(cell | {"more": own.get("more")}, "the parameters cell")
     changed = {name: value for name, value in cell.items() if name not in defaults or value != defaults[name]}
     mine = read_profile(own_profile()) if own_profile().is_file() else {}
-    more = _flat({"more": given.get("more")}, "the parameters cell")
-    return parse(LabConfig, mine | changed | more | {name: given[name] for name in injected - {"more"}})
+    more = _flat({"more": (own | injected).get("more")}, "the parameters cell")
+    return parse(LabConfig, mine | changed | more | {name: injected[name] for name in injected if name != "more"})
 
 
-def _assigned(cells: list[str]) -> tuple[set[str], set[str]]:
-    """Names that the newest run of the parameters cell assigns, and those that papermill injected after it."""
+def _assigned(cells: list[str], namespace: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the newest run of the parameters cell assigns, and what papermill injected after it."""
     newest = max((i for i, source in enumerate(cells) if source.lstrip().startswith(CELL)), default=-1)
     if newest < 0:
         raise LabError(f"the parameters cell, which begins with {CELL!r}, has not been run: run it first")
     injected = [source for source in cells[newest + 1 :] if INJECTED.match(source.lstrip())]
-    return _targets(cells[newest]), {name for source in injected for name in _targets(source)}
+    later = [pair for source in injected for pair in _values(source, namespace).items()]
+    return _values(cells[newest], namespace), dict(later)
 
 
-def _targets(source: str) -> set[str]:
-    """Names that a cell assigns at its top level."""
-    names: set[str] = set()
+def _values(source: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell assigns at its top level, as it stands there: another cell may have used the name since."""
+    values: dict[str, Any] = {}
     for node in ast.parse(source).body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
-    return names
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        values |= {name: namespace[name] for name in names if name in namespace}
+        if all(isinstance(target, ast.Name) for target in targets):
+            with contextlib.suppress(ValueError):  # not literal: then its value is what the name has
+                values |= dict.fromkeys(names, ast.literal_eval(node.value))
+    return values

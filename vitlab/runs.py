@@ -51,11 +51,23 @@ def module_identity(module: nn.Module) -> dict[str, str]:
     parts = {type(part) for part in module.modules()}
     own = sorted((c for c in parts if not c.__module__.startswith("torch.")), key=lambda c: c.__qualname__)
     shapes = repr(module) + repr([(name, tuple(value.shape)) for name, value in module.state_dict().items()])
+    shapes += repr([_settings(part) for part in module.modules()])  # neither of these shows attention's heads
     return {
         "class": type(module).__qualname__,
         "source": hashlib.sha256("".join(map(source_digest, own)).encode()).hexdigest()[:12],
         "shapes": hashlib.sha256(shapes.encode()).hexdigest()[:12],
     }
+
+
+def _settings(part: nn.Module) -> list[tuple[str, Any]]:
+    """The numbers and words, and series of them, that a module has as attributes."""
+    plain = int | float | str
+    return [
+        (name, value)
+        for name, value in sorted(vars(part).items())
+        if name != "training" and not name.startswith("_")
+        if isinstance(value, plain) or (isinstance(value, tuple | list) and all(isinstance(v, plain) for v in value))
+    ]
 
 
 def source_digest(cls: type) -> str:

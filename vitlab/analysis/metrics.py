@@ -176,8 +176,11 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
-    """(models,) bool: whether no other model has a higher accuracy at no more, or as high a one at less, of `cost`."""
+    """(models,) bool: whether no other model has a higher accuracy at no more, or as high a one at less, of `cost`.
+
+    A model of unknown cost (NaN) is on none.
+    """
     price, score = (results[name].to_numpy() for name in (cost, "accuracy"))
     cheaper, better = price < price[:, None], score > score[:, None]
     beaten = (cheaper & (score >= score[:, None])) | (better & (price <= price[:, None]))
-    return pd.Series(~beaten.any(1), results.index)
+    return ~pd.Series(beaten.any(1), results.index) & results[cost].notna()

@@ -58,9 +58,11 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if peers.empty:
         return f"{text} It differs significantly from every other model."
     text += f" This test set can show no difference between it and {'; '.join(f'*{name}*' for name in peers['model'])}"
-    light = peers.loc[peers["macs"].idxmin()]
-    if light["macs"] >= best["macs"]:
-        return f"{text}, none of which needs fewer multiply-adds."
+    lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
+    if lighter.empty:
+        needs = "needs" if results["macs"].notna().all() else "is known to need"
+        return f"{text}, none of which {needs} fewer multiply-adds."
+    light = lighter.loc[lighter["macs"].idxmin()]
     share = light["macs"] / best["macs"]
     return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
 

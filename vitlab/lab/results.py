@@ -119,7 +119,7 @@ class Lab:
         runs = {key: self.run_of(config) for key, config in self.plan.study.items()}
         missing = [key for key, run in runs.items() if not run.complete]
         if missing:
-            near = self._nearest(self.plan.study[missing[0]])
+            near = self._nearest(self.plan.study[missing[-1]])  # the first is balanced, whatever the study's ratio
             what = f"the imbalance study of these parameters is not in {self.runs_dir}"
             raise LabError(f"{what}{near}: {how_to_make('01')}")
         return runs

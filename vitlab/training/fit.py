@@ -54,6 +54,9 @@ def fit(
     if recipe.compile:
         objective.compile()
     with set_for_training(model), session.running(model, data, recipe) as saved:
+        if done := session.result:  # another process has completed it while this one waited
+            model.load_state_dict(done.weights())
+            return model.eval(), done.history
         at = Progress(**saved["progress"]) if saved else Progress()
         recipe = session.begin(at, model, recipe)
         try:
@@ -72,11 +75,7 @@ def fit(
 
 
 def fit_run(
-    run: Run,
-    config: RunConfig,
-    data: Data,
-    start: Run | None = None,
-    session: Callable[[Run], RunSession] = RunSession,
+    run: Run, config: RunConfig, data: Data, start: Run | None = None, session: Callable[[Run], RunSession] = RunSession
 ) -> Run:
     """The complete run of a configuration: as it is, or trained, or continued; from the weights of `start`, if given.
 

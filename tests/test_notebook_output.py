@@ -4,11 +4,11 @@ import nbclient
 import nbformat
 import pytest
 
-from vitlab import display
+from vitlab.report import notebook
 
 EXPLORE = """
 from matplotlib.figure import Figure
-from vitlab.display import explore
+from vitlab.report.notebook import explore
 explore(lambda layer: drawn.append(layer) or Figure(), layer=(1, 4))
 """
 
@@ -27,4 +27,4 @@ def test_controls_appear_only_where_somebody_can_use_them(reader: bool) -> None:
 
 
 def test_outside_a_notebook_nothing_is_drawn() -> None:
-    display.explore(lambda layer: pytest.fail("drawn"), layer=(1, 4))
+    notebook.explore(lambda layer: pytest.fail("drawn"), layer=(1, 4))

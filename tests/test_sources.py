@@ -1,9 +1,8 @@
-"""Splits are disjoint, counts are exact, and class folders of any kind are read once and read right."""
+"""Every source is read right, class folders of any kind too, and decoded once."""
 
 import errno
 import urllib.error
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,32 +11,14 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from vitlab import data
-from vitlab.config import LabError, RunConfig
-from vitlab.data import Source, Split, imbalanced_counts, load_source, split, to_float
+from vitlab import machine
+from vitlab.config import RunConfig
+from vitlab.data import sources
+from vitlab.data.sources import load_source
+from vitlab.data.splits import Source, split
+from vitlab.errors import LabError
 
-
-def blank(per_class: list[int]) -> Split:
-    """One-pixel images, so many of each class, in mixed order."""
-    labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    return Split(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels, torch.arange(len(labels)))
-
-
-@pytest.fixture(scope="module")
-def cifar() -> Source:
-    """As many labels as CIFAR-10 has, without its pictures."""
-    return Source(blank([5000] * 10), blank([1000] * 10), tuple("abcdefghij"), digest="", notes=())
-
-
-# ---------------------------------------------------------------- splits and imbalance
-
-
-def test_digits_are_all_there_and_nothing_is_in_two_parts(digits: Source) -> None:
-    assert len(digits.train) + len(digits.test) == 1797
-    parts = split(digits, RunConfig(image_size=8))
-    index = torch.cat([parts.train.index, parts.val.index, parts.test.index])
-    assert torch.equal(index.sort().values, torch.arange(1797))
+# ---------------------------------------------------------------- digits
 
 
 def test_digits_are_the_scans_themselves_at_their_own_size(digits: Source) -> None:
@@ -53,126 +34,10 @@ def test_digits_are_the_scans_themselves_at_their_own_size(digits: Source) -> No
 
 
 def test_test_part_of_digits_is_balanced_and_the_same_for_every_seed(digits: Source) -> None:
-    assert digits.test.counts(10).unique().numel() == 1
+    assert digits.test.class_counts(10).unique().numel() == 1
     other = load_source(RunConfig(image_size=8, seed=5))
     assert other.digest == digits.digest
     assert torch.equal(other.test.index, digits.test.index)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_validation_holds_the_same_number_of_every_class(digits: Source, seed: int) -> None:
-    counts = split(digits, RunConfig(image_size=8, seed=seed)).val.counts(10)
-    assert counts.min() == counts.max() == round(0.1 * len(digits.train) / 10)
-
-
-def test_validation_leaves_every_class_something_to_learn_from() -> None:
-    source = Source(blank([500, 4]), blank([10, 10]), ("many", "four"), digest="", notes=())
-    parts = split(source, RunConfig(val_fraction=0.5))
-    assert parts.val.counts(2).tolist() == [2, 2]
-    assert parts.train.counts(2).tolist() == [498, 2]
-
-
-def test_validation_takes_a_share_of_the_rarest_class_from_each() -> None:
-    course = Source(blank([5000 - 500 * k for k in range(10)]), blank([10] * 10), tuple("abcdefghij"), "", ())
-    parts = split(course, RunConfig())
-    assert parts.val.counts(10).tolist() == [50] * 10
-    assert parts.counts.tolist() == [4950 - 500 * k for k in range(10)]
-    assert len(split(course, RunConfig(val_fraction=0)).train) == 27_500
-
-
-def test_rarest_class_of_a_few_images_still_validates_with_one() -> None:
-    parts = split(Source(blank([40, 3]), blank([2, 2]), ("many", "three"), "", ()), RunConfig())
-    assert parts.val.counts(2).tolist() == [1, 1]
-    assert parts.counts.tolist() == [39, 2]
-
-
-@pytest.mark.parametrize(
-    ("counts", "imbalanced"), [([5000] * 10, False), ([142, 146, 138], False), ([20, 10], True), ([500, 50], True)]
-)
-def test_source_comes_imbalanced_where_a_class_is_twice_another(counts: list[int], imbalanced: bool) -> None:
-    source = Source(blank(counts), blank([5] * len(counts)), tuple("abcdefghij"[: len(counts)]), "", ())
-    assert source.imbalanced is imbalanced
-
-
-def test_split_keeps_each_image_with_its_label_and_index(digits: Source) -> None:
-    place = {int(index): i for i, index in enumerate(digits.train.index)}
-    parts = split(digits, RunConfig(image_size=8, imbalance="linear"))
-    for part in (parts.train, parts.val):
-        chosen = [place[int(index)] for index in part.index]
-        assert torch.equal(part.images, digits.train.images[chosen])
-        assert torch.equal(part.labels, digits.train.labels[chosen])
-
-
-@pytest.mark.parametrize(
-    ("fraction", "profile", "expected"),
-    [
-        (0.1, "none", [4500] * 10),
-        (0.1, "linear", [4500, 4050, 3600, 3150, 2700, 2250, 1800, 1350, 900, 450]),
-        (0.0, "linear", [5000, 4500, 4000, 3500, 3000, 2500, 2000, 1500, 1000, 500]),  # the course's 27,500 images
-        (0.0, "exponential", [5000, 3871, 2997, 2321, 1797, 1391, 1077, 834, 646, 500]),
-    ],
-)
-def test_counts_of_each_class_are_exact(cifar: Source, fraction: float, profile: str, expected: list[int]) -> None:
-    parts = split(cifar, RunConfig(val_fraction=fraction, imbalance=profile, imbalance_ratio=10))
-    assert parts.counts.tolist() == expected
-    assert parts.val.counts(10).tolist() == [5000 * fraction] * 10
-    assert parts.test.counts(10).tolist() == [1000] * 10
-    if (fraction, profile) == (0.0, "linear"):
-        assert len(parts.train) == 27_500
-
-
-@pytest.mark.parametrize("profile", ["linear", "exponential"])
-def test_seed_draws_which_classes_are_rare(profile: str, cifar: Source) -> None:
-    config = RunConfig(imbalance=profile, imbalance_order="random")
-    ordered = split(cifar, config.but(imbalance_order="classes"))
-    drawn = [split(cifar, config.but(seed=seed)) for seed in range(4)]
-    assert all(sorted(parts.counts.tolist(), reverse=True) == ordered.counts.tolist() for parts in drawn)
-    assert len({tuple(parts.counts.tolist()) for parts in drawn}) == 4
-    assert torch.equal(split(cifar, config).train.index, drawn[0].train.index)
-    assert torch.equal(ordered.val.index, drawn[0].val.index)  # neither validation nor test knows of it
-    assert split(cifar, config.but(imbalance="none")).counts.tolist() == [4500] * 10
-
-
-def test_exponential_counts_fall_by_a_constant_factor() -> None:
-    counts = imbalanced_counts([100_000] * 10, "exponential", 100)
-    assert (counts[0], counts[-1]) == (100_000, 1000)
-    factors = [a / b for a, b in pairwise(counts)]
-    assert factors == pytest.approx([100 ** (1 / 9)] * 9, rel=1e-3)
-
-
-def test_imbalance_never_asks_for_more_than_the_scarcest_class_has() -> None:
-    available = [178, 182, 177, 174]
-    counts = imbalanced_counts(available, "linear", 2)
-    assert counts[0] == 174
-    assert counts[-1] == 87
-
-
-def test_even_the_steepest_tail_keeps_an_image_of_each_class() -> None:
-    assert min(imbalanced_counts([100] * 10, "exponential", 1e6)) == 1
-
-
-def test_ratio_of_one_is_balance() -> None:
-    assert imbalanced_counts([50, 60], "linear", 1) == imbalanced_counts([50, 60], "exponential", 1) == [50, 50]
-
-
-def test_choice_of_images_follows_the_seed(digits: Source) -> None:
-    def index(seed: int) -> tuple[list[int], list[int]]:
-        parts = split(digits, RunConfig(image_size=8, seed=seed, imbalance="exponential"))
-        return parts.train.index.tolist(), parts.val.index.tolist()
-
-    assert index(0) == index(0)
-    assert index(0)[0] != index(1)[0]
-    assert index(0)[1] != index(1)[1]
-
-
-def test_no_validation_split_is_empty_not_absent(digits: Source) -> None:
-    parts = split(digits, RunConfig(image_size=8, val_fraction=0))
-    assert len(parts.val) == 0
-    assert len(parts.train) == len(digits.train)
-
-
-def test_float_images_span_minus_one_to_one() -> None:
-    assert to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
 
 
 # ---------------------------------------------------------------- class folders
@@ -181,8 +46,8 @@ def test_float_images_span_minus_one_to_one() -> None:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Decoded folders go here instead of into the repository."""
-    real = data.absolute
-    monkeypatch.setattr(data, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else real(p))
+    real = sources.absolute
+    monkeypatch.setattr(sources, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else real(p))
     return tmp_path / "cache"
 
 
@@ -258,8 +123,8 @@ def test_numeric_class_names_sort_as_numbers(folder: Callable[..., Path]) -> Non
 def test_folder_without_parts_is_split_by_us_with_equal_test_classes(folder: Callable[..., Path]) -> None:
     root = folder(parts=("",), n=20)
     source = load(root)
-    assert source.train.counts(2).tolist() == [16, 16]
-    assert source.test.counts(2).tolist() == [4, 4]
+    assert source.train.class_counts(2).tolist() == [16, 16]
+    assert source.test.class_counts(2).tolist() == [4, 4]
     shown = torch.cat([source.train.images, source.test.images])[:, :, 0, 0]
     assert len(shown.unique(dim=0)) == 40  # each picture once
     assert "8 images were held out for it, 4 of each class" in source.notes[0]
@@ -282,19 +147,19 @@ def test_imbalanced_folder_is_tested_on_its_balanced_sibling(course: Path, sibli
     (course.parent / "CIFAR10_balance").rename(course.parent / sibling)
     source = load(course)
     assert source.imbalanced
-    assert source.train.counts(10).tolist() == [20 - 2 * k for k in range(10)]
-    assert source.test.counts(10).tolist() == [2] * 10
+    assert source.train.class_counts(10).tolist() == [20 - 2 * k for k in range(10)]
+    assert source.test.class_counts(10).tolist() == [2] * 10
     assert source.test.images[:, 1].unique().tolist() == [255]
     assert source.notes == (f"The test images are those of {sibling}, the folder beside it.",)
     parts = split(source, RunConfig())
-    assert parts.val.counts(10).tolist() == [1] * 10
-    assert parts.counts.tolist() == [19 - 2 * k for k in range(10)]
+    assert parts.val.class_counts(10).tolist() == [1] * 10
+    assert parts.class_counts.tolist() == [19 - 2 * k for k in range(10)]
 
 
 def test_imbalanced_folder_without_a_sibling_gives_up_some_images_for_testing(course: Path) -> None:
     (course.parent / "CIFAR10_balance").rename(course.parent / "elsewhere")
     source = load(course)
-    assert source.test.counts(10).tolist() == [1] * 10
+    assert source.test.class_counts(10).tolist() == [1] * 10
     assert "held out" in source.notes[0]
 
 
@@ -361,7 +226,7 @@ def test_other_files_and_hidden_or_empty_folders_are_passed_over(folder: Callabl
 def test_folder_is_decoded_once(folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     root = folder()
     first = load(root)
-    monkeypatch.setattr(data, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
     second = load(root)
     assert (second.digest, second.classes, second.notes) == (first.digest, first.classes, first.notes)
     assert torch.equal(second.train.images, first.train.images)
@@ -448,7 +313,7 @@ def test_class_with_a_single_image_is_refused_or_kept_for_training(folder: Calla
     except LabError as error:
         assert "emu" in str(error)  # noqa: PT017 - either outcome is right, a class that nobody trains on is not
     else:
-        assert source.train.counts(3).min() >= 1
+        assert source.train.class_counts(3).min() >= 1
 
 
 # ---------------------------------------------------------------- CIFAR-10
@@ -524,7 +389,7 @@ def test_disk_too_small_for_a_folder_larger_than_memory_is_one_sentence(
     def full(*arguments: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(LabError, match=r"No space left on device.*free some space"):
         load_source(RunConfig(dataset="folder", data_dir=str(folder()), image_size=8))
@@ -537,7 +402,7 @@ def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content
     inside = load_source(config)
     for path in cache.glob("*.pt"):
         path.unlink()
-    monkeypatch.setattr(data.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
     memmap, shapes = np.memmap, []
     monkeypatch.setattr(np, "memmap", lambda *a, shape: shapes.append(shape) or memmap(*a, shape=shape))
     load, loaded = torch.load, []
@@ -549,12 +414,3 @@ def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content
     for source in (decoded, mapped):
         assert source.digest == inside.digest
         assert torch.equal(source.train.images, inside.train.images)
-
-
-@pytest.mark.parametrize("places", [[3, 0, 2], []])
-def test_split_moves_its_own_images_in_their_order(places: list[int]) -> None:
-    whole = data.Split(torch.arange(48, dtype=torch.uint8).view(4, 3, 2, 2), torch.arange(4), torch.arange(4))
-    part = whole.take(torch.tensor(places, dtype=torch.long))
-    images, labels = part.to(torch.device("cpu"))
-    assert torch.equal(images, part.images)
-    assert labels.tolist() == places

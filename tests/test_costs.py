@@ -1,0 +1,132 @@
+"""What models cost is measured once for a shape, a machine and this code."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from vitlab.analysis import complexity
+from vitlab.config import RunConfig
+from vitlab.errors import LabError
+from vitlab.lab import costs
+from vitlab.lab.costs import Costs
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Costs:
+    """Nothing has been measured yet."""
+    return Costs(tmp_path / "runs" / "complexity", num_classes=10, channels=1)
+
+
+def test_measurement_is_taken_once(kept: Costs) -> None:
+    taken: list[int] = []
+
+    def measure() -> dict[str, Any]:
+        taken.append(1)
+        return {"ms": [1.5, 2.5]}
+
+    again = Costs(kept.folder, 10, 1)
+    assert kept.measured("speed", {"n": 1}, measure) == {"ms": [1.5, 2.5]}
+    assert again.measured("speed", {"n": 1}, measure) == {"ms": [1.5, 2.5]}
+    assert again.measured("speed", {"n": 1}, None) == {"ms": [1.5, 2.5]}
+    assert len(taken) == 1
+    kept.measured("speed", {"n": 2}, measure)
+    kept.measured("memory", {"n": 1}, measure)
+    assert len(taken) == 3
+
+
+def test_another_machine_measures_for_itself(kept: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    here = costs.environment()
+    for machine in (here, here | {"device": "another"}, here | {"threads": -1}, here | {"commit": "another"}):
+        monkeypatch.setattr(costs, "environment", lambda machine=machine: machine)
+        kept.measured("speed", 1, lambda: taken.append(1))
+    assert len(taken) == 3  # the commit is no other machine
+
+
+def test_measurement_is_taken_anew_when_the_code_has_changed_but_still_read(
+    kept: Costs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.measured("speed", 1, lambda: "old")
+    monkeypatch.setattr(costs, "code_digest", lambda: "another")
+    assert kept.measured("speed", 1, None) == "old"
+    assert kept.measured("speed", 1, lambda: "new") == "new"
+    assert kept.measured("speed", 1, None) == "new"
+
+
+def test_code_that_decides_a_measurement_is_that_of_the_models_and_of_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "vitlab"
+    for folder in ("models", "analysis", "lab"):
+        (package / folder).mkdir(parents=True)
+    monkeypatch.setattr(costs, "ROOT", tmp_path)
+    digests = []
+    for name in ("models/vit.py", "models/a_new_one.py", "machine.py", "analysis/complexity.py", "lab/plan.py"):
+        (package / name).write_text(name)
+        digests.append(costs.code_digest.__wrapped__())
+    assert len({*digests}) == 4
+    assert digests[-1] == digests[-2]
+
+
+def test_missing_measurement_names_chapter_05(kept: Costs) -> None:
+    with pytest.raises(LabError, match=r"has not been measured in .*runs: .*notebooks/05_complexity\.ipynb"):
+        kept.measured("speed", 1, None)
+
+
+def test_failed_measurement_is_not_kept(kept: Costs) -> None:
+    with pytest.raises(ZeroDivisionError):
+        kept.measured("speed", 1, lambda: 1 / 0)
+    assert kept.measured("speed", 1, lambda: 2) == 2
+
+
+def test_equal_shapes_share_their_cost(kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[tuple] = []
+    monkeypatch.setattr(complexity, "measure", lambda *what: measured.append(what) or {"macs": len(measured)})
+    first = kept.of(tiny)
+    assert measured == [(tiny, 1, 10)]  # channels, classes
+    for change in ({"init_from": "another", "epochs": 9}, {"lr": 1.0, "keep_ratio": 0.2}, {"dropout": 0.5}):
+        assert kept.of(tiny.replace(**change)) == first
+    pruned = tiny.replace(model="dynamic_vit")
+    others = [pruned, tiny.replace(model="linear_vit"), pruned.replace(keep_ratio=0.2), tiny.replace(image_size=16)]
+    assert len({kept.of(config)["macs"] for config in others} | {first["macs"]}) == 5
+    assert kept.of(pruned.replace(distill_weight=0.0)) == kept.of(pruned)  # of training alone
+    assert Costs(kept.folder, num_classes=7, channels=1).of(tiny) != first
+    assert Costs(kept.folder, num_classes=10, channels=3).of(tiny) != first
+
+
+def test_cost_that_may_only_be_read_is_not_measured(
+    kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complexity, "measure", lambda *_: {"macs": 5})
+    with pytest.raises(LabError, match="has not been measured"):
+        kept.of(tiny, only_read=True)
+    assert not kept.path_of(tiny).exists()
+    kept.of(tiny)
+    assert kept.path_of(tiny).exists()
+    assert kept.of(tiny, only_read=True) == {"macs": 5}
+
+
+def test_tables_of_costs_are_the_same_read_as_measured(
+    kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = pd.DataFrame({"keep_ratio": [1.0, 0.5], "macs": [40, 20]})
+    grown = pd.DataFrame({"attention": ["softmax", "softmax"], "tokens": [4, 8], "seconds": [0.1, 0.4]})
+    calls: list[str] = []
+    monkeypatch.setattr(complexity, "by_keep_ratio", lambda *_: calls.append("swept") or swept)
+    monkeypatch.setattr(complexity, "growth", lambda *_: calls.append("grown") or grown)
+    pruned = tiny.replace(model="dynamic_vit")
+    for _ in range(2):
+        pd.testing.assert_frame_equal(kept.by_keep_ratio(pruned, (1.0, 0.5)), swept)
+        pd.testing.assert_frame_equal(kept.growth(tiny, [4, 8]), grown)
+    assert calls == ["swept", "grown"]
+    kept.by_keep_ratio(pruned, (1.0, 0.4))
+    kept.growth(tiny, [4, 16])
+    kept.growth(tiny.replace(linformer_k=1), [4, 16])
+    assert calls == ["swept", "grown", "swept", "grown", "grown"]
+
+
+def test_formula_is_that_of_the_shape_at_hand(kept: Costs, tiny: RunConfig) -> None:
+    assert kept.macs(tiny) == complexity.macs(tiny, channels=1, num_classes=10)
+    assert Costs(kept.folder, num_classes=7, channels=3).macs(tiny) == complexity.macs(tiny, 3, 7)

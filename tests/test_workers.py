@@ -1,0 +1,89 @@
+"""Runs of narrow models train side by side, in processes that end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import active_children
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import SMALL, assert_same_run
+
+from vitlab.lab import Lab
+from vitlab.lab.workers import fitting, side_by_side
+
+NARROW, WIDE = SMALL.run(), SMALL.run(dim=128)
+SLEEP = "import os, pathlib, time\npathlib.Path({!r}, str(os.getpid())).touch()\ntime.sleep(300)"
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one run fills a GPU")
+@pytest.mark.parametrize(("todo", "at_once"), [([NARROW] * 5, 2), ([NARROW], 1), ([], 0), ([NARROW, WIDE, NARROW], 1)])
+def test_as_many_narrow_models_train_at_once_as_there_are_threads(todo: list, at_once: int, two_threads: None) -> None:
+    assert fitting(todo) == at_once
+
+
+def test_on_a_gpu_one_run_trains_at_a_time(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert fitting([NARROW] * 5) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one run fills a GPU")
+def test_runs_trained_side_by_side_are_those_trained_one_by_one(tmp_path: Path, two_threads: None) -> None:
+    one, many = (Lab.of(SMALL.replace(runs_dir=str(tmp_path / name), epochs=1)) for name in ("one", "many"))
+    configs = {name: one.plan.config(name) for name in ("ViT", "ViT, conv tokenizer", "Linear ViT")}
+    done = many.train(configs)
+    assert "TQDM_DISABLE" not in os.environ
+    for name, config in configs.items():
+        assert done[name].path.parent == tmp_path / "many"
+        assert_same_run(done[name], one.train_one(config))
+
+
+@pytest.mark.slow
+def test_fault_in_one_ends_all(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(exec, [(SLEEP.format(str(tmp_path)),), ("1 / 0",)], 2)
+    for child in active_children():
+        child.join(30)
+    assert time.perf_counter() - started < 120
+    assert not [path for path in tmp_path.iterdir() if psutil.pid_exists(int(path.name))]
+    assert "TQDM_DISABLE" not in os.environ
+
+
+@pytest.mark.slow
+def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
+    script = tmp_path / "lab.py"  # a spawned process imports it again
+    (tmp_path / "pids").mkdir()
+    task = SLEEP.format(str(tmp_path / "pids"))
+    script.write_text(
+        f"from vitlab.lab.workers import side_by_side\nif __name__ == '__main__':\n    side_by_side(exec, [({task!r},)] * 2, 2)"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    try:
+        pids = waited_for(lambda: [int(path.name) for path in (tmp_path / "pids").iterdir()], 2)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    waited_for(lambda: [pid for pid in pids if not psutil.pid_exists(pid)], 2)
+
+
+def waited_for(found, number: int, seconds: float = 90) -> list:
+    end = time.perf_counter() + seconds
+    while len(found()) < number:
+        assert time.perf_counter() < end
+        time.sleep(0.1)
+    return found()
