@@ -1,18 +1,24 @@
 """What stands in several places agrees."""
 
+import ast
 import re
+import shlex
 import tomllib
-from types import SimpleNamespace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from PIL import Image
 
-from vitlab.config import ROOT, load_params
-from vitlab.lab import Lab
-from vitlab.report import file_digest, result_parameters
-from vitlab.tables import readme_table
+import vitlab
+from vitlab import __main__
+from vitlab.analysis.tables import readme_table
+from vitlab.machine import ROOT
+from vitlab.report.make import file_digest
 
 COMMITTED = ROOT / "reports" / "cifar10_cpu"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -24,29 +30,52 @@ def test_environment_yml_installs_this_project_and_lists_no_version_of_its_own()
     [pip] = [d["pip"] for d in dependencies if isinstance(d, dict)]
     assert {re.split("[=<>]", d)[0] for d in conda} == {"python", "pip", "make"}
     [python] = [d.partition("=")[2] for d in conda if d.startswith("python")]
-    least = PROJECT["requires-python"].removeprefix(">=")
-    assert tuple(map(int, python.split("."))) >= tuple(map(int, least.split(".")))
-    [extra] = re.fullmatch(r"-e \.\[(\w+)\]", pip[0]).groups()
-    assert len(pip) == 1
+    assert python in SpecifierSet(PROJECT["requires-python"])
+    assert pip[0] == "-c constraints.txt"
+    [extra] = re.fullmatch(r"-e \.\[(\w+)\]", pip[1]).groups()
+    assert len(pip) == 2
     assert extra in PROJECT["optional-dependencies"]
 
 
-def test_torch_is_pinned():
-    assert {"torch==2.14.1", "torchvision==0.29.1"} <= set(PROJECT["dependencies"])
+def test_exact_versions_are_among_those_that_the_project_asks_for():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    exact = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    for requirement in map(Requirement, wanted):
+        assert exact[canonicalize_name(requirement.name)] in requirement.specifier, requirement
 
 
-@pytest.mark.parametrize("target", ["report", "test", "lab"])
+def test_make_installs_the_exact_versions():
+    assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("target", ["report", "test", "quick-test", "lab"])
 def test_readme_names_the_commands_of_the_makefile(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert f"make {target}" in (ROOT / "README.md").read_text()
 
 
-def test_files_that_the_readme_names_exist():
-    readme = (ROOT / "README.md").read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if not link.startswith("http")]
-    links += re.findall(r'<img[^>]+src="([^"]+)"', readme)
-    assert links
+def test_commands_of_the_readme_are_understood():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks += re.findall(r"^    .*\n", __main__.__doc__, re.MULTILINE)
+    commands = re.findall(r"\bvitlab ((?:report|train) [^\n#]+)", "".join(blocks))
+    assert {command.split()[0] for command in commands} == {"report", "train"}
+    for command in commands:
+        arguments = __main__.parser().parse_args(shlex.split(command))
+        profile = f"params/{arguments.profile}.yaml" if arguments.command == "report" else arguments.params
+        assert (ROOT / profile).exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_a_page_names_exist(page):
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    links += re.findall(r'<img[^>]+src="([^"]+)"', text)
     assert not [link for link in links if not (ROOT / link).exists()]
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    assert links or named
+    there = [f"/{path.relative_to(ROOT)}" for folder in ("vitlab", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in there)]
 
 
 def test_readme_shows_the_results_of_the_committed_report():
@@ -58,18 +87,42 @@ def test_readme_shows_the_results_of_the_committed_report():
         assert picture.text["Source"] == f"results.csv {file_digest(COMMITTED / 'results.csv')}"
 
 
-def test_the_committed_report_is_of_the_profile_as_it_is_now():
-    stored = yaml.safe_load((COMMITTED / "parameters.yaml").read_text())
-    params = load_params(ROOT / "params" / "cifar10_cpu.yaml", {"dataset": "folder", "data_dir": "anywhere"})
-    lab = Lab(params, SimpleNamespace(digest=stored["data"]))
-    assert result_parameters(lab) == stored
-    results = pd.read_csv(COMMITTED / "results.csv")
-    plan = {name: config for chapter in lab.plan.values() for name, config in chapter.items()}
-    named = {name: lab.run_of(config).path.name for name, config in plan.items()}
-    assert dict(zip(results["model"], results["run"], strict=True)) == named
-
-
 def test_every_module_of_the_package_is_in_its_map():
-    text = (ROOT / "vitlab" / "__init__.py").read_text()
-    modules = {path.stem for path in (ROOT / "vitlab").glob("*.py")} - {"__init__"}
-    assert not [name for name in modules if not re.search(rf"\b{name}\b", text)]
+    lines = vitlab.__doc__.splitlines()
+    for path in sorted((ROOT / "vitlab").rglob("*.py")):
+        folder, name = path.parent.relative_to(ROOT / "vitlab"), path.stem
+        places = lines if folder == Path() else [line for line in lines if line.startswith(f"{folder}/")]
+        if not name.startswith("__"):
+            assert [line for line in places if re.search(rf"\b{name}\b", line)], path
+
+
+@pytest.mark.parametrize("place", ["models/*", "data/*", "training/losses", "training/optim", "training/step"])
+def test_what_is_to_be_read_never_imports_what_keeps_a_run_alive(place):
+    keeps_alive = ("vitlab.training.session", "vitlab.training.fit", "vitlab.lab", "vitlab.runs", "vitlab.report")
+    paths = list((ROOT / "vitlab").glob(f"{place}.py"))
+    assert paths
+    for path in paths:
+        assert not [name for name in imports(path) if name.startswith(keeps_alive)], path
+
+
+@pytest.mark.parametrize(
+    ("part", "users"), [("vitlab.lab", ("lab", "report", "__main__")), ("vitlab.report", ("report", "__main__"))]
+)
+def test_lab_and_report_stand_on_the_rest_and_not_the_rest_on_them(part, users):
+    for path in (ROOT / "vitlab").rglob("*.py"):
+        if not str(path.relative_to(ROOT / "vitlab")).startswith(users):
+            assert not [name for name in imports(path) if name.startswith(part)], path
+
+
+def imports(path):
+    """Modules that a file imports when it runs, those for type checkers alone not among them."""
+    found = []
+    tree = ast.parse(path.read_text())
+    hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    passed = {id(inner) for node in hints for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in passed:
+            found += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and id(node) not in passed:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found

@@ -15,13 +15,16 @@ from browser import open_offline
 from conftest import SHARED_RUNS
 from PIL import Image
 
-from vitlab import report
-from vitlab.config import ROOT, LabConfig
-from vitlab.lab import NOTEBOOKS, check
+from vitlab.__main__ import main
+from vitlab.config import LabConfig
+from vitlab.lab.plan import NOTEBOOKS
+from vitlab.lab.results import check
+from vitlab.machine import ROOT
+from vitlab.report import make
 
 
 def command(out, *options):
-    return [sys.executable, "-m", "vitlab.report", "--out", str(out), *options]
+    return [sys.executable, "-m", "vitlab", "report", "--out", str(out), *options]
 
 
 def run(out, runs, *options):
@@ -49,6 +52,7 @@ def made(place):
     return result, done
 
 
+@pytest.mark.slow
 def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_again(made, place):
     result, done = made
     assert result.returncode == 0, result.stderr
@@ -58,6 +62,7 @@ def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_ag
     assert expected <= {path.name for path in place[0].iterdir()}
 
 
+@pytest.mark.slow
 def test_second_call_trains_and_executes_nothing(made, place):
     out, runs = place
     summaries = {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
@@ -68,11 +73,13 @@ def test_second_call_trains_and_executes_nothing(made, place):
     assert len(list(runs.glob("*/summary.json"))) == len(summaries)
 
 
+@pytest.mark.slow
 def test_output_is_free_of_warnings_and_tracebacks(made):
     result, _ = made
     assert not re.findall(r"warning|traceback|deprecat", result.stdout + result.stderr, re.IGNORECASE)
 
 
+@pytest.mark.slow
 def test_results_hold_every_model_once(made, place):
     frame = pd.read_csv(place[0] / "results.csv")
     assert frame["model"].is_unique
@@ -83,12 +90,14 @@ def test_results_hold_every_model_once(made, place):
     assert all(name in tex for name in (r"\toprule", *frame["model"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "least"), [("ViT", 0.97), ("Linear ViT", 0.95), ("Linformer ViT", 0.95)])
 def test_models_know_the_digits(made, place, model, least):
     accuracy = pd.read_csv(place[0] / "results.csv").set_index("model")["accuracy"]
     assert accuracy[model] >= least
 
 
+@pytest.mark.slow
 def test_every_number_of_the_comparison_stands_in_results(made, place):
     html = (place[0] / "report.html").read_text()
     for row in pd.read_csv(place[0] / "results.csv").itertuples():
@@ -101,17 +110,19 @@ def tables_of(notebook):
     return [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
 
 
+@pytest.mark.slow
 def test_chapter_06_can_be_made_from_the_runs_kept_beside_the_report(made, place, tmp_path, monkeypatch):
     kept = place[0] / "runs"
     assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 5 * 2**20
     monkeypatch.setenv("VITLAB_RUNS", str(kept))
     target = tmp_path / "06.ipynb"
-    report.run_notebook(NOTEBOOKS["06"], target, {})
+    make.run_notebook(NOTEBOOKS["06"], target, {})
     again, before = (nbformat.read(path, 4) for path in (target, place[0] / "notebooks" / NOTEBOOKS["06"].name))
     assert len(tables_of(again)) == 4
     assert tables_of(again) == tables_of(before)
 
 
+@pytest.mark.slow
 def test_page_opens_offline_in_a_browser(made, place):
     path = place[0] / "report.html"
     assert path.stat().st_size < 6 * 2**20
@@ -130,8 +141,7 @@ def refused(tmp_path, capsys, monkeypatch):
 
     def call(*options):
         monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
-        monkeypatch.setattr(sys, "argv", ["report", "--out", str(tmp_path / "out"), *options])
-        assert report.main() == 1
+        assert main(["report", "--out", str(tmp_path / "out"), *options]) == 1
         return capsys.readouterr().err, tmp_path / "runs"
 
     return call
@@ -141,6 +151,7 @@ def refused(tmp_path, capsys, monkeypatch):
     ("options", "expected"),
     [
         (["--set", "epoch=3"], "did you mean 'epochs'?"),
+        (["--set", "device=mps"], "device is mps"),
         (["--set", "lr=fast"], "parameter lr"),
         (["--set", "patch_size=5"], "does not divide image_size"),
         (["--set", "heads=3"], "does not divide dim"),
@@ -157,7 +168,7 @@ def test_wrong_input_is_one_sentence_before_any_work(refused, options, expected)
 
 def test_report_of_other_parameters_is_not_overwritten(tmp_path, refused):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "parameters.yaml").write_text(yaml.safe_dump(report.result_parameters(check(LabConfig()))))
+    (tmp_path / "out" / "parameters.yaml").write_text(yaml.safe_dump(make.result_parameters(check(LabConfig()))))
     error, runs = refused("--set", "seed=7", "notes=any")
     assert "holds a report with other values of seed: choose another folder" in error
     assert not runs.exists()
@@ -181,10 +192,19 @@ def test_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, refuse
 
 def test_full_disk_is_said_before_any_work(tmp_path):
     """A limit on file sizes stands in for a full disk: the same error from the same call."""
-    limited = f'ulimit -f 512; exec "$0" -m vitlab.report --out {tmp_path / "out"}'
+    limited = f'ulimit -f 512; exec "$0" -m vitlab report --out {tmp_path / "out"}'
     environment = os.environ | {"VITLAB_RUNS": str(tmp_path / "runs")}
     shell = ["bash", "-c", limited, sys.executable]
     result = subprocess.run(shell, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1
     assert "free some space" in result.stderr
     assert not list(tmp_path.glob("runs/*/config.json"))
+
+
+def test_interrupted_command_says_how_it_goes_on(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make, "check", interrupt)
+    assert main(["report", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err

@@ -1,12 +1,9 @@
 """A run's directory is named by what decides its result; what is loaded from it is data, never code."""
 
 import contextlib
-import importlib.util
 import json
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +12,11 @@ import torch
 from torch import nn
 
 from vitlab import machine, runs
-from vitlab.config import LabConfig, Recipe, RunConfig
-from vitlab.data.splits import Data, Source, split
+from vitlab.config import RunConfig
+from vitlab.data.splits import Source
 from vitlab.errors import LabError
 from vitlab.models.registry import MODELS, Row
-from vitlab.runs import Run, identity, module_identity
+from vitlab.runs import Run, identity
 
 CONFIG = RunConfig()
 
@@ -235,14 +232,8 @@ def test_copy_overwrites_no_whole_run(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what a complete run tells
 
 
-def test_run_knows_its_model_its_data_and_its_classes(train: Callable[..., Run], tiny: RunConfig, few: Source) -> None:
-    run = train(tiny.replace(epochs=1))
-    again = Run(run.path)
-    assert (again.config, again.classes) == (tiny.replace(epochs=1), list(few.classes))
-    data = split(few, again.config)
-    with np.load(run.path / "split.npz") as stored:
-        assert stored["train"].tolist() == data.train.index.tolist()
-    assert again.record["counts"] == data.class_counts.tolist()
+def test_run_knows_its_model_and_its_answers(train: Callable[..., Run], tiny: RunConfig, few: Source) -> None:
+    again = Run(train(tiny.replace(epochs=1)).path)
     model = again.model(device="cpu")
     assert not model.training
     assert all(torch.equal(value, again.weights()[name]) for name, value in model.state_dict().items())
@@ -271,108 +262,6 @@ def test_training_time_includes_that_of_the_run_it_started_from(tmp_path: Path) 
     assert run("third", 2, run("second", 5, "first").path.name).training_seconds == 17
     with pytest.raises(LabError, match="started from lost, which is not beside it"):
         _ = run("fourth", 1, "lost").training_seconds
-
-
-# ---------------------------------------------------------------- a module of the reader's own
-
-NET = """
-from torch import nn
-
-class Part(nn.Module):
-    scale = 2
-
-    def forward(self, x):
-        return self.scale * x
-
-class Net(Part):
-    def __init__(self, width=4):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, width), Part(), nn.Linear(width, 10))
-
-    @property
-    def size(self):
-        return 64
-
-    def forward(self, images):
-        return super().forward(self.layers(images))
-"""
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Callable[..., nn.Module]:
-    """net(old, new, width=4): an instance of NET's class, in whose source `new` stands for `old`."""
-    numbers = count()
-
-    def make(old: str = "", new: str = "", **options: int) -> nn.Module:
-        path = tmp_path / f"own{next(numbers)}.py"
-        path.write_text(NET.replace(old, new) if old else NET)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.Net(**options)
-
-    return make
-
-
-def test_module_with_the_same_source_and_shapes_is_the_same_whatever_its_weights(net: Callable[..., nn.Module]) -> None:
-    assert module_identity(net()) == module_identity(net())
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("self.layers(images)", "-self.layers(images)"),
-        ("scale = 2", "scale = 3"),  # of the class that it inherits from, and of one of its parts
-        ("self.scale * x", "self.scale + x"),
-        ("return 64", "return 65"),  # a property
-        ("Part(), ", ""),
-        ("width=4", "width=5"),
-    ],
-)
-def test_module_whose_code_has_changed_is_another(old: str, new: str, net: Callable[..., nn.Module]) -> None:
-    assert module_identity(net(old, new)) != module_identity(net())
-
-
-def test_module_of_another_shape_is_another(net: Callable[..., nn.Module]) -> None:
-    assert module_identity(net(width=4)) != module_identity(net(width=5))
-    plain = [module_identity(nn.Sequential(nn.Flatten(), nn.Dropout(p), nn.Linear(64, 10))) for p in (0.1, 0.1, 0.2)]
-    assert plain[0] == plain[1] != plain[2]
-
-
-def test_run_of_an_own_module_is_named_by_module_recipe_and_images(
-    net: Callable[..., nn.Module], few: Source, tmp_path: Path
-) -> None:
-    data, recipe, own = split(few, CONFIG.replace(image_size=8)), LabConfig().recipe(epochs=2), net()
-
-    def path(module: nn.Module = own, recipe: Recipe = recipe, data: Data = data) -> Path:
-        return Run.of_module(tmp_path, module, recipe, data).path
-
-    assert path().name.startswith("own-Net-seed0-")
-    assert path() == path(net()) == path(recipe=recipe.replace(device="cpu", num_workers=0))
-    others = [
-        path(net(width=5)),
-        path(recipe=recipe.replace(lr=0.1)),
-        path(recipe=recipe.replace(seed=1)),
-        path(data=replace(data, digest="other")),
-        path(data=replace(data, train=data.train.take(torch.arange(50)))),
-    ]
-    assert len({path(), *others}) == 6
-
-
-def test_own_modules_weights_need_an_instance_of_that_very_module(
-    net: Callable[..., nn.Module], few: Source, tmp_path: Path
-) -> None:
-    data, recipe, trained = split(few, CONFIG.replace(image_size=8)), Recipe(epochs=2), net()
-    run = Run.of_module(tmp_path, trained, recipe, data)
-    run.write_record(recipe, data, trained)
-    run.save("model.pt", trained.state_dict())
-    assert run.config == recipe
-    loaded = run.model(net(), device="cpu")
-    assert torch.equal(loaded.layers[1].weight, trained.layers[1].weight)
-    with pytest.raises(LabError, match="holds weights of a class Net: pass an instance of it"):
-        run.model()
-    with pytest.raises(LabError, match="this Net is another one, or its code has changed"):
-        run.model(net("scale = 2", "scale = 3"))
 
 
 # ---------------------------------------------------------------- beside others, and on this machine

@@ -54,13 +54,15 @@ def test_runs_trained_side_by_side_are_those_trained_one_by_one(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_fault_in_one_ends_all(tmp_path: Path) -> None:
+    fault = f"import os, time\nwhile not os.listdir({str(tmp_path)!r}):\n    time.sleep(0.1)\n1 / 0"
     started = time.perf_counter()
     with pytest.raises(ZeroDivisionError):
-        side_by_side(exec, [(SLEEP.format(str(tmp_path)),), ("1 / 0",)], 2)
+        side_by_side(exec, [(SLEEP.format(str(tmp_path)),), (fault,)], 2)
     for child in active_children():
         child.join(30)
     assert time.perf_counter() - started < 120
-    assert not [path for path in tmp_path.iterdir() if psutil.pid_exists(int(path.name))]
+    [sleeper] = tmp_path.iterdir()
+    assert not psutil.pid_exists(int(sleeper.name))
     assert "TQDM_DISABLE" not in os.environ
 
 
@@ -68,10 +70,9 @@ def test_fault_in_one_ends_all(tmp_path: Path) -> None:
 def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = tmp_path / "lab.py"  # a spawned process imports it again
     (tmp_path / "pids").mkdir()
-    task = SLEEP.format(str(tmp_path / "pids"))
-    script.write_text(
-        f"from vitlab.lab.workers import side_by_side\nif __name__ == '__main__':\n    side_by_side(exec, [({task!r},)] * 2, 2)"
-    )
+    tasks = [(SLEEP.format(str(tmp_path / "pids")),)] * 2
+    work = f"if __name__ == '__main__':\n    side_by_side(exec, {tasks!r}, 2)"
+    script.write_text(f"from vitlab.lab.workers import side_by_side\n{work}")
     parent = subprocess.Popen([sys.executable, str(script)])
     try:
         pids = waited_for(lambda: [int(path.name) for path in (tmp_path / "pids").iterdir()], 2)

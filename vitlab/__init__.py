@@ -1,6 +1,6 @@
 """vitlab: a lab report on Vision Transformers that you can run.
 
-config         parameters, validated               parameters  where their values come from
+config, errors parameters, validated               parameters  where their values come from
 models/        vit, dynamic_vit, linear_vit        registry    name -> model
 data/          sources, splits                     batches, augment
 training/      losses, optim, step                 session, fit, evaluate, progress: what keeps a run alive

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,10 +80,20 @@ def source_digest(cls: type) -> str:
         for name, value in vars(base).items():
             function = getattr(value, "__func__", getattr(value, "fget", value))  # of a method or a property
             if inspect.isfunction(function):
-                text += inspect.getsource(function)  # of a notebook's class as well, where that of the class is unknown
+                text += _source(function, cls)  # of a notebook's class as well, where that of the class is unknown
             elif not name.startswith("__") and isinstance(value, int | float | str | tuple):
                 text += f"{name} = {value!r}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _source(function: Callable, cls: type) -> str:
+    try:
+        return inspect.getsource(function)
+    except OSError:
+        raise LabError(
+            f"the source of {cls.__name__}.{function.__name__} cannot be read, and a run is known by it: define the "
+            "class in a file or a notebook, or train without a session"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -43,20 +43,18 @@ def fit(
     """
     session = session or Session()
     device = session.device(recipe)
-    if done := session.result:
-        model.load_state_dict(done.weights())
-        return model.to(device).eval(), done.history
-    if torch.distributed.is_initialized() and device.type == "cuda":  # there is none for a CPU
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if recipe.channels_last:
-        model.to(memory_format=torch.channels_last)
-    objective = Objective(model.train(), recipe, data.class_counts, teacher).to(device)
-    if recipe.compile:
-        objective.compile()
+    if session.result:
+        return _loaded(model, session.result, device)
     with set_for_training(model), session.running(model, data, recipe) as saved:
-        if done := session.result:  # another process has completed it while this one waited
-            model.load_state_dict(done.weights())
-            return model.eval(), done.history
+        if session.result:  # another process has completed it while this one waited
+            return _loaded(model, session.result, device)
+        if torch.distributed.is_initialized() and device.type == "cuda":  # there is none for a CPU
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        objective = Objective(model.train(), recipe, data.class_counts, teacher and teacher.eval()).to(device)
+        if recipe.compile:
+            objective.compile()
         at = Progress(**saved["progress"]) if saved else Progress()
         recipe = session.begin(at, model, recipe)
         try:
@@ -72,6 +70,11 @@ def fit(
         model.load_state_dict(at.best["weights"])
         session.finish(model.eval(), data, recipe, at)
     return model, pd.DataFrame(at.history)
+
+
+def _loaded(model: nn.Module, run: Run, device: torch.device) -> tuple[nn.Module, pd.DataFrame]:
+    model.load_state_dict(run.weights())
+    return model.to(device).eval(), run.history
 
 
 def fit_run(
