@@ -68,8 +68,9 @@ def main(words: list[str] | None = None) -> int:
     except LabError as error:
         print(f"vitlab: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("vitlab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+        print(f"vitlab: {told}", file=sys.stderr)
         return 130
     return 0
 
