@@ -16,6 +16,7 @@ from vitlab.config import LabConfig, Recipe, RunConfig, absolute
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
+from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.plan import Plan, how_to_make
@@ -43,7 +44,10 @@ class Lab:
     @classmethod
     def open(cls, namespace: Mapping[str, Any]) -> "Lab":
         """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
-        return cls.of(from_notebook(namespace))
+        lab = cls.of(from_notebook(namespace))
+        explain_names(LabConfig.help())
+        complete_strings({"load": lab.plan.configs, "config": lab.plan.configs, "compare": lab.plan.names})
+        return lab
 
     @classmethod
     def of(cls, params: LabConfig) -> "Lab":
