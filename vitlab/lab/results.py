@@ -20,7 +20,7 @@ from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.plan import Plan, how_to_make
-from vitlab.models.registry import build_model
+from vitlab.models.registry import MODELS, build_model
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
 from vitlab.training import display
@@ -108,7 +108,7 @@ class Lab:
         """What this lab calls a run, such as "ViT, conv tokenizer"."""
         path = self.run_of(config).path
         names = (name for name, other in self.plan.configs.items() if self.run_of(other).path == path)
-        return next(names, path.name)
+        return next(names, MODELS[config.model].title)
 
     def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
         """Keeps the training of a module of your own, on this lab's data, as a run beside the others."""
