@@ -106,6 +106,13 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "mistakes": (
         lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
     ),
+    "explored": (
+        lambda: pictures.explored(
+            IMAGES[0], "an ant", pd.Series([0.2, 0.7, 0.1], CLASSES),
+            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[True, False], [False, False]])},
+        ),
+        6, ["an ant", "probability", "bee", "rollout", "stage 1: 1 of 4"],
+    ),
     "pruning_stages": (
         lambda: pictures.pruning_stages(
             IMAGES[:2], [torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([[0], [3]])], 2, ["ant", "bee"]

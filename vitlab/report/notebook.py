@@ -110,6 +110,6 @@ def _scrolling(source: str) -> str:
     rules = "".join(
         f".vitlab-source {names} {{ color: var(--jp-mirror-editor-{kind}-color) }}" for kind, names in KINDS
     )
-    box = "max-height: 32em; overflow: auto; white-space: pre; word-break: normal; overflow-wrap: normal"
+    box = "margin: 0; max-height: 32em; overflow: auto; white-space: pre; word-break: normal; overflow-wrap: normal"
     edge = "padding: 0.6em; border: 1px solid var(--jp-border-color2); background: var(--jp-cell-editor-background)"
     return f'<style>{rules}</style><pre class="vitlab-source" tabindex="0" style="{box}; {edge}">{coloured}</pre>'

@@ -251,9 +251,11 @@ def _page(view: View) -> str:
     few = f"<p>{view.count()}</p>" if len(view.rows) > 1 else ""
     if not cells:
         few = few or f"<p>{html.escape(next(iter(view.rows), ''))}: begins …</p>"
-    cell = '<td style="text-align: left; padding: 0 1em 0 0; font-variant-numeric: tabular-nums">{}</td>'
+    style = "text-align: left; white-space: nowrap; padding: 0 1em 0 0; font-variant-numeric: tabular-nums"
+    cell = f'<td style="{style}">{{}}</td>'
     rows = "".join(f"<tr>{''.join(map(cell.format, row))}</tr>" for row in cells)
-    return f'<div role="status">{few}<table style="margin: 0; border: 0"><tbody>{rows}</tbody></table></div>'
+    table = f'<table style="margin: 0; border: 0"><tbody>{rows}</tbody></table>'
+    return f'<div role="status" style="overflow-x: auto">{few}{table}</div>'
 
 
 def _curve(row: Status, width: int = 120, height: int = 24) -> str:
