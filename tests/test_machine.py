@@ -1,9 +1,11 @@
 """What is known of the machine: the faster way is taken, and nothing is changed for others in the process."""
 
+import platform
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -270,3 +272,20 @@ def test_each_process_needs_a_gpu_of_its_own_where_there_are_any(
     if gpus:
         with pytest.raises(LabError, match=f"processes is {gpus + 1}.* at most {gpus}, or .*CUDA_VISIBLE_DEVICES"):
             machine.require_gpus(gpus + 1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
+def test_memory_of_a_training_is_given_back() -> None:
+    """Freed between blocks that stay, as a training's tensors are: it would be kept for the next step."""
+    process = psutil.Process()
+    machine.keep_freed_memory()
+    machine.give_back_memory()  # what the tests before have left
+    before = process.memory_info().rss
+    pieces = [torch.ones(250_000) for _ in range(200)]  # 1 MB each
+    kept = pieces[::20]
+    del pieces
+    held = process.memory_info().rss - before
+    machine.give_back_memory()
+    assert held > 150e6
+    assert process.memory_info().rss - before < 60e6
+    assert len(kept) == 10
