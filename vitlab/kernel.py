@@ -1,7 +1,7 @@
 """The notebook's kernel as far as the lab uses it: whether somebody reads along, completions, help for parameters."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from IPython import get_ipython
@@ -21,8 +21,8 @@ def reader() -> InteractiveShell | None:
     return shell
 
 
-def complete_strings(calls: Mapping[str, Iterable[str]]) -> None:
-    """Have the kernel complete the first string of a call: method's name -> strings, as in `lab.load("`."""
+def complete_strings(calls: Mapping[str, Callable[[], Iterable[str]]]) -> None:
+    """Have the kernel complete the first string of a call, as in `lab.load("`: method's name -> what gives the strings."""
     shell = get_ipython()
     if shell is None:
         return
@@ -34,7 +34,7 @@ def complete_strings(calls: Mapping[str, Iterable[str]]) -> None:
         typed = found[3]
         # what a token is, a completer decides: what stands before it in the string must not be repeated
         before = typed[: len(typed) - len(context.token.lstrip("\"'"))] if context.token else typed
-        fitting = [text for text in calls[found[1]] if text.startswith(typed)]
+        fitting = [text for text in calls[found[1]]() if text.startswith(typed)]
         completions = [SimpleCompletion(text=text[len(before) :], type="run") for text in fitting]
         return {"completions": completions, "suppress": bool(completions), "matched_fragment": typed[len(before) :]}
 

@@ -46,7 +46,8 @@ class Lab:
         """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
         lab = cls.of(from_notebook(namespace))
         explain_names(LabConfig.help())
-        complete_strings({"load": lab.plan.configs, "config": lab.plan.configs, "compare": lab.plan.names})
+        every, compared = (lambda: lab.plan.configs), (lambda: lab.plan.names)  # asked when somebody types
+        complete_strings({"load": every, "config": every, "compare": compared})
         return lab
 
     @classmethod
