@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
@@ -25,6 +25,7 @@ PRESETS = {
     "base": {"dim": 512, "depth": 6, "heads": 8, "mlp_ratio": 4.0},
 }
 Preset = Literal["nano", "tiny", "small", "base"]
+Tokenizer = Literal["patch", "conv", "light"]
 Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
 Imbalance = Literal["none", "linear", "exponential"]
 ImbalanceOrder = Literal["classes", "random"]
@@ -35,6 +36,9 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
+Words = BeforeValidator(
+    lambda value: [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value
+)
 
 
 class Training(BaseModel):
@@ -128,7 +132,8 @@ class Common(Training):
     heads: Count | None = None  # of attention
     mlp_ratio: Positive | None = None  # hidden width of a block's MLP over dim
     patch_size: Count = 4  # pixels a side of what becomes one token
-    tokenizer: Literal["patch", "conv"] = "patch"  # patch or conv: how patches become tokens; chapter 02 trains both
+    # patch, conv, or light, a third of conv's work: how patches become tokens
+    tokenizer: Tokenizer = "patch"
     pool: Literal["cls", "mean"] = "cls"  # cls or mean: the class token is classified, or the mean of the patches
     positions: Literal["learned", "sincos"] = "learned"  # learned, or sincos: fixed sines and cosines
     init: Literal["xavier", "small"] = "xavier"  # small, deviation 0.02, suits muon: where Q, K, V and MLPs begin
@@ -138,6 +143,8 @@ class Common(Training):
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # DynamicViT: weight of both distillation losses
     feature_map: Literal["elu", "relu"] = "elu"  # elu or relu: of kernelised attention, elu(x) + 1 or relu(x)
+    # identity, elu or relu: of InLine attention; where it equals feature_map, only the normalisation differs
+    inline_map: Literal["identity", "elu", "relu"] = "identity"
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
     # headwise, key_value or layerwise: which heads and layers share Linformer's E and F
     linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"
@@ -170,9 +177,10 @@ class Common(Training):
             raise ValueError(f"positions sincos needs a dim that 4 divides, got {self.dim}")
         if self.crop >= self.image_size:
             raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
-        if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):
+        if self.tokenizer != "patch" and self.patch_size & (self.patch_size - 1):
             raise ValueError(
-                f"tokenizer conv, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got {self.patch_size}"
+                f"tokenizer {self.tokenizer}, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got "
+                f"{self.patch_size}"
             )
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
@@ -218,7 +226,15 @@ class LabConfig(Common):
     study_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
     study_epochs: Count = 15  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
-    long_epochs: CountOrZero = 0  # of the convolutional tokenizer's longer training; 0: there is none
+    seeds: Count = 1  # seeds of each run of chapters 02 to 04, from seed on
+    tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
+    sizes: Annotated[list[Preset], Words] = []  # further presets that chapter 02 trains, as small beside base
+    ablations: Annotated[
+        list[str], Words
+    ] = []  # further attentions of chapter 04: injective_vit, local_linear_vit, local_vit
+    # models beside which stand ViTs that cost as little, of fewer blocks and narrower
+    equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]
+    long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that is fine-tuned without pruning
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
@@ -232,6 +248,16 @@ class LabConfig(Common):
     def _check_lab(self) -> Self:
         if 0 < self.long_epochs <= self.epochs and not self.minutes:
             raise ValueError(f"long_epochs {self.long_epochs} must exceed epochs {self.epochs}, or be 0")
+        fitting = {
+            "ablations": [name for name, row in MODELS.items() if row.asked],
+            "equal_cost": [name for name, row in MODELS.items() if row.is_vit and row.chapter],
+        }
+        for parameter, known in fitting.items():
+            for name in getattr(self, parameter):
+                if name not in known:
+                    raise ValueError(f"{parameter} names {name!r}: choose of {', '.join(known)}")
+        if self.preset in self.sizes:
+            raise ValueError(f"sizes names {self.preset}, which is the preset itself: take it out")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
         return self

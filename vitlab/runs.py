@@ -22,7 +22,7 @@ from vitlab.config import Recipe, RunConfig, parse
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
 from vitlab.files import copy, writing
-from vitlab.models.registry import MODELS, build_model
+from vitlab.models.registry import MODELS, SHARED, build_model
 
 # preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
 IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last", "device"}
@@ -34,7 +34,9 @@ def identity(config: Recipe, digest: str) -> dict[str, Any]:
     """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
     unread = set(IRRELEVANT)
     if isinstance(config, RunConfig):
-        unread |= {option for row in MODELS.values() for option in row.options} - {*MODELS[config.model].options}
+        row, of_images = MODELS[config.model], {"image_size", "patch_size"}  # these decide the images that it sees
+        unread |= {option for other in MODELS.values() for option in other.options} - {*row.options}
+        unread |= {*SHARED} - {*row.shared} - of_images
         unread |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
     unread |= {"grow"} if not config.start_size else set()
     unread |= {"muon_lr"} if config.optimizer != "muon" else set()
@@ -110,7 +112,8 @@ class Run:
     @classmethod
     def of(cls, runs_dir: Path, config: RunConfig, digest: str) -> "Run":
         """The directory of this very configuration on these very data, whether it exists or not."""
-        words = [config.dataset, config.model, f"{config.dim}x{config.depth}", f"seed{config.seed}"]
+        shape = [f"{config.dim}x{config.depth}"] if MODELS[config.model].is_vit else []
+        words = [config.dataset, config.model, *shape, f"seed{config.seed}"]
         return cls(runs_dir / f"{'-'.join(words)}-{_hash(identity(config, digest))}")
 
     @classmethod

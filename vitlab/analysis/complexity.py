@@ -12,6 +12,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.config import RunConfig
+from vitlab.errors import LabError
 from vitlab.machine import device, keep_freed_memory, synchronize
 from vitlab.models.registry import MODELS, build_model
 
+EQUAL_COST = 0.03  # share by which the MACs of a smaller ViT may miss those of the model that it stands beside
 MEMORY_BATCH = 8  # images at which peak memory is measured
 
 # The course's four models at 32×32×3, patch 4, 10 classes: preset, model, and the parameters and FLOPs it quotes
@@ -41,6 +44,33 @@ def macs(config: RunConfig, channels: int, num_classes: int) -> dict[str, int]:
         return build.macs(config, channels, num_classes)
     images = torch.randn(2, channels, config.image_size, config.image_size)
     return {"counted": counted_macs(build_model(config, num_classes, channels), images, explicit=False)}
+
+
+def smaller_vit(vit: RunConfig, target: int, how: str, channels: int, num_classes: int) -> dict[str, float]:
+    """Shape of a ViT with less of `how`, "depth" or "dim", that needs `target` MACs, to within `EQUAL_COST` of them.
+
+    Blocks and width come in whole steps; the MLP ratio, in steps of 0.05, makes up for the rest. Of the shapes that
+    fit it is the one whose ratio is nearest to the ViT's own. LabError where none fits.
+    """
+
+    def cost(shape: dict[str, float]) -> int:
+        return sum(macs(vit.replace(**shape), channels, num_classes).values())
+
+    # whole heads, whose width the fixed positions divide by 4
+    step = 1 if how == "depth" else math.lcm(vit.heads, 4 if vit.positions == "sincos" else 1)
+    fitting = []
+    for size in range(getattr(vit, how) - step, 0, -step):
+        none, much = (cost({how: size, "mlp_ratio": ratio}) for ratio in (1.0, 11.0))  # linear in between
+        ratio = round((1 + 10 * (target - none) / (much - none)) * 20) / 20
+        shape = {how: size, "mlp_ratio": ratio}
+        if ratio * shape.get("dim", vit.dim) >= 1 and abs(cost(shape) / target - 1) <= EQUAL_COST:
+            fitting.append(shape)
+    if not fitting:
+        raise LabError(
+            f"no ViT of smaller {how} than {getattr(vit, how)} needs {target / 1e6:.2f} million MACs: take the model "
+            "out of equal_cost"
+        )
+    return min(fitting, key=lambda shape: abs(math.log(shape["mlp_ratio"] / vit.mlp_ratio)))
 
 
 @torch.inference_mode()
@@ -156,32 +186,47 @@ def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict
     }
 
 
-@torch.inference_mode()
-def growth(config: RunConfig, token_counts: list[int]) -> pd.DataFrame:
-    """One attention layer of `config` at batch 1, a row for each kind of the registry and number of tokens.
+def in_turn(works: dict[str, Callable[[], object]], rounds: int, least: float = 1e-3) -> dict[str, list[float]]:
+    """Seconds of one call of each work in each round, the works taking turns: what else the machine does slows all.
 
-    Columns attention, tokens, macs, seconds, low, high, bytes (at the peak).
+    A turn repeats its work until `least` seconds are over: a clock read after every short call would be part of it.
+    """
+    keep_freed_memory()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name, work in works.items():
+            calls, start = 0, time.perf_counter()
+            while calls == 0 or time.perf_counter() - start < least:
+                work()
+                synchronize()
+                calls += 1
+            times[name] += [(time.perf_counter() - start) / calls] if turn else []  # the first turn warms up
+    return times
+
+
+@torch.inference_mode()
+def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.DataFrame:
+    """One attention layer of `config` at batch 1, a row for each kind of the registry, number of tokens and round.
+
+    The kinds take turns (`in_turn`). Columns attention, tokens, round, macs, seconds, bytes (at the peak). The numbers
+    of tokens are squares, those of a square image's patches.
     """
     rows, on = [], device(config.device)
     for tokens in token_counts:
         inputs = torch.randn(1, tokens, config.dim, device=on)
+        works, about = {}, {}
         for row in MODELS.values():
-            if not row.attention:
-                continue
-            options = {name: getattr(config, name) for name in row.options}
-            layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
-            median, low, high = seconds(lambda layer=layer, inputs=inputs: layer(inputs))
-            rows.append(
-                {
-                    "attention": row.attention,
-                    "tokens": tokens,
+            if row.attention:
+                options = {name: getattr(config, name) for name in row.options}
+                layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
+                works[row.attention] = partial(layer, inputs)
+                about[row.attention] = {
                     "macs": 4 * tokens * config.dim**2 + sum(row.build.attention.macs(tokens, config).values()),
-                    "seconds": median,
-                    "low": low,
-                    "high": high,
-                    "bytes": peak_memory(lambda layer=layer, inputs=inputs: layer(inputs)),
+                    "bytes": peak_memory(works[row.attention]),
                 }
-            )
+        for kind, times in in_turn(works, rounds).items():
+            for turn, seconds_of in enumerate(times):
+                rows.append({"attention": kind, "tokens": tokens, "round": turn, "seconds": seconds_of, **about[kind]})
     return pd.DataFrame(rows)
 
 
@@ -191,7 +236,10 @@ def exponent(tokens: pd.Series, values: pd.Series) -> float:
 
 
 def crossover(frame: pd.DataFrame, kind: str) -> float:
-    """Tokens from which `kind` stays faster than softmax, interpolated on logarithmic axes; inf if it never is."""
+    """Tokens from which `kind` stays faster than softmax, interpolated on logarithmic axes; inf if it never is.
+
+    frame: of one round, or of the medians over rounds.
+    """
     times = frame.pivot(index="tokens", columns="attention", values="seconds")
     gap = np.log(times[kind] / times["softmax"])
     slower = np.flatnonzero(gap > 0)
@@ -203,6 +251,20 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
     at = gap.iloc[last] / (gap.iloc[last] - gap.iloc[last + 1])
     logs = np.log(times.index[last : last + 2].to_numpy())
     return float(np.exp(logs[0] + at * (logs[1] - logs[0])))
+
+
+def medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """`growth` with the rounds' medians: a row for each kind and number of tokens, in their order."""
+    return frame.groupby(["attention", "tokens"], sort=False).median().drop(columns="round").reset_index()
+
+
+def over_rounds(frame: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of what `value` says of each round of `growth`."""
+    middle, low, high = (
+        float(np.quantile([value(part) for _, part in frame.groupby("round")], q, method="inverted_cdf"))
+        for q in (0.5, 0.25, 0.75)  # values that occurred: between a number and infinity there is none
+    )
+    return middle, low, high
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from vitlab.analysis.metrics import LEVEL, on_frontier
+from vitlab.analysis.metrics import on_frontier, shown
 
 WIDTH = 7.2  # inches: the text width of the report
 PALETTE = sns.color_palette("colorblind")
@@ -152,25 +152,34 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
 # ---------------------------------------------------------------- 02 ViT
 
 
-def training_curves(histories: dict[str, pd.DataFrame], chosen: dict[str, int]) -> Figure:
-    """Training loss and validation accuracy by epoch; a ring marks the epoch whose weights were kept."""
-    figure, [[loss, accuracy]] = canvas(1, 2, height=2.6)
-    for (name, history), marker in zip(histories.items(), cycle(MARKERS), strict=False):
+def training_curves(
+    histories: dict[str, pd.DataFrame], chosen: dict[str, int], others: dict[str, list[pd.DataFrame]] | None = None
+) -> Figure:
+    """Training loss by epoch, validation accuracy by epoch and by minutes; a ring marks the weights that were kept.
+
+    others: name -> histories of further seeds, drawn thin in the same colour.
+    """
+    figure, [[loss, accuracy, clock]] = canvas(1, 3, height=2.9, width_ratios=[1, 1, 1])
+    for (name, history), marker, colour in zip(histories.items(), cycle(MARKERS), cycle(PALETTE), strict=False):
         every = max(1, len(history) // 8)
-        style = {"marker": marker, "markevery": every, "markersize": 4, "linewidth": 1.2}
+        style = {"marker": marker, "markevery": every, "markersize": 4, "linewidth": 1.2, "color": colour}
         loss.plot(history["epoch"], history["cls"], label=name, **style)
-        if "val_accuracy" in history:
-            [line] = accuracy.plot(history["epoch"], history["val_accuracy"], **style)
+        panels = {accuracy: lambda rows: rows["epoch"], clock: lambda rows: rows["seconds"] / 60}
+        for axis, along in panels.items() if "val_accuracy" in history else ():
+            axis.plot(along(history), history["val_accuracy"], **style)
+            for other in (others or {}).get(name, []):
+                axis.plot(along(other), other["val_accuracy"], color=colour, linewidth=0.6, alpha=0.5)
             row = history[history["epoch"] == chosen[name]]
-            accuracy.plot(
-                row["epoch"], row["val_accuracy"], "o", markersize=9, fillstyle="none", color=line.get_color()
-            )
+            axis.plot(along(row), row["val_accuracy"], "o", markersize=9, fillstyle="none", color=colour)
     for axis in (loss, accuracy):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    loss.set(xlabel="epoch", ylabel="training cross-entropy")
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy")
+        axis.set_xlabel("epoch")
+    loss.set_ylabel("training cross-entropy")
+    accuracy.set_ylabel("validation accuracy")
+    clock.set_xlabel("minutes of training")
+    clock.sharey(accuracy)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    loss.legend(frameon=False, fontsize=7)
+    _legend_outside(figure, loss, 3, "lower")
     return figure
 
 
@@ -249,7 +258,7 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
 
 
 def growth(frame: pd.DataFrame, crossovers: dict[str, float]) -> Figure:
-    """MACs, time and memory of one attention layer over tokens; columns as `complexity.growth` makes them.
+    """MACs, time and memory of one attention layer over tokens; columns as `complexity.medians` makes them.
 
     A dotted line in the panel of time marks the tokens from which a kind is faster than softmax, if they are in sight.
     """
@@ -281,9 +290,12 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
 # ---------------------------------------------------------------- 06 comparison
 
 
-def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
-    """Test accuracy with its 95% interval over MACs, latency and training time; a point a model, and the frontier."""
-    figure, [axes] = canvas(1, 3, height=3.2, sharey=True)
+def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy with its 95% interval over MACs, latency and training time; a point a model, and the frontier.
+
+    frame: `tables.by_model`; runs: `tables.results`, of which those of several seeds are drawn as dots.
+    """
+    figure, [axes] = canvas(1, 3, height=2.6 + 0.16 * -(-(len(frame) + 1) // 3), sharey=True)
     costs = (
         ("macs", 1e6, "million MACs"),
         ("latency_ms", 1, "latency, batch 1 (ms)"),
@@ -297,23 +309,27 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
             name = row["model"]
             axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
+            seeds = runs["accuracy"][runs["model"] == name] if runs is not None else []
+            if len(seeds) > 1:
+                axis.plot([places[i]] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
         best = (frame[column] / unit)[on_frontier(frame, column)].sort_values()  # not aside, or it could turn back
         axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
         axis.set(xlabel=label, xlim=(0, 1.1 * places.max()))
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    _legend_outside(figure, axes[0], 4, "lower")
+    _legend_outside(figure, axes[0], 3, "lower")
     return figure
 
 
 def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
-    """Map of each model's recall minus the reference's by class, * where p < LEVEL: model, class, difference, p.
+    """Map of each model's recall minus the reference's by class, * where it is shown: model, class, difference, p.
 
     reference: class -> recall of the model that the others are compared with, written below the classes.
     """
     points = frame.pivot(index="model", columns="class", values="difference") * 100
     points = points.loc[frame["model"].unique(), frame["class"].unique()]
-    clear = frame.pivot(index="model", columns="class", values="p").loc[points.index, points.columns] < LEVEL
+    stars = frame.assign(shown=shown(frame)).pivot(index="model", columns="class", values="shown")
+    clear = stars.loc[points.index, points.columns]
     few = points.shape[1] <= 20
     figure, [[axis]] = canvas(height=0.36 * len(points) + 1.4)
     sns.heatmap(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from vitlab.analysis.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier
+from vitlab.analysis.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier, shown
 
 NO_REMEDIES = {"none", "balanced"}  # in the study beside the remedies
 
@@ -16,24 +16,29 @@ def p_text(p: float) -> str:
 
 
 def verdict(a: str, b: str, comparison: dict) -> str:
-    """One sentence on what `compare` found: b or a is ahead only where McNemar's p is below 0.05."""
+    """One sentence on what `compare` found: b or a is ahead only where `metrics.shown` says so.
+
+    That is where McNemar's p is below 0.05 and, of several seeds, the difference exceeds their spread.
+    """
     points = comparison["difference"] * 100
     low, high = (end * 100 for end in comparison["interval"])
-    if comparison["p"] >= LEVEL:
+    several = comparison.get("seeds", 1) > 1
+    over = f", spread over {comparison['seeds']} seeds {100 * comparison['spread']:.1f}" if several else ""
+    if not shown(comparison):
+        them = "these test images and seeds" if several else "this test set"
         return (
-            f"between {a} and {b} there is no difference that this test set can show "
-            f"({points:+z.1f} points, 95% interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])})"
+            f"between {a} and {b} there is no difference that {them} can show "
+            f"({points:+z.1f} points, 95% interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])}{over})"
         )
     if points < 0:
         a, b, points, low, high = b, a, -points, -high, -low
-    return (
-        f"{b} is ahead of {a} by {points:.1f} points (95% interval {low:.1f} to {high:.1f}, {p_text(comparison['p'])})"
-    )
+    figures = f"95% interval {low:.1f} to {high:.1f}, {p_text(comparison['p'])}{over}"
+    return f"{b} is ahead of {a} by {points:.1f} points ({figures})"
 
 
 def verdicts(pairs: pd.DataFrame) -> str:
     """What the tests can say of `tables.pairs`: the pairs with a difference or, if fewer, those without."""
-    clear = pairs["p"] < LEVEL
+    clear = shown(pairs)
     rest = f"In {(~clear).sum()} of {len(pairs)} pairs there is no difference that this test set can show"
     if clear.sum() <= len(pairs) / 2:
         lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in pairs[clear].itertuples()]
@@ -46,10 +51,11 @@ def verdicts(pairs: pd.DataFrame) -> str:
 def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Sentences on the most accurate model, and on the one of fewest MACs that the tests cannot tell from it.
 
-    results: model, accuracy, accuracy_low, accuracy_high, macs; pairs: a, b, p, corrected for the number of tests.
+    results: model, accuracy, accuracy_low, accuracy_high, macs; pairs: a, b, difference, p, corrected for the number of
+    tests, and of several seeds spread.
     """
     best = results.loc[results["accuracy"].idxmax()]
-    unclear = pairs[(pairs["p"] >= LEVEL) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
+    unclear = pairs[~shown(pairs) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
     peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
         f"The highest accuracy was measured for **{best['model']}**: {best['accuracy']:.1%} "
@@ -215,3 +221,90 @@ def frontier(results: pd.DataFrame) -> str:
         "On the measured values, noise included, no model is more accurate than these at the same or fewer "
         f"multiply-adds: {best('macs')}; and than these at the same or a shorter latency: {best('latency_ms')}."
     )
+
+
+def at_equal_minutes(histories: dict[str, pd.DataFrame]) -> str:
+    """One sentence on name -> history with validation: what each had reached when the first of them was done.
+
+    The last epoch that was over by then counts; a run with none over is left out. The clock is that of each history.
+    """
+    end = min(history["seconds"].iloc[-1] for history in histories.values())
+    reached = {}
+    for name, history in histories.items():
+        over = history[history["seconds"] <= end]
+        if len(over):
+            reached[name] = over["val_accuracy"].iloc[-1]
+    order = sorted(reached, key=lambda name: -reached[name])
+    return (
+        f"After {end / 60:.1f} minutes, when the first of them was done, they classified of the validation images: "
+        + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
+        + ". Those that went on had a learning rate that had not fallen yet, which is worth points at the end."
+    )
+
+
+def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """One sentence, by rule: take the lighter model, or rather a smaller ViT that costs as little?
+
+    light: the model; smaller: names of the ViTs of its cost, of which the most accurate is compared. The lighter model
+    is worth its machinery only where it is ahead; where no difference can be shown the plain ViT is the better choice,
+    having nothing to explain, unless it is slower.
+    """
+    rows = results.set_index("model")
+    other = rows.loc[smaller, "accuracy"].idxmax()
+    ahead = _ahead(pairs, light, other)
+    speed = rows.loc[other, "images_per_second"] / rows.loc[light, "images_per_second"]
+    cost = (
+        f"{rows.loc[light, 'accuracy']:.1%} against {rows.loc[other, 'accuracy']:.1%} at "
+        f"{rows.loc[light, 'macs'] / 1e6:,.1f} and {rows.loc[other, 'macs'] / 1e6:,.1f} million multiply-adds; the "
+        f"latter's throughput is {speed:.2f} times the former's"
+    )
+    if ahead == light:
+        return f"**{light}** is the better choice than a ViT built as small, *{other}*: {cost}."
+    if ahead == other:
+        return f"A ViT built as small, **{other}**, is the better choice than *{light}*: {cost}."
+    neither = f"a ViT built as small, *{other}*, no difference in accuracy is shown"
+    if speed >= 1:
+        return f"Between *{light}* and {neither}, and it is no slower: **{other}** is the better choice ({cost})."
+    return (
+        f"Between *{light}* and {neither}, and it is slower: **{light}** is the better choice where "
+        f"throughput counts ({cost})."
+    )
+
+
+def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """One sentence, by rule: when is the convolutional network `cnn` the better choice?
+
+    Where no model that needs no more multiply-adds is shown to be ahead of it; models that are, for more work, are
+    named with what they cost. Models of unknown cost are left out.
+    """
+    rows = results.dropna(subset=["macs"]).set_index("model")
+    own = rows.loc[cnn]
+    winner = {name: _ahead(pairs, cnn, name) for name in rows.index if name != cnn}
+    ahead, behind = [n for n, w in winner.items() if w == n], [n for n, w in winner.items() if w == cnn]
+    lighter = [name for name in ahead if rows.loc[name, "macs"] <= own["macs"]]
+
+    def listed(names: list[str]) -> str:
+        return "; ".join(f"*{name}*" for name in names)
+
+    what = (
+        f"The convolutional network **{cnn}** ({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
+        f"{own['latency_ms']:.2f} ms an image)"
+    )
+    if lighter:
+        return f"{what} is not the better choice: ahead of it, for no more work, is {listed(lighter)}."
+    beats = f"It is ahead of {listed(behind)}." if behind else "It is shown to be ahead of none."
+    if ahead:
+        more = min(rows.loc[name, "macs"] for name in ahead) / own["macs"]
+        return (
+            f"{what} is the better choice up to its cost; ahead of it, for {more:.1f} times its multiply-adds or more, "
+            f"is {listed(ahead)}. {beats}"
+        )
+    return f"{what} is the better choice: no model is shown to be ahead of it. {beats}"
+
+
+def _ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
+    """Which of two models is shown to be ahead in `tables.pairs`; "" where neither is."""
+    [pair] = pairs[
+        ((pairs["a"] == one) & (pairs["b"] == other)) | ((pairs["a"] == other) & (pairs["b"] == one))
+    ].to_dict("records")
+    return (pair["b"] if pair["difference"] > 0 else pair["a"]) if shown(pair) else ""

@@ -23,39 +23,68 @@ COSTS = ("parameters", "macs", "latency_ms", "images_per_second")
 
 
 def results(lab: "Lab") -> pd.DataFrame:
-    """What each compared run scores and costs, the most accurate first. Only extra runs' cost may be measured.
-
-    What a module of the reader's own costs is unknown, but for its parameters.
+    """What each compared run scores and costs, a row a run, the most accurate first. Only extra runs' cost may be
+    measured; what a module of the reader's own costs is unknown, but for its parameters.
     """
     rows = []
     for name in lab.compared:
-        run = lab.load(name)
-        test = metrics.scores(*run.predictions)
-        if isinstance(run.config, RunConfig):
-            cost = lab.costs.of(run.config, only_read=name not in lab.extra)
-        else:
-            cost = dict.fromkeys(COSTS, math.nan) | {"parameters": run.summary["parameters"]}
-        rows.append(
-            {
-                "model": name,
-                "accuracy": test["accuracy"],
-                "accuracy_low": test["interval"][0],
-                "accuracy_high": test["interval"][1],
-                "macro_f1": test["f1"]["macro"],
-                "macro_f1_low": test["f1_interval"][0],
-                "macro_f1_high": test["f1_interval"][1],
-                "top_2": test["top_2"],
-                "calibration_error": test["calibration_error"],
-                **{name: cost[name] for name in COSTS},
-                "training_seconds": run.training_seconds,
-                "epochs": run.summary["epochs"],
-                "epoch_chosen": run.summary["epoch"],
-                "test_images": test["n"],
-                "seed": run.config.seed,
-                "run": run.path.name,
-            }
-        )
+        for run in lab.load_seeds(name):
+            test = metrics.scores(*run.predictions)
+            if isinstance(run.config, RunConfig):
+                cost = lab.costs.of(run.config, only_read=name not in lab.extra)
+            else:
+                cost = dict.fromkeys(COSTS, math.nan) | {"parameters": run.summary["parameters"]}
+            rows.append(
+                {
+                    "model": name,
+                    "accuracy": test["accuracy"],
+                    "accuracy_low": test["interval"][0],
+                    "accuracy_high": test["interval"][1],
+                    "macro_f1": test["f1"]["macro"],
+                    "macro_f1_low": test["f1_interval"][0],
+                    "macro_f1_high": test["f1_interval"][1],
+                    "top_2": test["top_2"],
+                    "calibration_error": test["calibration_error"],
+                    **{name: cost[name] for name in COSTS},
+                    "training_seconds": run.training_seconds,
+                    "epochs": run.summary["epochs"],
+                    "epoch_chosen": run.summary["epoch"],
+                    "test_images": test["n"],
+                    "seed": run.config.seed,
+                    "run": run.path.name,
+                }
+            )
     return pd.DataFrame(rows).sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
+
+
+def by_model(results: pd.DataFrame) -> pd.DataFrame:
+    """`results` with a row a model: means over its seeds, also of the intervals' ends, the best mean first.
+
+    Three more columns: seeds, and the standard deviations over them, accuracy_spread and macro_f1_spread, NaN for one.
+    """
+    groups = results.groupby("model", sort=False)
+    means = groups[[name for name in results if name not in ("model", "seed", "run")]].mean()
+    whole = ["parameters", "epoch_chosen", "epochs", "test_images"]
+    means[whole] = means[whole].round().astype(int)
+    means["seeds"] = groups.size()
+    means["run"] = groups["run"].first()
+    for name in ("accuracy", "macro_f1"):
+        means[f"{name}_spread"] = groups[name].std()
+    return means.reset_index().sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
+
+
+def chapter_scores(lab: "Lab", name: str) -> dict[str, str]:
+    """For a chapter's table: accuracy, of several seeds mean ± standard deviation, its 95% interval, and macro F1."""
+    tests = [run.summary["test"] for run in lab.load_seeds(name)]
+    accuracy, spread = metrics.mean_and_spread([test["accuracy"] for test in tests])
+    low, high = np.mean([test["interval"] for test in tests], axis=0)
+    f1, f1_spread = metrics.mean_and_spread([test["f1"]["macro"] for test in tests])
+    several = len(tests) > 1
+    return {
+        "test accuracy": f"{accuracy:.1%}" + (f" ± {100 * spread:.1f}" if several else ""),
+        "95% interval": f"{low:.1%} – {high:.1%}",
+        "macro F1": f"{f1:.3f}" + (f" ± {f1_spread:.3f}" if several else ""),
+    }
 
 
 def pairs(lab: "Lab") -> pd.DataFrame:
@@ -66,18 +95,21 @@ def pairs(lab: "Lab") -> pd.DataFrame:
 
 
 def recall_differences(lab: "Lab", reference: str, names: list[str] | None = None) -> pd.DataFrame:
-    """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table.
+    """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table; the
+    spread over seeds as `metrics.compare` has it.
 
     Of the models `names`, or of all that are compared.
     """
     rows = []
-    base, labels = lab.load(reference).predictions
     for name in names or lab.compared:
-        logits = lab.load(name).predictions[0]
+        base, logits, labels = lab.paired(reference, name)
         for k, title in enumerate(lab.source.classes if name != reference else ()):
-            two = metrics.mcnemar(base[labels == k], logits[labels == k], labels[labels == k])
-            difference = (two["only_b"] - two["only_a"]) / max(1, (labels == k).sum())
-            rows.append({"model": name, "class": title, "difference": difference, "p": two["p"]})
+            of_class = labels == k
+            two = metrics.mcnemar(base[:, of_class], logits[:, of_class], labels[of_class])
+            recalls = [(part[:, of_class].argmax(-1) == k).mean(1) for part in (base, logits)]  # (S,) each
+            spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else 0.0
+            difference = float(recalls[1].mean() - recalls[0].mean()) if of_class.any() else 0.0
+            rows.append({"model": name, "class": title, "difference": difference, "spread": spread, "p": two["p"]})
     frame = pd.DataFrame(rows)
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
@@ -175,10 +207,18 @@ def _commonest_first(lab: "Lab", seed: int) -> np.ndarray:
 
 
 def scores_table(results: pd.DataFrame) -> pd.DataFrame:
-    """`results` for reading: a row a model, every score with its 95% interval, costs with their units."""
+    """`by_model` for reading: a row a model, every score with its 95% interval, costs with their units.
+
+    Of several seeds accuracy and macro F1 are mean ± standard deviation.
+    """
+    once = pd.Series(math.nan, results.index)
 
     def percent(name: str) -> list[str]:
-        return [f"{100 * v:.1f}" for v in results[name]]
+        return spread(name, ".1f", 100)
+
+    def spread(name: str, digits: str, unit: float = 1) -> list[str]:
+        both = zip(results[name], results.get(f"{name}_spread", once), strict=True)
+        return [f"{v * unit:{digits}}" + ("" if math.isnan(s) else f" ± {s * unit:{digits}}") for v, s in both]
 
     def between(low: str, high: str, digits: str, unit: float = 1) -> list[str]:
         return [f"{a * unit:{digits}} – {b * unit:{digits}}" for a, b in zip(results[low], results[high], strict=True)]
@@ -189,7 +229,7 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "accuracy (%)": percent("accuracy"),
         "95% interval": between("accuracy_low", "accuracy_high", ".1f", 100),
-        "macro F1": [f"{v:.3f}" for v in results["macro_f1"]],
+        "macro F1": spread("macro_f1", ".3f"),
         "its interval": between("macro_f1_low", "macro_f1_high", ".3f"),
         "top-2 (%)": percent("top_2"),
         "calibration error": [f"{v:.3f}" for v in results["calibration_error"]],

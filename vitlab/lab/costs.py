@@ -16,7 +16,7 @@ from vitlab.errors import LabError
 from vitlab.files import writing
 from vitlab.lab.plan import how_to_make
 from vitlab.machine import ROOT, environment
-from vitlab.models.registry import MODELS, SHARED
+from vitlab.models.registry import MODELS
 
 CODE = ("models/*.py", "machine.py", "analysis/complexity.py")  # sources that decide what a measurement gives
 
@@ -54,7 +54,8 @@ class Costs:
 
     def _shape(self, config: RunConfig) -> dict[str, Any]:
         """What decides the cost of inference."""
-        names = ("model", *SHARED, *MODELS[config.model].options)
+        row = MODELS[config.model]
+        names = ("model", "image_size", *row.shared, *row.options)
         training = {"init", "dropout", "drop_path", "ratio_weight", "distill_weight"}
         shape = {name: getattr(config, name) for name in names if name not in training}
         return shape | {"num_classes": self.num_classes, "channels": self.channels}

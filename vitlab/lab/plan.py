@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
+from vitlab.analysis.complexity import macs, smaller_vit
 from vitlab.config import LabConfig, Remedy, RunConfig
 from vitlab.data.splits import Data, Source, split
 from vitlab.errors import LabError
@@ -35,9 +36,13 @@ class Plan:
 
     @cached_property
     def chapters(self) -> dict[str, dict[str, RunConfig]]:
-        """Chapter -> name -> configuration of every run but the study's. Only what a name says differs."""
+        """Chapter -> name -> configuration of every run but the study's, of the lab's first seed."""
+        return self._of_seed(self.params.seed)
+
+    def _of_seed(self, seed: int) -> dict[str, dict[str, RunConfig]]:
+        """`chapters` with another seed. Only what a name says differs."""
         p = self.params
-        vit = p.run(model="vit")
+        vit = p.run(model="vit", seed=seed)
         longer = {
             "init_from": Run.of(Path(), vit, self.source.digest).path.name,
             "epochs": p.fine_tune_epochs,
@@ -46,17 +51,59 @@ class Plan:
             "lr": p.fine_tune_lr,
             "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
         }
-        other = "conv" if p.tokenizer == "patch" else "patch"
-        chapters = {"02": {"ViT": vit, f"ViT, {other} tokenizer": vit.replace(tokenizer=other)}}
-        if p.long_epochs:
-            longest = vit.replace(tokenizer="conv", epochs=p.long_epochs, minutes=0, cutout=p.long_cutout)
-            chapters["02"][f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest
-        chapters |= {"03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
+        chapters = {"02": {"ViT": vit}, "03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
+        for tokenizer in p.tokenizers:
+            if tokenizer != p.tokenizer:
+                chapters["02"][f"ViT, {tokenizer} tokenizer"] = vit.replace(tokenizer=tokenizer)
+        for size in p.sizes:
+            chapters["02"][f"ViT-{size.title()}"] = vit.with_preset(size)
         for name, row in MODELS.items():
-            if row.chapter:
+            if row.chapter and (not row.asked or name in p.ablations):
                 changes = longer if row.chapter == "03" else {}
                 chapters[row.chapter][row.title] = vit.replace(model=name, **changes)
+        if p.long_epochs:
+            longest = vit.replace(epochs=p.long_epochs, minutes=0, cutout=p.long_cutout)
+            chapters["02"][f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest.replace(tokenizer="conv")
+            for name, row in MODELS.items():
+                if row.chapter == "02":
+                    chapters["02"][f"{row.title}, {p.long_epochs} epochs"] = longest.replace(model=name)
+        for (model, name), shape in self.equal_cost.items():
+            chapter = MODELS[model].chapter
+            # the images that the lighter model has seen, with those of the ViT that it went on from
+            epochs = p.epochs + p.fine_tune_epochs * (chapter == "03")
+            chapters[chapter][name] = vit.replace(epochs=epochs, **shape)
         return chapters
+
+    @cached_property
+    def equal_cost(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(model, name of a smaller ViT's run) -> shape of that ViT, which costs as much as the model.
+
+        A model that is no lighter than the ViT has none.
+        """
+        vit, shapes = self.params.run(model="vit"), {}
+        images = self.source.train.pool.shape[1], len(self.source.classes)
+        for model in self.params.equal_cost:
+            target = sum(macs(vit.replace(model=model), *images).values())
+            if target < sum(macs(vit, *images).values()):
+                for how, words in {"depth": "fewer blocks", "dim": "narrower"}.items():
+                    name = f"ViT, {words}, as {MODELS[model].title}"
+                    shapes[model, name] = smaller_vit(vit, target, how, *images)
+        return shapes
+
+    @property
+    def seeds(self) -> range:
+        """Of the runs of chapters 02 to 04."""
+        return range(self.params.seed, self.params.seed + self.params.seeds)
+
+    @cached_property
+    def repeats(self) -> dict[str, list[RunConfig]]:
+        """Name of a run of the chapters -> its configuration with each of `seeds`."""
+        repeats: dict[str, list[RunConfig]] = {}
+        for seed in self.seeds:
+            for runs in self._of_seed(seed).values():
+                for name, config in runs.items():
+                    repeats.setdefault(name, []).append(config)
+        return repeats
 
     @property
     def study_imbalance(self) -> str:
@@ -83,14 +130,18 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """Of every run but the study's."""
+        """Of every run but the study's; those of further seeds go by the same names."""
         return [name for runs in self.chapters.values() for name in runs]
 
     @cached_property
     def configs(self) -> dict[str, RunConfig]:
-        """Every run by name: those of the chapters, and of the study as "sampler, seed 0"."""
+        """Every run by name: "ViT", of a further seed "ViT, seed 1", and of the study "sampler, seed 0"."""
         study = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.study.items()}
-        return {name: config for runs in self.chapters.values() for name, config in runs.items()} | study
+        runs = {name: config for runs in self.chapters.values() for name, config in runs.items()}
+        further = {
+            f"{name}, seed {config.seed}": config for name, configs in self.repeats.items() for config in configs[1:]
+        }
+        return runs | further | study
 
     def config(self, name: str) -> RunConfig:
         if name not in self.configs:
@@ -100,4 +151,6 @@ class Plan:
 
     def chapter_of(self, name: str) -> str:
         """The chapter that makes this run; 01 makes the study."""
+        if name not in self.names and name.rpartition(", seed ")[0] in self.repeats:
+            name = name.rpartition(", seed ")[0]
         return next((chapter for chapter, runs in self.chapters.items() if name in runs), "01")

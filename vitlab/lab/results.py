@@ -1,5 +1,6 @@
 """`Lab`: a notebook's way to its data and runs. What is missing is named, with the chapter that makes it."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
 from vitlab import machine
@@ -85,6 +87,12 @@ class Lab:
             workers.side_by_side(_train_in_worker, [(self.params, config) for config in todo], at_once)
         return {key: self.train_one(config) for key, config in configs.items()}
 
+    def train_chapter(self, chapter: str) -> dict[str, Run]:
+        """A chapter's runs of the lab's first seed, by name, after those of all `seeds` are complete."""
+        mine = self.plan.chapters[chapter]
+        runs = self.train({(name, i): c for name in mine for i, c in enumerate(self.plan.repeats[name])})
+        return {name: runs[name, 0] for name in mine}
+
     def train_one(self, config: RunConfig) -> Run:
         run, start = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
         if start and not start.complete:
@@ -114,6 +122,13 @@ class Lab:
             near = self._nearest(self.plan.config(name))
             raise LabError(f"{what}{near}: {how_to_make(self.plan.chapter_of(name))}")
         return run
+
+    def load_seeds(self, name: str) -> list[Run]:
+        """The complete runs of this name, one a seed; an extra run is alone."""
+        if name in self.extra:
+            return [self.extra[name]]
+        further = [f"{name}, seed {config.seed}" for config in self.plan.repeats[name][1:]]
+        return [self.load(which) for which in (name, *further)]
 
     def load_study(self) -> dict[tuple[str, int], Run]:
         runs = {key: self.run_of(config) for key, config in self.plan.study.items()}
@@ -161,9 +176,26 @@ class Lab:
         return [*self.plan.names, *self.extra]
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
-        """`metrics.compare` of two runs, whose predictions are of the same test images."""
-        logits_a, labels = self.load(a).predictions
-        return metrics.compare(logits_a, self.load(b).predictions[0], labels)
+        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed."""
+        first, second, labels = self.paired(a, b)
+        return metrics.compare(first, second, labels, self._draw)
+
+    def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(S, N, C) logits of two models, of the seeds that both have, and the (N,) labels."""
+        runs = list(zip(self.load_seeds(a), self.load_seeds(b), strict=False))
+        first, second = (np.stack([run.predictions[0] for run in one]) for one in zip(*runs, strict=True))
+        return first, second, runs[0][0].predictions[1]
+
+    @cached_property
+    def _drawn(self) -> dict[bytes, np.ndarray]:
+        return {}
+
+    def _draw(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """`metrics.resampled`, once for each run's answers: every model is compared with every other."""
+        key = hashlib.sha256(logits.argmax(1).tobytes()).digest()
+        if key not in self._drawn:
+            self._drawn[key] = metrics.resampled(logits, labels)
+        return self._drawn[key]
 
 
 def _train_in_worker(params: LabConfig, config: RunConfig) -> None:

@@ -41,29 +41,32 @@ class ConvEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        widths = self.widths(dim, patch_size)
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)]
-        for before, after in pairwise(widths):
-            layers += [nn.BatchNorm2d(before), nn.GELU(), nn.Conv2d(before, after, 3, 2, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(after), nn.GELU(), nn.Conv2d(after, after, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = []
+        for before, after, stride in self.convolutions(channels, dim, patch_size):
+            layers += [nn.BatchNorm2d(before), nn.GELU()] if layers else []
+            layers.append(nn.Conv2d(before, after, 3, stride, padding=1, bias=False))
         layers[-1].bias = nn.Parameter(torch.zeros(dim))  # the others lead to a norm, which has one
         self.layers = nn.Sequential(*layers)
 
     @staticmethod
-    def widths(dim: int, patch_size: int) -> list[int]:
-        """Channels at full resolution and after each halving; the last are `dim`."""
+    def convolutions(channels: int, dim: int, patch_size: int) -> list[tuple[int, int, int]]:
+        """Channels in, channels out and stride of each: what the layers and the formula are made of."""
         halvings = patch_size.bit_length() - 1
-        return [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+        widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]  # at full size, after each halving
+        stack = [(channels, widths[0], 1)]
+        for before, after in pairwise(widths):
+            stack += [(before, after, 2), (after, after, 1)]
+        return stack
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(2).transpose(1, 2)
 
     @classmethod
     def macs(cls, config: "RunConfig", channels: int) -> int:
-        widths = cls.widths(config.dim, config.patch_size)
-        macs = 9 * channels * widths[0] * config.image_size**2
-        for i, (before, after) in enumerate(pairwise(widths), 1):  # two 3×3 convolutions at each lower resolution
-            macs += 9 * (before + after) * after * (config.image_size >> i) ** 2
+        macs, size = 0, config.image_size
+        for before, after, stride in cls.convolutions(channels, config.dim, config.patch_size):
+            size //= stride
+            macs += 9 * before * after * size**2
         return macs
 
     @torch.no_grad()
@@ -80,7 +83,19 @@ class ConvEmbed(nn.Module):
         first.weight[: len(components)] = components.unflatten(1, first.weight.shape[1:])
 
 
-TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed}
+class LightEmbed(ConvEmbed):
+    """ConvEmbed with half its channels until the last convolution, which widens them to `dim`: a third of its work.
+
+    As deep as ConvEmbed, so that a token is made of as many pixels.
+    """
+
+    @staticmethod
+    def convolutions(channels: int, dim: int, patch_size: int) -> list[tuple[int, int, int]]:
+        *stack, (before, _, stride) = ConvEmbed.convolutions(channels, dim // 2, patch_size)
+        return [*stack, (before, dim, stride)]
+
+
+TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed, "light": LightEmbed}
 
 
 def sincos_positions(grid: int, dim: int) -> Tensor:
@@ -122,7 +137,16 @@ class Attention(nn.Module):
             if trace is not None:
                 trace.setdefault("attention", []).append(weights.detach())
             out = weights.to(v.dtype) @ v
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(self.merge(out, v))
+
+    def merge(self, out: Tensor, v: Tensor) -> Tensor:
+        """(B, H, T, D/H) -> (B, T, D): the heads side by side; v (B, H, T, D/H), for what adds to them."""
+        return out.transpose(1, 2).flatten(2)
+
+    def matrix(self, tokens: Tensor) -> Tensor:
+        """(B, H, T, T): what each token (row) takes of each token's value, for looking at."""
+        q, k, _ = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.weights(q, k, None)
 
     def weights(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
         """(B, H, T, T) attention weights; each row sums to 1."""

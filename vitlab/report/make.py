@@ -57,16 +57,17 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
             temporary.write_text(_stamp(lab))
     else:
         _say("All six chapters are up to date: rendering them.")
-    results = tables.results(lab)
+    runs = tables.results(lab)
+    results = tables.by_model(runs)
     with writing(out / "results.csv") as temporary:
-        results.to_csv(temporary, index=False)
+        runs.to_csv(temporary, index=False)
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
     with writing(out / PARAMETERS) as temporary:
         temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False))
     keep_runs(lab, out / "runs")
-    figure = plots.accuracy_against_cost(results)
+    figure = plots.accuracy_against_cost(results, runs)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
     with writing(out / "comparison.png") as temporary:
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
@@ -125,10 +126,10 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
 def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs.
 
-    results: `tables.results(lab)`.
+    results: `tables.by_model(tables.results(lab))`.
     """
     params = lab.params
-    runs = [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]
+    runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.load_study().values()]
     environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
@@ -144,7 +145,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     facts = [
         ("Profile", profile),
         ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
-        ("Seed", str(params.seed)),
+        ("Seed", ", ".join(map(str, lab.plan.seeds))),
         ("Hardware", machines),
         ("Commit of the runs", commits),
         ("Rendered", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
@@ -166,7 +167,7 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
 
 def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
-    for run in [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]:
+    for run in [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.load_study().values()]:
         run.copy_small_files(folder)
     for name in lab.plan.names:
         path = lab.costs.path_of(lab.plan.config(name))

@@ -99,12 +99,16 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
 def hidden_matrices(model: nn.Module) -> set[str]:
     """Names of the weights that Muon takes: in a ViT those of the blocks, and the tokenizer's convolutions after its
     first; in another module all matrices and kernels but the first and the last, which meet pixels and classes.
+
+    A depthwise kernel is no matrix, its rows have nothing to do with one another: AdamW takes it.
     """
-    names = [name for name, p in model.named_parameters() if p.ndim > 1]
+    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
     if not hasattr(model, "blocks"):
-        return set(names[1:-1])
-    convolutions = [name for name in names if name.startswith("embed.layers.")]
-    return {name for name in names if name.startswith("blocks.")} | set(convolutions[1:])
+        hidden = [*weights][1:-1]
+    else:
+        convolutions = [name for name in weights if name.startswith("embed.layers.")]
+        hidden = [name for name in weights if name.startswith("blocks.")] + convolutions[1:]
+    return {name for name in hidden if weights[name].ndim < 4 or weights[name].shape[1] > 1}
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
