@@ -229,9 +229,8 @@ class LabConfig(Common):
     seeds: Count = 1  # seeds of each run of chapters 02 to 04, from seed on
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
     sizes: Annotated[list[Preset], Words] = []  # further presets that chapter 02 trains, as small beside base
-    ablations: Annotated[
-        list[str], Words
-    ] = []  # further attentions of chapter 04: injective_vit, local_linear_vit, local_vit
+    # further attentions of chapter 04: injective_vit, local_linear_vit, local_vit
+    ablations: Annotated[list[str], Words] = []
     # models beside which stand ViTs that cost as little, of fewer blocks and narrower
     equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
@@ -256,6 +255,8 @@ class LabConfig(Common):
             for name in getattr(self, parameter):
                 if name not in known:
                     raise ValueError(f"{parameter} names {name!r}: choose of {', '.join(known)}")
+        if self.long_epochs and "conv" not in (self.tokenizer, *self.tokenizers):
+            raise ValueError("long_epochs trains the conv tokenizer for longer: name it in tokenizers, or set it to 0")
         if self.preset in self.sizes:
             raise ValueError(f"sizes names {self.preset}, which is the preset itself: take it out")
         if self.batch_size % self.processes:

@@ -1,5 +1,7 @@
 """One function a picture: images, and what a model sees in them. Each returns a matplotlib Figure without a title."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -95,6 +97,25 @@ def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[s
             _picture(axis, images[i], name if i == 0 else "")
             over = torch.nn.functional.interpolate(values[None, None], size=images.shape[-1], mode="nearest")[0, 0]
             axis.imshow(over, cmap="magma", alpha=0.75)
+    return figure
+
+
+def attention_side_by_side(images: Tensor, maps: dict[str, Tensor], titles: list[str]) -> Figure:
+    """Images (M, C, S, S), a row each, and what each model's attention gives to the patches: name -> (M, G, G).
+
+    All on one scale, where 1 is a patch's share if all were weighted alike; below 0 it takes away.
+    """
+    figure, axes = canvas(len(images), 1 + len(maps), height=1.1 * len(images) + 0.4)
+    relative = {name: values * values.shape[-1] ** 2 for name, values in maps.items()}
+    low = min(0.0, *(float(values.min()) for values in relative.values()))
+    high = max(float(values.max()) for values in relative.values())
+    for i, row in enumerate(axes):
+        _picture(row[0], images[i], titles[i], size=7)
+        for axis, (name, values) in zip(row[1:], relative.items(), strict=True):
+            shown = axis.imshow(values[i], cmap="magma", vmin=low, vmax=high)
+            axis.set_title("\n".join(textwrap.wrap(name, 16)) if i == 0 else "", fontsize=7)
+            axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="weight over the mean weight", shrink=0.8)
     return figure
 
 

@@ -87,6 +87,11 @@ def chapter_scores(lab: "Lab", name: str) -> dict[str, str]:
     }
 
 
+def recalls(lab: "Lab", name: str) -> np.ndarray:
+    """(C,) test recall of each class, the mean over the seeds."""
+    return np.mean([run.summary["test"]["per_class"]["recall"] for run in lab.load_seeds(name)], axis=0)
+
+
 def pairs(lab: "Lab") -> pd.DataFrame:
     """`compare` of every two compared runs, columns a and b; p is corrected for making all these tests (Holm)."""
     names = combinations(lab.compared, 2)
@@ -252,13 +257,17 @@ def readme_table(results: pd.DataFrame) -> str:
 
 
 def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95% interval."""
+    """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95% interval; of several
+    seeds also the spread over them.
+    """
+    several = (pairs.get("seeds", pd.Series(1)) > 1).any()
     rows = [
         {
             "A": row.a,
             "B": row.b,
             "accuracy, B − A": f"{100 * row.difference:+z.1f}",
             "95% interval": f"{100 * row.interval[0]:+z.1f} to {100 * row.interval[1]:+z.1f}",
+            **({"spread": f"{100 * row.spread:.1f}"} if several else {}),
             "macro F1, B − A": f"{100 * row.f1_difference:+z.1f}",
             "its interval": f"{100 * row.f1_interval[0]:+z.1f} to {100 * row.f1_interval[1]:+z.1f}",
             "only A right": row.only_a,

@@ -51,28 +51,39 @@ class Plan:
             "lr": p.fine_tune_lr,
             "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
         }
-        chapters = {"02": {"ViT": vit}, "03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
-        for tokenizer in p.tokenizers:
-            if tokenizer != p.tokenizer:
-                chapters["02"][f"ViT, {tokenizer} tokenizer"] = vit.replace(tokenizer=tokenizer)
+        chapters = {"02": {}, "03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
+        for tokenizer, name in self.tokenizers.items():
+            chapters["02"][name] = vit.replace(tokenizer=tokenizer)
         for size in p.sizes:
             chapters["02"][f"ViT-{size.title()}"] = vit.with_preset(size)
         for name, row in MODELS.items():
             if row.chapter and (not row.asked or name in p.ablations):
                 changes = longer if row.chapter == "03" else {}
                 chapters[row.chapter][row.title] = vit.replace(model=name, **changes)
-        if p.long_epochs:
-            longest = vit.replace(epochs=p.long_epochs, minutes=0, cutout=p.long_cutout)
-            chapters["02"][f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest.replace(tokenizer="conv")
-            for name, row in MODELS.items():
-                if row.chapter == "02":
-                    chapters["02"][f"{row.title}, {p.long_epochs} epochs"] = longest.replace(model=name)
+        for name, short in self.longer.items():
+            longest = {"epochs": p.long_epochs, "minutes": 0, "cutout": p.long_cutout}
+            chapters["02"][name] = chapters["02"][short].replace(**longest)
         for (model, name), shape in self.equal_cost.items():
             chapter = MODELS[model].chapter
             # the images that the lighter model has seen, with those of the ViT that it went on from
             epochs = p.epochs + p.fine_tune_epochs * (chapter == "03")
             chapters[chapter][name] = vit.replace(epochs=epochs, **shape)
         return chapters
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Tokenizer -> name of the run with it, of those that chapter 02 compares; the lab's own comes first."""
+        own = self.params.tokenizer
+        return {own: "ViT"} | {name: f"ViT, {name} tokenizer" for name in self.params.tokenizers if name != own}
+
+    @property
+    def longer(self) -> dict[str, str]:
+        """Name of a longer training of chapter 02 -> name of the shorter one that it is compared with."""
+        if not self.params.long_epochs:
+            return {}
+        shorter = {"ViT, conv tokenizer": self.tokenizers["conv"]}
+        shorter |= {row.title: row.title for row in MODELS.values() if row.chapter == "02"}
+        return {f"{name}, {self.params.long_epochs} epochs": short for name, short in shorter.items()}
 
     @cached_property
     def equal_cost(self) -> dict[tuple[str, str], dict[str, float]]:
@@ -94,6 +105,12 @@ class Plan:
     def seeds(self) -> range:
         """Of the runs of chapters 02 to 04."""
         return range(self.params.seed, self.params.seed + self.params.seeds)
+
+    @property
+    def seed_words(self) -> str:
+        """For a caption: "seed 0", or what the figures of several seeds are."""
+        first, *further = self.seeds
+        return f"mean ± standard deviation over seeds {first} to {further[-1]}" if further else f"seed {first}"
 
     @cached_property
     def repeats(self) -> dict[str, list[RunConfig]]:

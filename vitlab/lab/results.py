@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +129,15 @@ class Lab:
             return [self.extra[name]]
         further = [f"{name}, seed {config.seed}" for config in self.plan.repeats[name][1:]]
         return [self.load(which) for which in (name, *further)]
+
+    def curves(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What `plots.training_curves` draws of these runs: histories, epochs kept, histories of further seeds."""
+        runs = {name: self.load_seeds(name) for name in names}
+        return {
+            "histories": {name: first.history for name, (first, *_) in runs.items()},
+            "chosen": {name: first.summary["epoch"] for name, (first, *_) in runs.items()},
+            "others": {name: [run.history for run in further] for name, (_, *further) in runs.items()},
+        }
 
     def load_study(self) -> dict[tuple[str, int], Run]:
         runs = {key: self.run_of(config) for key, config in self.plan.study.items()}

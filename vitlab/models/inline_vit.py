@@ -73,7 +73,8 @@ class Local(nn.Module):
 
     def __init__(self, dim: int, heads: int, num_tokens: int, **options: str) -> None:
         super().__init__(dim, heads, num_tokens, **options)
-        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        # draws nothing at random, so that all other weights are those of the same model without it
+        self.local = nn.utils.skip_init(nn.Conv2d, dim, dim, 3, padding=1, groups=dim, bias=False)
         nn.init.zeros_(self.local.weight)
 
     def merge(self, out: Tensor, v: Tensor) -> Tensor:
