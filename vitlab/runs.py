@@ -36,6 +36,7 @@ def identity(config: Recipe, digest: str) -> dict[str, Any]:
     if isinstance(config, RunConfig):
         unread |= {option for row in MODELS.values() for option in row.options} - {*MODELS[config.model].options}
         unread |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
+    unread |= {"keep_epoch"} if config.keep_epoch == "best" else set()  # runs from before there was a choice
     unread |= {"grow"} if not config.start_size else set()
     unread |= {"muon_lr"} if config.optimizer != "muon" else set()
     budgets = ["steps", "minutes", "epochs"]  # the first that is given decides

@@ -128,7 +128,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     results: `tables.results(lab)`.
     """
     params = lab.params
-    runs = [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]
+    runs = [*(lab.load(name) for name in lab.plan.names), *lab.studied]
     environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
@@ -166,7 +166,7 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
 
 def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
-    for run in [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]:
+    for run in [*(lab.load(name) for name in lab.plan.names), *lab.studied]:
         run.copy_small_files(folder)
     for name in lab.plan.names:
         path = lab.costs.path_of(lab.plan.config(name))
