@@ -89,7 +89,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         4, ["macro F1", "recall, middle", "recall, rarest", "none", "class weights", "one seed", "without a remedy"],
     ),
     "confusions": (
-        lambda: study_plots.confusions({"none": np.array([[3, 1], [0, 0]]), "ldam_drw": np.eye(2)}, ["9 images", "1 image"]),
+        lambda: study_plots.confusions(
+            {"none": np.array([[3, 1], [0, 0]]), "ldam_drw": np.eye(2)}, ["9 images", "1 image"]
+        ),
         2, ["none", "ldam drw", "75", "25", "100", "9 images", "answer", "true class"],
     ),
     "f1_over_training": (
@@ -97,7 +99,8 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         1, ["training step", "macro F1, validation", "class weights", "deferred weights begin"],
     ),
     "accuracy_against_calibration": (
-        lambda: study_plots.accuracy_against_calibration(STUDY), 1, ["none", "class weights", "test accuracy: up is better"],
+        lambda: study_plots.accuracy_against_calibration(STUDY),
+        1, ["none", "class weights", "test accuracy: up is better"],
     ),
     "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
     "position_similarity": (
