@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
+from conftest import SMALL
 from PIL import Image
 
 from vitlab import machine
@@ -15,6 +17,7 @@ from vitlab.config import RunConfig
 from vitlab.data import sources
 from vitlab.data.splits import Source
 from vitlab.machine import ROOT
+from vitlab.parameters import as_profile
 
 
 def script(name: str) -> ModuleType:
@@ -69,6 +72,19 @@ def test_fine_tune_compares_pruning_with_training_on(
     printed = capsys.readouterr().out
     assert "| DynamicViT, ρ = 0.7 |" in printed
     assert "points (wanted: no less than −1)." in printed
+
+
+def test_study_compares_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    profile = tmp_path / "small.yaml"
+    profile.write_text(yaml.safe_dump(as_profile(SMALL)))
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    chosen = ["study_remedies=sampler, class_weights, post_hoc", "study_seeds=2", "epochs=1", "study_ratio=9"]
+    script("study").main([str(profile), "2", "1", "--set", *chosen])
+    printed = capsys.readouterr().out
+    assert printed.index("# 1 epochs") < printed.index("# 2 epochs")
+    assert printed.count("Sampler and class weights minimise the same expected loss") == 2
+    assert "The balanced reference reaches" in printed
+    assert "linear 9:1, from 1 to 2 epochs: the best is" in printed
 
 
 @pytest.mark.slow

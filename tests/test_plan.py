@@ -7,13 +7,15 @@ import pytest
 import torch
 from conftest import SMALL
 
-from vitlab.config import RunConfig
+from vitlab.config import BALANCED, POST_HOC, RunConfig
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
-from vitlab.lab.plan import BALANCED, NOTEBOOKS, REMEDIES, Plan, how_to_make
+from vitlab.lab.plan import NOTEBOOKS, Plan, how_to_make
 from vitlab.models.registry import MODELS
 from vitlab.models.vit import ViT
 from vitlab.runs import Run, identity
+
+TRAINED = [name for name in SMALL.remedies if name != POST_HOC]
 
 
 @pytest.fixture
@@ -104,8 +106,8 @@ def test_row_of_the_registry_is_trained_as_its_chapter_trains(
 
 def test_study_varies_remedy_and_seed_alone(plan: Plan) -> None:
     study = plan.study
-    assert set(study) == {(remedy, seed) for remedy in (BALANCED, *REMEDIES) for seed in (0, 1)}
-    for remedy in REMEDIES[1:]:
+    assert set(study) == {(remedy, seed) for remedy in (BALANCED, *TRAINED) for seed in (0, 1)}
+    for remedy in TRAINED[1:]:
         assert differing(study["none", 0], study[remedy, 0]) == {"remedy"}
     assert differing(study["none", 0], study["none", 1]) == {"seed"}
     assert differing(study["none", 0], study[BALANCED, 0]) == {"imbalance", "imbalance_ratio", "imbalance_order"}
@@ -125,6 +127,30 @@ def test_all_of_the_study_takes_the_same_number_of_steps(plan: Plan) -> None:
     assert len(plan.data_of(plan.study[BALANCED, 0]).train) > images
 
 
+def test_validation_chooses_nothing_in_the_study(few: Source) -> None:
+    """Of rare classes it holds more images than training does."""
+    plan = Plan(SMALL.replace(patience=3, study_ratio=9), few)
+    assert {(config.keep_epoch, config.patience) for config in plan.study.values()} == {("last", 0)}
+    assert plan.config("ViT").keep_epoch == "best"
+
+
+def test_study_of_further_class_sizes_differs_in_these_alone(few: Source) -> None:
+    plan = Plan(SMALL.replace(study_more="exponential 9, linear 4"), few)
+    assert list(plan.studies) == ["linear 2:1", "exponential 9:1", "linear 4:1"]
+    first, second, third = plan.studies.values()
+    assert first is plan.study
+    assert first.keys() == second.keys() == third.keys()
+    for key in first:
+        assert differing(first[key], third[key]) == (set() if key[0] == BALANCED else {"imbalance_ratio"})
+    assert plan.config("sampler, exponential 9:1, seed 1") == second["sampler", 1]
+    assert len(plan.study_configs) == 2 * (1 + 3 * len(TRAINED))  # the balanced reference serves all of them
+
+
+def test_study_trains_the_remedies_that_were_asked_for(few: Source) -> None:
+    plan = Plan(SMALL.replace(study_remedies="post_hoc, sampler"), few)
+    assert {name for name, _ in plan.study} == {BALANCED, "none", "sampler"}  # post hoc: none's logits, adjusted
+
+
 def test_balanced_and_imbalanced_runs_meet_the_same_test_and_validation_images(plan: Plan) -> None:
     shaped, balanced = (plan.data_of(plan.study[remedy, 0]) for remedy in ("none", BALANCED))
     assert shaped.test.index.tolist() == balanced.test.index.tolist()
@@ -132,7 +158,7 @@ def test_balanced_and_imbalanced_runs_meet_the_same_test_and_validation_images(p
 
 
 def test_data_that_come_imbalanced_have_no_balanced_twin(few: Source) -> None:
-    assert {remedy for remedy, _ in Plan(SMALL.replace(study_imbalance="none"), few).study} == set(REMEDIES)
+    assert {remedy for remedy, _ in Plan(SMALL.replace(study_imbalance="none"), few).study} == set(TRAINED)
 
 
 def test_imbalance_that_data_bring_is_used_as_it_comes(few: Source) -> None:
@@ -174,4 +200,4 @@ def test_what_is_missing_can_be_made_with_the_command_that_is_named(chapter: str
 def test_plan_is_shown_by_its_names(few: Source) -> None:
     shown = repr(Plan(SMALL.replace(study_seeds=3), few))
     assert "DynamicViT" in shown
-    assert "a study of 21 runs" in shown
+    assert "a study of 27 runs" in shown

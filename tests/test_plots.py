@@ -11,7 +11,8 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from vitlab.analysis import pictures, plots
+from vitlab.analysis import pictures, plots, study_plots
+from vitlab.analysis.study import SCORES
 from vitlab.machine import ROOT
 
 IMAGES = torch.arange(6 * 8 * 8).remainder(251).view(6, 1, 8, 8).to(torch.uint8)
@@ -22,13 +23,17 @@ STUDY = pd.DataFrame(
     {
         "remedy": ["none", "none", "class_weights", "class_weights"],
         "macro_f1": [0.5, 0.6, 0.7, 0.8],
+        "accuracy": [0.6, 0.6, 0.7, 0.8],
+        "calibration_error": [0.1, 0.3, 0.2, 0.2],
         "recall_common": 0.9,
+        "recall_middle": 0.5,
         "recall_rare": 0.2,
     }
 )
 EFFECTS = pd.DataFrame(
     {"remedy": ["none"] * 3 + ["both"] * 3, "class": [*CLASSES] * 2, "drawn": 0.3, "weight": 1.0, "share": 0.3}
-)
+).assign(margin=0.0)
+CURVE = pd.DataFrame({"step": [10, 20, 30], "val_macro_f1": [0.2, 0.4, 0.5]})
 DIFFERENCES = pd.DataFrame({"model": "Linear ViT", "class": ["ant", "bee"], "difference": [-0.1, 0.3], "p": [1, 0.01]})
 RELIABILITY = pd.DataFrame(
     {"images": [30, 70], "confidence": [0.5, 0.9], "accuracy": [0.4, 0.95], "low": [0.3, 0.9], "high": [0.6, 0.98]}
@@ -76,14 +81,26 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: pictures.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
     ),
     "remedy_effects": (
-        lambda: plots.remedy_effects(EFFECTS), 3, ["share of the images drawn", "weight in the loss", "none", "bee"],
+        lambda: study_plots.remedy_effects(EFFECTS),
+        4, ["share of the images drawn", "weight in the loss", "margin asked for (logits)", "none", "bee"],
     ),
     "remedy_scores": (
-        lambda: plots.remedy_scores(STUDY), 3, ["macro F1", "recall, rarest", "none", "class weights", "one seed"],
+        lambda: study_plots.remedy_scores(STUDY),
+        4, ["macro F1", "recall, middle", "recall, rarest", "none", "class weights", "one seed", "without a remedy"],
     ),
-    "recall_by_class": (
-        lambda: plots.recall_by_class({"none": np.array([0.1, 0.5, 0.9]), "class_weights": [0.2, 0.4, 0.9]}, CLASSES),
-        1, ["test recall", "none", "class weights", "cat"],
+    "confusions": (
+        lambda: study_plots.confusions(
+            {"none": np.array([[3, 1], [0, 0]]), "ldam_drw": np.eye(2)}, ["9 images", "1 image"]
+        ),
+        2, ["none", "ldam drw", "75", "25", "100", "9 images", "answer", "true class"],
+    ),
+    "f1_over_training": (
+        lambda: study_plots.f1_over_training({"none": CURVE, "class_weights": CURVE}, 0.8),
+        1, ["training step", "macro F1, validation", "class weights", "deferred weights begin"],
+    ),
+    "accuracy_against_calibration": (
+        lambda: study_plots.accuracy_against_calibration(STUDY),
+        1, ["none", "class weights", "test accuracy: up is better"],
     ),
     "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
     "position_similarity": (
@@ -173,7 +190,7 @@ def test_figure_has_its_axes_and_its_words(name: str) -> None:
 def figure_functions() -> dict[str, str]:
     """Name -> how a notebook calls it."""
     found = {}
-    for module in (plots, pictures):
+    for module in (plots, study_plots, pictures):
         for name, f in inspect.getmembers(module, inspect.isfunction):
             own = f.__module__ == module.__name__ and not name.startswith("_")
             if own and f.__annotations__.get("return") in (Figure, "Figure"):
@@ -247,32 +264,30 @@ def test_models_are_told_apart_by_marker_and_colour() -> None:
 
 def test_ninth_line_is_drawn_as_well() -> None:
     nine = pd.concat([EFFECTS[:3].assign(remedy=str(k)) for k in range(9)])
-    assert [len(axis.lines) for axis in plots.remedy_effects(nine).axes] == [9, 9, 9]
+    assert [len(axis.lines) for axis in study_plots.remedy_effects(nine).axes] == [9, 9, 9, 9]
 
 
-def test_recall_moves_from_the_first_name_to_each_of_the_others() -> None:
-    recalls = {
-        "none": np.array([0.1, 0.5, 0.9]),
-        "a": [0.2, 0.4, 0.9],
-        "b": [0.3, 0.3, 0.3],
-        "c": [0, 0, 0],
-        "d": [1] * 3,
-    }
-    figure = plots.recall_by_class(recalls, CLASSES)
-    shown = [axis for axis in figure.axes if axis.axison]
-    assert [axis.get_title() for axis in shown] == ["a", "b", "c", "d"]
-    for axis in shown:
-        before, after = axis.lines
-        assert list(before.get_xdata()) == [0.1, 0.5, 0.9]
-        assert list(after.get_xdata()) == list(recalls[axis.get_title()])
+def test_seeds_are_small_beside_their_mean() -> None:
+    marks = study_plots.accuracy_against_calibration(STUDY).axes[0].lines
+    assert [line.get_xdata().tolist() if line.get_markersize() < 5 else line.get_xdata() for line in marks] == [
+        [0.1, 0.3], [pytest.approx(0.2)], [0.2, 0.2], [pytest.approx(0.2)],
+    ]  # fmt: skip
+
+
+def test_deferred_weights_begin_where_their_share_of_the_steps_is_over() -> None:
+    axis = study_plots.f1_over_training({"none": CURVE}, 0.8).axes[0]
+    assert axis.lines[-1].get_xdata()[0] == 24
+
+
+def test_confusion_leaves_out_what_is_less_than_one_percent() -> None:
+    figure = study_plots.confusions({"a": np.array([[999, 1], [0, 5]]), "b": np.eye(2)}, ["x", "y"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["100", "", "", "100"]
 
 
 def test_single_seed_is_drawn_with_its_interval_several_with_their_mean() -> None:
-    one = STUDY.iloc[[0, 2]].assign(
-        **{f"{name}_{end}": 0.5 for name in ("macro_f1", "recall_common", "recall_rare") for end in ("low", "high")}
-    )
-    assert "95% interval" in texts(plots.remedy_scores(one))
-    assert {"mean", "one seed"} <= texts(plots.remedy_scores(STUDY))
+    one = STUDY.iloc[[0, 2]].assign(**{f"{name}_{end}": 0.5 for name in SCORES for end in ("low", "high")})
+    assert "95% interval" in texts(study_plots.remedy_scores(one))
+    assert {"mean", "one seed"} <= texts(study_plots.remedy_scores(STUDY))
 
 
 def test_frontier_joins_the_models_that_none_beats() -> None:

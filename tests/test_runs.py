@@ -67,6 +67,7 @@ def test_what_has_no_effect_finds_the_same_run(config: RunConfig, changes: dict)
         (CONFIG.replace(start_size=8), {"grow": 0.3}),
         (CONFIG, {"val_fraction": 0.0}),
         (CONFIG, {"remedy": "sampler"}),
+        (CONFIG, {"keep_epoch": "last"}),
         (CONFIG, {"imbalance": "linear"}),
         (CONFIG, {"init_from": "another"}),
         (DYNAMIC, {"keep_ratio": 0.3}),

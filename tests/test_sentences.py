@@ -96,42 +96,6 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "noise", "expected"),
-    [
-        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.01, "a gain beyond the spread over seeds (0.014)"),
-        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.1, "No remedy shows a gain"),  # too few test images
-        ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, 0.001, "No remedy shows a gain"),  # seeds differ by more
-        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, 0.001, "No remedy raised the measured"),
-        ({"none": [0.5], "sampler": [0.6]}, 0.01, "a gain beyond the test images' noise; one seed says nothing"),
-        ({"none": [0.5], "sampler": [0.6]}, 0.1, "No remedy shows a gain"),
-        ({"none": [0.5], "sampler": [0.4]}, 0.001, "No remedy raised the measured"),
-    ],
-)
-def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, noise: float, expected: str) -> None:
-    spread = np.random.default_rng(0).normal(0, noise, 1000)
-    drawn = {remedy: np.mean(f1) + spread * (remedy != "none") for remedy, f1 in scores.items()}
-    assert expected in sentences.best_remedy(scores, drawn)
-
-
-def test_who_gains_names_the_classes_of_the_best_remedy() -> None:
-    recall = pd.DataFrame({"none": [0.9, 0.5, 0.2], "sampler": [0.85, 0.5, 0.4], "both": [0.9, 0.9, 0.9]}, list("abc"))
-    got = sentences.who_gains(recall, {"none": [0.5], "sampler": [0.6, 0.6], "both": [0.7, 0.3], "balanced": [0.9]})
-    assert "sampler gives most to the class c (+20.0 points) and takes most from the class a (-5.0 points)" in got
-    assert "1 of 3 classes gain" in got
-    assert "takes from none" in sentences.who_gains(recall, {"none": [0.5], "both": [0.6]})
-    assert "gives to none" in sentences.who_gains(recall.assign(both=0.1), {"none": [0.5], "both": [0.6]})
-
-
-def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None:
-    scores = {name: [0.5] for name in ("none", *"abcd")} | {"e": [0.6]}
-    drawn = {name: np.linspace(f1[0] - 0.1, f1[0] + 0.1, 1000) for name, f1 in scores.items()}
-    drawn["none"] = np.full(1000, 0.5)
-    scores["balanced"], drawn["balanced"] = [0.9], np.full(1000, 0.9)  # is none of them
-    text = sentences.best_remedy(scores, drawn)
-    assert all(part in text for part in ("99% interval", "because the best was picked", "+0.001 to +0.199"))
-
-
-@pytest.mark.parametrize(
     ("profile", "counts", "words"),
     [("linear", [40, 10], ["linear", "4:1"]), ("none", [300, 90], ["as they come", "3.33:1"])],
 )
@@ -139,31 +103,102 @@ def test_imbalance_is_named_with_the_ratio_that_was_reached(profile: str, counts
     assert all(word in sentences.imbalance(profile, np.array(counts)) for word in words)
 
 
+# ---------------------------------------------------------------- the imbalance study
+
+
+def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
+    """Name -> gain, low, high, over a base of 0.5."""
+    columns = ["gain", "low", "high"]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return frame.assign(score=0.5 + frame["gain"])
+
+
+UP, FLAT, DOWN = (0.1, 0.04, 0.16), (0.02, -0.04, 0.08), (-0.1, -0.16, -0.04)
+
+
 @pytest.mark.parametrize(
-    ("noise", "expected"),
-    [(0.001, "Trained on all the images the model scores better"), (1, "no difference can be shown")],
+    ("rows", "expected", "not_said"),
+    [
+        ({"sampler": UP, "both": FLAT}, "The best remedy is **sampler**: macro F1 0.600 against 0.500", "Worse"),
+        ({"sampler": UP, "both": FLAT}, "1 of 2 remedies gain beyond the noise: *sampler* +10.0 points", "*both*"),
+        ({"sampler": UP, "both": DOWN}, "Worse than none: *both* -10.0 points, -16.0 to -4.0", "No remedy"),
+        ({"class_weights": FLAT, "both": DOWN}, "No remedy shows a gain against 0.500", "best remedy is"),
+        ({"class_weights": FLAT}, "the best is class weights, 0.520 (+2.0 points, -4.0 to +8.0)", "Worse"),
+    ],
 )
-def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
-    drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
-    scores = {"none": [0.6, 0.62], "balanced": [0.7, 0.72], "sampler": [0.64, 0.66], "both": [0.6, 0.6]}
-    drawn["sampler"] = np.full(1000, 0.04)
-    text = sentences.price_of_imbalance(scores, drawn, missing=1200)
+def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, expected: str, not_said: str) -> None:
+    text = sentences.best_remedy(gains(**rows), seeds=3)
     assert expected in text
-    assert "(+10.0 points of macro F1, 95% interval" in text
-    won = "sampler, wins 4.0 of these points back"
-    assert (won in text) == ("better" in text) == ("1,200 missing images" in text)
-    drawn["sampler"] = np.linspace(-0.04, 0.12, 1000)  # a gain inside the noise
-    assert won not in sentences.price_of_imbalance(scores, drawn, missing=1200)
-    wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn, missing=1200)
-    assert "no difference can be shown" in wide  # seeds differ by more
+    assert "over seeds and test images" in text
+    assert not_said not in text
+    assert "one seed says nothing" in sentences.best_remedy(gains(**rows), seeds=1)
 
 
-def test_conclusion_on_the_study_is_of_one_mind() -> None:
-    """A gain inside the best remedy's own spread over seeds is a gain in neither sentence."""
-    scores = {"none": [0.5, 0.51], "balanced": [0.7, 0.71], "sampler": [0.49, 0.56]}
-    drawn = {name: np.full(1000, np.mean(f1)) for name, f1 in scores.items()}
-    assert "No remedy shows a gain" in sentences.best_remedy(scores, drawn)
-    assert "wins" not in sentences.price_of_imbalance(scores, drawn, missing=9)
+def test_remedies_as_good_as_the_best_are_those_that_no_interval_parts_from_it() -> None:
+    text = sentences.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
+    assert "No difference to the best, ldam drw, can be shown for *sampler*" in text
+    assert "both" not in text
+    assert "Every other remedy is measurably behind" in sentences.as_good("ldam_drw", gains(both=DOWN))
+
+
+def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
+    better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
+    text = sentences.who_pays(better, common, better, few=3)
+    assert "Sampler changes the recall of the 3 rarest classes by +10.0 points" in text
+    assert "pay measurably under *sampler* -10.0 points" in text
+    assert "no loss is shown under *post hoc*" in text
+    assert "both" not in text  # it gains nothing
+    assert "No remedy that gains is shown to cost" in sentences.who_pays(better, better, better, few=3)
+    assert "nobody has to pay" in sentences.who_pays(gains(both=FLAT), common, better, few=3)
+
+
+@pytest.mark.parametrize(
+    ("row", "to_best", "expected"),
+    [
+        (UP, FLAT, ["it gains (+10.0", "a difference to *sampler*, the best that is trained, can't be shown"]),
+        (UP, DOWN, ["it gains (+10.0", "measurably behind *sampler*"]),
+        (FLAT, UP, ["it shows no gain", "measurably ahead of *sampler*"]),
+        (DOWN, None, ["it loses (-10.0"]),
+    ],
+)
+def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple | None, expected: list[str]) -> None:
+    trained = None if to_best is None else gains(sampler=to_best).iloc[0]
+    text = sentences.what_is_free(gains(post_hoc=row), trained)
+    assert all(words in text for words in expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"), [(UP, "and differ in"), (DOWN, "and differ in"), (FLAT, "can't be told apart")]
+)
+def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, expected: str) -> None:
+    noise = pd.Series({"sampler": 1.234, "class_weights": 3.456})
+    text = sentences.same_gradient(gains(class_weights=row).iloc[0], noise)
+    assert expected in text
+    assert "3.5 times as long" in text
+    assert "1.2 times under the sampler" in text
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [(UP, "Trained on all the images the model scores better"), (FLAT, "no difference can be shown"), (DOWN, "worse")],
+)
+def test_price_of_imbalance_is_named_only_beyond_the_noise(gap: tuple, expected: str) -> None:
+    row = gains(balanced=gap).iloc[0]
+    text = sentences.price_of_imbalance(row, gains(sampler=UP, both=FLAT), missing=1200)
+    assert expected in text
+    won = "the best remedy, sampler, wins 10.0 of these points back"
+    assert (won in text) == ("1,200 missing images" in text) == ("better" in text)
+    assert "wins" not in sentences.price_of_imbalance(row, gains(both=FLAT), missing=1200)
+
+
+def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
+    text = sentences.elsewhere(
+        {"linear 10:1": gains(sampler=UP, drw=FLAT), "linear 99:1": gains(sampler=UP, drw=(0.3, 0.1, 0.5))}
+    )
+    assert "linear 10:1: *sampler* (+10.0 points" in text
+    assert "linear 99:1: *drw* (+30.0 points" in text
+    assert text.endswith("at all these class sizes: *sampler*.")
+    assert sentences.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
 
 
 @pytest.mark.parametrize(

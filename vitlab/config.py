@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,7 +26,10 @@ PRESETS = {
 }
 Preset = Literal["nano", "tiny", "small", "base"]
 Tokenizer = Literal["patch", "conv", "light"]
-Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
+Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "drw", "ldam_drw", "logit_adjustment"]
+POST_HOC = "post_hoc"  # the remedy that trains nothing: `none`'s logits are adjusted
+STUDIED = (*get_args(Remedy), POST_HOC)  # in chapter 01
+BALANCED = "balanced"  # its upper reference: no imbalance, no remedy
 Imbalance = Literal["none", "linear", "exponential"]
 ImbalanceOrder = Literal["classes", "random"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -108,6 +111,14 @@ class Recipe(Training):
 
     remedy: Remedy = "none"  # for imbalance
     steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
+    # best or last: the epoch whose weights a run ends with, that of the best validation accuracy or the last one
+    keep_epoch: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> Self:
+        if self.patience and self.keep_epoch == "last":
+            raise ValueError(f"patience {self.patience} waits for a best epoch, keep_epoch last for none: set one")
+        return self
 
     @property
     def budget(self) -> str:
@@ -206,7 +217,7 @@ class RunConfig(Common, Recipe):
     init_from: str = ""  # run directory that the weights start from; DynamicViT's teacher too
     imbalance: Imbalance = "none"  # none, linear or exponential: class sizes in training
     imbalance_ratio: AtLeastOne = 10.0  # images of the commonest class over the rarest's
-    imbalance_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
+    imbalance_order: ImbalanceOrder = "classes"  # random: the seed draws which classes are rare; classes: the last ones
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
@@ -223,8 +234,10 @@ class LabConfig(Common):
 
     study_imbalance: Imbalance = "exponential"  # none, linear or exponential: class sizes of chapter 01's study
     study_ratio: AtLeastOne = 50.0  # images of the commonest class over the rarest's, in that study
-    study_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
-    study_epochs: Count = 15  # of each run of the imbalance study
+    study_order: ImbalanceOrder = "random"  # random: the seed draws which classes are rare; classes: the last ones
+    study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
+    study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
+    study_epochs: Count = 30  # of each run of the imbalance study
     study_seeds: Count = 3  # seeds of each run of that study
     seeds: Count = 1  # seeds of each run of chapters 02 to 04, from seed on
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
@@ -261,7 +274,29 @@ class LabConfig(Common):
             raise ValueError(f"sizes names {self.preset}, which is the preset itself: take it out")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
+        _ = self.study_shapes, self.remedies
         return self
+
+    @property
+    def study_shapes(self) -> list[tuple[Imbalance, float]]:
+        """Class sizes of the study: those that its conclusions speak of, then those of `study_more`."""
+        shapes = [(self.study_imbalance, self.study_ratio)]
+        for text in filter(None, map(str.strip, self.study_more.split(","))):
+            found = re.fullmatch(r"(linear|exponential) +(\d+(?:\.\d+)?)", text)
+            if not found or float(found[2]) < 1:
+                raise ValueError(f'study_more has {text!r}: write it as "linear 10, exponential 100"')
+            shapes.append((found[1], float(found[2])))
+        return list(dict.fromkeys(shapes))
+
+    @property
+    def remedies(self) -> list[str]:
+        """The study's remedies, `none` first, which the others are measured against."""
+        asked = list(filter(None, map(str.strip, self.study_remedies.split(",")))) or STUDIED
+        if wrong := next((name for name in asked if name not in STUDIED), None):
+            raise ValueError(f"study_remedies has {wrong!r}: {_nearest(wrong, dict.fromkeys(STUDIED), 'the chapter')}")
+        if asked == ["none"]:
+            raise ValueError("study_remedies has none alone: name the remedies to compare it with, or leave it empty")
+        return [name for name in STUDIED if name in asked or name == "none"]
 
     def run(self, **changes: Any) -> RunConfig:
         """Configuration of one run of this lab, with `changes`."""

@@ -38,6 +38,7 @@ def identity(config: Recipe, digest: str) -> dict[str, Any]:
         unread |= {option for other in MODELS.values() for option in other.options} - {*row.options}
         unread |= {*SHARED} - {*row.shared} - of_images
         unread |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
+    unread |= {"keep_epoch"} if config.keep_epoch == "best" else set()  # runs from before there was a choice
     unread |= {"grow"} if not config.start_size else set()
     unread |= {"muon_lr"} if config.optimizer != "muon" else set()
     budgets = ["steps", "minutes", "epochs"]  # the first that is given decides

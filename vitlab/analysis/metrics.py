@@ -221,3 +221,46 @@ def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
     cheaper, better = price < price[:, None], score > score[:, None]
     beaten = (cheaper & (score >= score[:, None])) | (better & (price <= price[:, None]))
     return ~pd.Series(beaten.any(1), results.index) & results[cost].notna()
+
+
+# ---------------------------------------------------------------- over seeds and test images
+
+
+def training_noise(scores: dict[str, list[float]]) -> tuple[float, float]:
+    """Variance of a score by the chance of training alone, and its degrees of freedom; name -> score of each seed.
+
+    Seeds are blocks: the models of one share its images and its rare classes. What is left of the scores once the
+    means of names and of seeds are taken out is chance; its variance is pooled over the names (randomised blocks,
+    Fisher 1935). Of a single seed nothing is left: 0, and no limit to the degrees of freedom.
+    """
+    table = np.array(list(scores.values()))
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+    if not freedom:
+        return 0.0, math.inf
+    left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    return float((left**2).sum() / freedom), freedom
+
+
+def seed_differences(
+    scores: dict[str, list[float]],
+    resampled_scores: dict[str, np.ndarray],
+    base: str,
+    names: list[str],
+    noise: tuple[float, float],
+) -> pd.DataFrame:
+    """Of each of `names`: score, its mean over seeds; gain over `base`; low, high, the gain's 95% interval.
+
+    The interval is one over seeds and test images, and holds for all of `names` at once (Bonferroni). scores: name ->
+    score of each seed; resampled_scores: name -> (resamples,) the seeds' mean on test images drawn anew; noise:
+    `training_noise`, s² with f degrees of freedom. A gain has the variance 2 s²/seeds plus that of the test images,
+    and the degrees of freedom of Welch and Satterthwaite.
+    """
+    variance_of_seeds = 2 * noise[0] / len(scores[base])
+    rows = {}
+    for name in names:
+        gain = float(np.mean(scores[name]) - np.mean(scores[base]))
+        variance = variance_of_seeds + float(np.var(resampled_scores[name] - resampled_scores[base], ddof=1))
+        freedom = noise[1] * (variance / variance_of_seeds) ** 2 if variance_of_seeds else math.inf
+        reach = stats.t.ppf(1 - LEVEL / 2 / len(names), freedom) * math.sqrt(variance)
+        rows[name] = float(np.mean(scores[name])), gain, gain - reach, gain + reach
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "gain", "low", "high"])

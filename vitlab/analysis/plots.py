@@ -1,4 +1,4 @@
-"""One function a chart; `pictures` has those that show images.
+"""One function a chart; `study_plots` has those of the imbalance study, `pictures` those that show images.
 
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
@@ -56,10 +56,6 @@ def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "
     figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns, frameon=False, fontsize=7)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
     axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
 
@@ -79,73 +75,6 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     _class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
     _legend_above(axis, len(counts))
-    return figure
-
-
-def remedy_effects(frame: pd.DataFrame) -> Figure:
-    """What each remedy does to each class, the commonest first; columns as `tables.remedy_effects` makes them."""
-    figure, [axes] = canvas(1, 3, height=3.0)
-    panels = {"drawn": "share of the images drawn", "weight": "weight in the loss", "share": "share of the loss"}
-    classes = frame["class"].unique()
-    places = np.arange(0, len(classes), -(-len(classes) // 20))
-    for axis, (column, label) in zip(axes, panels.items(), strict=True):
-        for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
-            size = max(3, 9 - i)  # equal ones lie on top of each other: the larger show behind the smaller
-            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
-        axis.set(xlabel="class, commonest first", ylabel=label, yscale="log")
-        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
-    axes[0].sharey(axes[2])
-    _legend_outside(figure, axes[0], 6)
-    return figure
-
-
-def remedy_scores(frame: pd.DataFrame) -> Figure:
-    """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean.
-
-    Of a single seed the line is the bootstrap's 95% interval; columns as `tables.study_scores` makes them.
-    """
-    columns = {"macro_f1": "macro F1", "recall_common": "recall, commonest", "recall_rare": "recall, rarest"}
-    figure, [axes] = canvas(1, 3, height=2.6, sharey=True)
-    order = list(dict.fromkeys(frame["remedy"]))
-    places = frame["remedy"].map(order.index)
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        if len(frame) == len(order):
-            axis.hlines(places, frame[f"{column}_low"], frame[f"{column}_high"], color="0.5", label="95% interval")
-        else:
-            means = frame.groupby("remedy")[column].mean()
-            axis.scatter(means[order], range(len(order)), marker="|", s=140, color="black", label="mean")
-        axis.scatter(frame[column], places, s=14, color=PALETTE[0], alpha=0.6, label="one seed")
-        axis.set(xlabel=label)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_yticks(range(len(order)), [_words(name) for name in order])
-    axes[0].set_ylim(len(order) - 0.5, -0.5)
-    _legend_above(axes[1], 2)
-    return figure
-
-
-def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) -> Figure:
-    """From the recall of each class under the first name to that under each other one: name -> (C,) recall."""
-    (first, base), *others = recalls.items()
-    columns = min(3, len(others))
-    rows = -(-len(others) // columns)
-    height = rows * (0.13 * min(len(classes), 30) + 0.7) + 0.3
-    figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
-    places = np.arange(len(classes))
-    for axis, (name, values) in zip(axes.flat, others, strict=False):
-        axis.hlines(places, base, values, color="0.6")
-        axis.plot(base, places, "o", color="black", fillstyle="none", markersize=4, label=_words(first))
-        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
-        axis.set_title(_words(name), fontsize=8)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axis in axes.flat[len(others) :]:
-        axis.set_axis_off()
-    every = -(-len(classes) // 30)
-    axes[0, 0].set_yticks(places[::every], classes[::every])
-    axes[0, 0].invert_yaxis()
-    for axis in axes.flat:
-        axis.tick_params(labelsize=7)
-    figure.supxlabel("test recall", fontsize=9)
-    _legend_outside(figure, axes[0, 0], 2)
     return figure
 
 

@@ -1,14 +1,9 @@
 """What the numbers say, as sentences: no gain inside the noise is called one."""
 
-import math
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
 
-from vitlab.analysis.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier, shown
-
-NO_REMEDIES = {"none", "balanced"}  # in the study beside the remedies
+from vitlab.analysis.metrics import LEVEL, holm, on_frontier, shown
 
 
 def p_text(p: float) -> str:
@@ -78,99 +73,139 @@ def imbalance(profile: str, counts: np.ndarray) -> str:
     return f"{'as they come' if profile == 'none' else profile}, {float(counts.max() / counts.min()):.3g}:1"
 
 
-def _best(scores: dict[str, list[float]]) -> str:
-    """The remedy with the highest mean, from remedy -> score of each seed."""
-    return max((name for name in scores if name not in NO_REMEDIES), key=lambda name: np.mean(scores[name]))
+def _named(gains: pd.DataFrame) -> str:
+    """Names with their gains in points and intervals, the largest first."""
+    rows = gains.sort_values("gain", ascending=False).iterrows()
+    return "; ".join(f"*{_words(name)}* {points(row)}" for name, row in rows)
 
 
-def _picked(scores: dict[str, list[float]]) -> float:
-    """Confidence of the best remedy's interval: wider (Bonferroni), because it was picked out of several."""
-    return 1 - LEVEL / len(scores.keys() - NO_REMEDIES)
+def points(gain: pd.Series) -> str:
+    """A row of `metrics.seed_differences` in points."""
+    return f"{100 * gain['gain']:+z.1f} points, {100 * gain['low']:+z.1f} to {100 * gain['high']:+z.1f}"
 
 
-class Difference(NamedTuple):
-    """Macro F1 minus that of `none`: its value, interval, the larger spread over seeds, and whether it exceeds both."""
-
-    value: float
-    low: float
-    high: float
-    spread: float
-    shown: bool
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _against_none(
-    name: str, scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray], confidence: float = CONFIDENCE
-) -> Difference:
-    (mean, spread), (base, base_spread) = mean_and_spread(scores[name]), mean_and_spread(scores["none"])
-    spread = 0.0 if math.isnan(spread) else max(spread, base_spread)  # NaN: of a single seed
-    low, high = interval(resampled_scores[name] - resampled_scores["none"], confidence)
-    return Difference(mean - base, low, high, spread, abs(mean - base) > spread and not low <= 0 <= high)
-
-
-def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
-    """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond all of the noise.
-
-    That is the spread over seeds, where there are several, and the choice of test images: the paired bootstrap's
-    interval of the gain, from remedy -> (resamples,) mean macro F1 over the seeds. `balanced`, all the images of
-    every class, is no remedy.
-    """
-    best, confidence = _best(scores), _picked(scores)
-    gain = _against_none(best, scores, resampled_scores, confidence)
-    figures = (
-        f"macro F1 {np.mean(scores[best]):.3f} against {np.mean(scores['none']):.3f} without a remedy (gain "
-        f"{gain.value:+.3f}, {confidence:.0%} interval of the paired bootstrap, widened because the best was picked, "
-        f"{gain.low:+.3f} to {gain.high:+.3f})"
-    )
-    name = best.replace("_", " ")
-    one_seed = len(scores[best]) == 1
-    seeds = "; one seed says nothing about the spread between seeds" if one_seed else ""
-    of_seeds = f"the spread over seeds ({gain.spread:.3f}) and the test images' noise"
-    beyond = "the test images' noise" if one_seed else of_seeds
-    if gain.value <= 0:
-        return f"No remedy raised the measured macro F1: the best is {name}, {figures}."
-    if gain.shown:
-        return f"The best remedy is **{name}**: {figures}, a gain beyond {beyond}{seeds}."
-    return f"No remedy shows a gain beyond {beyond}; the best is {name}, {figures}{seeds}."
-
-
-def who_gains(recall: pd.DataFrame, scores: dict[str, list[float]]) -> str:
-    """One sentence on the classes that the best remedy gives most to and takes most from.
-
-    recall: classes (rows) by remedy (columns). The best is that of `best_remedy`: remedy -> macro F1 of each seed.
-    """
-    best = _best(scores)
-    change = (recall[best] - recall["none"]).mul(100).sort_values()
-    least, most = (f"the class {change.index[i]} ({change.iloc[i]:+z.1f} points)" for i in (0, -1))
-    given = f"gives most to {most}" if change.iloc[-1] > 0 else "gives to none"
-    taken = f"takes most from {least}" if change.iloc[0] < 0 else "takes from none"
+def _noise(seeds: int) -> str:
     return (
-        f"By the measured recalls, noise included, {best.replace('_', ' ')} {given} and {taken}; "
-        f"{(change > 0).sum()} of {len(change)} classes gain."
+        "seeds and test images" if seeds > 1 else "test images (one seed says nothing about the spread between seeds)"
     )
 
 
-def price_of_imbalance(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray], missing: int) -> str:
-    """What the imbalance cost: macro F1 of `balanced` against `none`, as `best_remedy` has them.
+def best_remedy(gains: pd.DataFrame, seeds: int) -> str:
+    """Which remedies gain macro F1 over `none`: only where the interval of the gain leaves zero out.
 
-    missing: training images that the imbalanced data lack.
+    gains: `metrics.seed_differences` of all remedies to `none`, whose intervals hold at once.
     """
-    gap = _against_none("balanced", scores, resampled_scores)
-    points, low, high = (100 * value for value in (gap.value, gap.low, gap.high))
-    figures = f"({points:+.1f} points of macro F1, 95% interval {low:+.1f} to {high:+.1f})"
-    if not gap.shown:
+    best, better, worse = gains["gain"].idxmax(), gains[gains["low"] > 0], gains[gains["high"] < 0]
+    base = gains["score"].iloc[0] - gains["gain"].iloc[0]
+    against = f"against {base:.3f} without a remedy (95% intervals of all {len(gains)} together, over {_noise(seeds)})"
+    lost = f" Worse than none: {_named(worse)}." if len(worse) else ""
+    if better.empty:
+        row = gains.loc[best]
+        return (
+            f"No remedy shows a gain {against}; the best is {_words(best)}, {row['score']:.3f} ({points(row)}).{lost}"
+        )
+    return (
+        f"The best remedy is **{_words(best)}**: macro F1 {gains.loc[best, 'score']:.3f} {against}. "
+        f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_named(better)}.{lost}"
+    )
+
+
+def as_good(best: str, behind: pd.DataFrame) -> str:
+    """Which remedies cannot be told from the best one; behind: `metrics.seed_differences` of the others to it."""
+    open_ = behind[(behind["high"] >= 0) & (behind["low"] <= 0)]
+    if open_.empty:
+        return f"Every other remedy is measurably behind {_words(best)}."
+    return f"No difference to the best, {_words(best)}, can be shown for {_named(open_)}."
+
+
+def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few: int) -> str:
+    """What the remedies that gain cost the commonest classes, and what they give the rarest.
+
+    gains, common, rare: `metrics.seed_differences` to `none` of macro F1 and of recall of the `few` commonest and
+    rarest classes.
+    """
+    better = gains.index[gains["low"] > 0]
+    if better.empty:
+        return "Where no remedy gains, nobody has to pay."
+    paying = [name for name in better if common.loc[name, "high"] < 0]
+    best = gains["gain"].idxmax()
+    text = (
+        f"{_words(best).capitalize()} changes the recall of the {few} rarest classes by {points(rare.loc[best])}, and "
+        f"that of the {few} commonest by {points(common.loc[best])}. "
+    )
+    if not paying:
+        return f"{text}No remedy that gains is shown to cost the commonest classes recall."
+    free = [name for name in better if name not in paying]
+    text += f"The commonest classes pay measurably under {_named(common.loc[paying])}"
+    return f"{text}; no loss is shown under {_named(common.loc[free])}." if free else f"{text}."
+
+
+def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:
+    """What adjusting the finished model's logits gains, without any training.
+
+    gains: as in `best_remedy`; trained: the row of post_hoc in the differences to the best remedy that is trained,
+    whose name it bears; None where none is.
+    """
+    row = gains.loc["post_hoc"]
+    claim = "gains" if row["low"] > 0 else "loses" if row["high"] < 0 else "shows no gain:"
+    text = f"Free, because nothing is trained anew, is post-hoc logit adjustment: it {claim} ({points(row)})"
+    if trained is None:
+        return f"{text}."
+    if trained["low"] <= 0 <= trained["high"]:
+        return f"{text}; a difference to *{_words(trained.name)}*, the best that is trained, can't be shown."
+    side = "behind" if trained["gain"] < 0 else "ahead of"
+    return f"{text}, and is measurably {side} *{_words(trained.name)}*, the best that is trained ({points(trained)})."
+
+
+def same_gradient(difference: pd.Series, noise: pd.Series) -> str:
+    """What sampler and class weights, which follow the same gradient on average, differ by.
+
+    difference: the row of class_weights in the differences to the sampler; noise: `study.gradient_noise`.
+    """
+    apart = "differ" if difference["low"] > 0 or difference["high"] < 0 else "can't be told apart"
+    return (
+        f"Sampler and class weights minimise the same expected loss and {apart} in macro F1 (class weights against "
+        f"sampler {points(difference)}). What differs is the noise of a step: the gradient of one batch is "
+        f"{noise['class_weights']:.2g} times as long in its chance part as in its mean under class weights, "
+        f"{noise['sampler']:.2g} times under the sampler; a rare image then counts much, but seldom comes."
+    )
+
+
+def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str:
+    """What the imbalance cost in macro F1.
+
+    gap: `metrics.seed_differences` of `balanced` to `none`; gains: of the remedies; missing: training images that the
+    imbalanced data lack.
+    """
+    figures = f"({points(gap)})"
+    if gap["low"] <= 0 <= gap["high"]:
         return f"Between training on all the images and on the imbalanced ones no difference can be shown {figures}."
     than = f"than on the imbalanced ones without a remedy {figures}"
-    if points < 0:
+    if gap["gain"] < 0:
         return f"Trained on all the images the model scores worse {than}."
     text = f"Trained on all the images the model scores better {than}"
-    best = _best(scores)
-    gain = _against_none(best, scores, resampled_scores, _picked(scores))
-    if gain.value > 0 and gain.shown:
-        text += f"; the best remedy, {best.replace('_', ' ')}, wins {100 * gain.value:.1f} of these points back"
+    best = gains.loc[gains["gain"].idxmax()]
+    if best["low"] > 0:
+        text += f"; the best remedy, {_words(best.name)}, wins {100 * best['gain']:.1f} of these points back"
     return (
         f"{text}. This is the price of uneven data and of {missing:,} missing images together; a remedy can only mend "
         "the first."
     )
+
+
+def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
+    """Which remedies gain at which class sizes: class sizes -> `metrics.seed_differences` of the remedies to `none`."""
+    better = {shape: set(frame.index[frame["low"] > 0]) for shape, frame in gains.items()}
+    best = "; ".join(
+        f"{shape}: *{_words(f['gain'].idxmax())}* ({points(f.loc[f['gain'].idxmax()])})" for shape, f in gains.items()
+    )
+    always = [name for name in next(iter(gains.values())).index if all(name in names for names in better.values())]
+    told = ", ".join(f"*{_words(name)}*" for name in always) or "none"
+    return f"The most was gained at {best}. Remedies whose gain is shown at all these class sizes: {told}."
 
 
 def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned: str) -> str:

@@ -1,18 +1,14 @@
 """The tables that chapters share: computed from the runs of a lab, and set for reading."""
 
 import math
-from collections import defaultdict
 from itertools import combinations
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vitlab.analysis import metrics
-from vitlab.config import Remedy, RunConfig
-from vitlab.data.batches import epoch_order
-from vitlab.training import losses
+from vitlab.config import RunConfig
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
@@ -119,95 +115,6 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
-def remedy_effects(lab: "Lab") -> pd.DataFrame:
-    """What each remedy does before any training, a row a remedy and class, the commonest class first.
-
-    drawn: the class's share of the images really drawn in the first epoch; weight: of its loss; share: of the
-    whole loss, drawn times weight; shift: added to its logit.
-    """
-    train, counts = lab.data_of(lab.plan.study["none", lab.params.seed]).train, study_counts(lab)
-    rows = []
-    for remedy in get_args(Remedy):
-        weights = losses.sampling_weights(remedy, train.labels, counts)
-        order = epoch_order(train.labels, weights, lab.params.seed, epoch=0)
-        drawn = train.labels[order].bincount(minlength=len(counts)) / len(order)
-        weight = losses.class_weights(remedy, counts)
-        weight = torch.ones(len(counts)) if weight is None else weight
-        shift = losses.logit_shift(remedy, counts)
-        shift = torch.zeros(len(counts)) if shift is None else shift
-        columns = {"drawn": drawn, "weight": weight, "share": drawn * weight / (drawn * weight).sum(), "shift": shift}
-        rows.append(pd.DataFrame({"remedy": remedy, "class": lab.source.classes, "images": counts} | columns))
-    return pd.concat(rows).sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
-
-
-def study_counts(lab: "Lab") -> torch.Tensor:
-    """(classes,) training images of each class in the study."""
-    return lab.data_of(lab.plan.study["none", lab.params.seed]).class_counts
-
-
-def group_size(num_classes: int) -> int:
-    """How many classes count as the commonest, and as the rarest: three, or fewer so that the two do not meet."""
-    return max(1, min(3, num_classes // 2))
-
-
-def study_scores(lab: "Lab") -> pd.DataFrame:
-    """A row for each run of the study: scores, recall of common and rare classes, with <name>_low and _high."""
-    rows = []
-    for (remedy, seed), run in lab.load_study().items():
-        logits, labels = run.predictions
-        order = _commonest_first(lab, seed)
-        row = {"remedy": remedy, "seed": seed, **_study_row(metrics.tally(logits, labels), order)}
-        for name, values in _study_row(metrics.resampled(logits, labels), order).items():
-            row[f"{name}_low"], row[f"{name}_high"] = metrics.interval(values)
-        right = int((logits.argmax(1) == labels).sum())
-        row["accuracy_low"], row["accuracy_high"] = metrics.wilson(right, len(labels))
-        error = metrics.calibration_error(logits, labels)
-        rows.append(row | {"calibration_error": error, "run": run.path.name})
-    return pd.DataFrame(rows)
-
-
-def study_recall(lab: "Lab") -> pd.DataFrame:
-    """Recall by class (rows, the commonest first) and remedy (columns), the mean over the seeds.
-
-    Where seeds draw their own rare classes, a row is the k-th commonest, named by its number of images.
-    """
-    orders = {seed: _commonest_first(lab, seed) for _, seed in lab.plan.study}
-    recalls = defaultdict(list)
-    for (remedy, seed), run in lab.load_study().items():
-        recalls[remedy].append(metrics.recall(metrics.tally(*run.predictions))[orders[seed]])
-    names = [lab.source.classes[k] for k in orders[lab.params.seed]]
-    if len({tuple(order) for order in orders.values()}) > 1:
-        names = [f"{n:,} images" for n in study_counts(lab).sort(descending=True).values]
-    frame = pd.DataFrame({remedy: np.mean(values, 0) for remedy, values in recalls.items()}, index=names)
-    return frame[["none", *frame.columns.drop("none")]]
-
-
-def study_f1(lab: "Lab") -> tuple[dict[str, list[float]], dict[str, np.ndarray]]:
-    """Remedy -> macro F1 of each seed; and remedy -> (resamples,) the seeds' mean in the paired bootstrap."""
-    f1, drawn = defaultdict(list), defaultdict(list)
-    for (remedy, _), run in lab.load_study().items():
-        f1[remedy].append(float(metrics.macro_f1(metrics.tally(*run.predictions))))
-        drawn[remedy].append(metrics.macro_f1(metrics.resampled(*run.predictions)))
-    return f1, {remedy: np.mean(values, 0) for remedy, values in drawn.items()}
-
-
-def _study_row(tally: np.ndarray, order: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of `metrics.tally` (3, ..., C); order: the classes, the commonest first."""
-    few = group_size(tally.shape[-1])
-    return {
-        "accuracy": metrics.accuracy(tally),
-        "balanced_accuracy": metrics.mean_recall(tally),
-        "macro_f1": metrics.macro_f1(tally),
-        "recall_common": metrics.mean_recall(tally[..., order[:few]]),
-        "recall_rare": metrics.mean_recall(tally[..., order[-few:]]),
-    }
-
-
-def _commonest_first(lab: "Lab", seed: int) -> np.ndarray:
-    """(C,) classes by falling number of images in the study's imbalanced runs with this seed."""
-    return lab.data_of(lab.plan.study["none", seed]).class_counts.argsort(descending=True, stable=True).numpy()
-
-
 # ---------------------------------------------------------------- for reading
 
 
@@ -277,25 +184,3 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
         for row in pairs.itertuples()
     ]
     return pd.DataFrame(rows)
-
-
-def study_table(scores: pd.DataFrame, few: int) -> pd.DataFrame:
-    """`study_scores` for reading: mean ± standard deviation over seeds; of one seed, the bootstrap's interval."""
-    names = {
-        "accuracy": "accuracy",
-        "balanced_accuracy": "balanced accuracy",
-        "macro_f1": "macro F1",
-        "recall_common": f"recall, {few} commonest",
-        "recall_rare": f"recall, {few} rarest",
-        "calibration_error": "calibration error",
-    }
-    rows = {}
-    for remedy, runs in scores.groupby("remedy", sort=False):
-        row = rows[remedy.replace("_", " ")] = {}
-        for name, label in names.items():
-            row[label] = f"{runs[name].mean():.3f}"
-            if len(runs) > 1:
-                row[label] += f" ± {runs[name].std():.3f}"
-            elif f"{name}_low" in runs:
-                row[label] += f" ({runs[f'{name}_low'].item():.3f} – {runs[f'{name}_high'].item():.3f})"
-    return pd.DataFrame(rows).T

@@ -4,10 +4,9 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
 
 from vitlab.analysis.complexity import macs, smaller_vit
-from vitlab.config import LabConfig, Remedy, RunConfig
+from vitlab.config import BALANCED, POST_HOC, LabConfig, RunConfig
 from vitlab.data.splits import Data, Source, split
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
@@ -15,8 +14,6 @@ from vitlab.models.registry import MODELS
 from vitlab.runs import Run
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
-REMEDIES = get_args(Remedy)
-BALANCED = "balanced"  # the study's upper reference: no imbalance, no remedy
 
 
 def how_to_make(chapter: str) -> str:
@@ -32,7 +29,7 @@ class Plan:
     source: Source
 
     def __repr__(self) -> str:
-        return f"Plan({'; '.join(self.names)}; a study of {len(self.study)} runs)"
+        return f"Plan({'; '.join(self.names)}; a study of {len(self.study_configs)} runs)"
 
     @cached_property
     def chapters(self) -> dict[str, dict[str, RunConfig]]:
@@ -128,19 +125,44 @@ class Plan:
         return "none" if self.source.imbalanced else self.params.study_imbalance
 
     @cached_property
+    def studies(self) -> dict[str, dict[tuple[str, int], RunConfig]]:
+        """Class sizes, as "linear 10:1" -> (remedy or BALANCED, seed) -> configuration of a run of the imbalance study.
+
+        All take the same number of steps, whose last weights count: validation images, of which rare classes have more
+        than training does, choose nothing here. `POST_HOC` needs no run.
+        """
+        p, steps, studies = self.params, 0, {}
+        shapes = [("none", 1.0)] if self.study_imbalance == "none" else p.study_shapes
+        for imbalance, ratio in shapes:
+            shaped = {"imbalance": imbalance, "imbalance_ratio": ratio, "imbalance_order": p.study_order}
+            size = len(self.data_of(p.run(**shaped)).train)
+            steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
+            budget = {"steps": steps, "patience": 0, "keep_epoch": "last"}
+            configs = {}
+            for seed in range(p.seed, p.seed + p.study_seeds):
+                if imbalance != "none":  # a folder that comes imbalanced has no balanced twin
+                    configs[BALANCED, seed] = p.run(seed=seed, **budget)
+                for remedy in p.remedies:
+                    if remedy != POST_HOC:
+                        configs[remedy, seed] = p.run(remedy=remedy, seed=seed, **budget, **shaped)
+            studies["as they come" if imbalance == "none" else f"{imbalance} {ratio:g}:1"] = configs
+        return studies
+
+    @property
     def study(self) -> dict[tuple[str, int], RunConfig]:
-        """(remedy or BALANCED, seed) -> configuration of the imbalance study; all take the same number of steps."""
-        p = self.params
-        shaped = {"imbalance": self.study_imbalance, "imbalance_ratio": p.study_ratio, "imbalance_order": p.study_order}
-        size = len(self.data_of(p.run(**shaped)).train)
-        steps = p.study_epochs * max(1, size // min(p.batch_size, size))
-        configs = {}
-        for seed in range(p.seed, p.seed + p.study_seeds):
-            if self.study_imbalance != "none":  # a folder that comes imbalanced has no balanced twin
-                configs[BALANCED, seed] = p.run(seed=seed, steps=steps)
-            for remedy in REMEDIES:
-                configs[remedy, seed] = p.run(remedy=remedy, seed=seed, steps=steps, **shaped)
-        return configs
+        """The study of the class sizes that the chapter's conclusions speak of."""
+        return next(iter(self.studies.values()))
+
+    @property
+    def study_configs(self) -> dict[str, RunConfig]:
+        """Every run of the studies by name: "sampler, seed 0"; of further class sizes "none, linear 10:1, seed 0"."""
+        first, *further = self.studies
+        named = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.studies[first].items()}
+        for shape in further:
+            for (remedy, seed), config in self.studies[shape].items():
+                if remedy != BALANCED:  # the same run
+                    named[f"{remedy}, {shape}, seed {seed}"] = config
+        return named
 
     def data_of(self, config: RunConfig) -> Data:
         return split(self.source, config)
@@ -152,13 +174,12 @@ class Plan:
 
     @cached_property
     def configs(self) -> dict[str, RunConfig]:
-        """Every run by name: "ViT", of a further seed "ViT, seed 1", and of the study "sampler, seed 0"."""
-        study = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.study.items()}
+        """Every run by name: "ViT", of a further seed "ViT, seed 1", and those of the study."""
         runs = {name: config for runs in self.chapters.values() for name, config in runs.items()}
         further = {
             f"{name}, seed {config.seed}": config for name, configs in self.repeats.items() for config in configs[1:]
         }
-        return runs | further | study
+        return runs | further | self.study_configs
 
     def config(self, name: str) -> RunConfig:
         if name not in self.configs:

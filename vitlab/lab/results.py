@@ -139,14 +139,22 @@ class Lab:
             "others": {name: [run.history for run in further] for name, (_, *further) in runs.items()},
         }
 
-    def load_study(self) -> dict[tuple[str, int], Run]:
-        runs = {key: self.run_of(config) for key, config in self.plan.study.items()}
+    def load_study(self, shape: str = "") -> dict[tuple[str, int], Run]:
+        """(remedy or BALANCED, seed) -> complete run of the study of these class sizes, by default the first ones."""
+        study = self.plan.studies[shape] if shape else self.plan.study
+        runs = {key: self.run_of(config) for key, config in study.items()}
         missing = [key for key, run in runs.items() if not run.complete]
         if missing:
-            near = self._nearest(self.plan.study[missing[-1]])  # the first is balanced, whatever the study's ratio
+            near = self._nearest(study[missing[-1]])  # the first is balanced, whatever the study's ratio
             what = f"the imbalance study of these parameters is not in {self.runs_dir}"
             raise LabError(f"{what}{near}: {how_to_make('01')}")
         return runs
+
+    @property
+    def studied(self) -> list[Run]:
+        """The runs of all studies, each once: those of further class sizes share the balanced ones."""
+        runs = [run for shape in self.plan.studies for run in self.load_study(shape).values()]
+        return list({run.path: run for run in runs}.values())
 
     def _nearest(self, config: RunConfig) -> str:
         """In words, what the complete run of this model that differs least has otherwise; "" if there is none."""

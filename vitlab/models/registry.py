@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitlab.errors import LabError
 from vitlab.models import dynamic_vit, inline_vit, linear_vit, resnet
+from vitlab.models.heads import with_cosine_head
 from vitlab.models.vit import ViT
 
 if TYPE_CHECKING:
@@ -77,11 +78,15 @@ MODELS = {
 
 
 def build_model(config: "RunConfig", num_classes: int, channels: int) -> nn.Module:
-    """The configured model with fresh weights, the same ones for the same seed; float32, on the CPU."""
+    """The configured model with fresh weights, the same ones for the same seed; float32, on the CPU.
+
+    With the remedy LDAM its logits are cosines.
+    """
     torch.manual_seed(config.seed)
     row = MODELS[config.model]
     options = {name: getattr(config, name) for name in row.shared + row.options}
-    return row.build(channels=channels, num_classes=num_classes, **options)
+    model = row.build(channels=channels, num_classes=num_classes, **options)
+    return with_cosine_head(model) if config.remedy == "ldam_drw" else model
 
 
 def start_from(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -129,7 +129,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     results: `tables.by_model(tables.results(lab))`.
     """
     params = lab.params
-    runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.load_study().values()]
+    runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]
     environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     vit = results.set_index("model").loc["ViT"]
@@ -167,7 +167,7 @@ def _described(machine: dict[str, Any]) -> tuple[str, str]:
 
 def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
-    for run in [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.load_study().values()]:
+    for run in [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]:
         run.copy_small_files(folder)
     for name in lab.plan.names:
         path = lab.costs.path_of(lab.plan.config(name))
