@@ -8,10 +8,10 @@ import contextlib
 import io
 import math
 import os
-import statistics
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.analysis.timing import best_batch, in_turns
 from vitlab.config import RunConfig
-from vitlab.machine import device, keep_freed_memory, synchronize
+from vitlab.machine import device
 from vitlab.models.registry import MODELS, build_model
 
 MEMORY_BATCH = 8  # images at which peak memory is measured
@@ -72,21 +73,6 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
-def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
-    """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
-    keep_freed_memory()  # as in training: all timings of a process are to be alike
-    work()
-    synchronize()
-    times: list[float] = []
-    while len(times) < repeats or sum(times) < at_least:
-        start = time.perf_counter()
-        work()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    low, middle, high = statistics.quantiles(times, n=4)
-    return middle, low, high
-
-
 def peak_memory(work: Callable[[], object]) -> int:
     """Bytes that `work` allocates at its peak beyond what was allocated before."""
     if torch.cuda.is_available():
@@ -102,23 +88,6 @@ def peak_memory(work: Callable[[], object]) -> int:
     return int(max(np.cumsum(changes), default=0))
 
 
-def throughput(model: nn.Module, image: Tensor) -> tuple[int, float, float, float]:
-    """The best batch for one image (C, S, S), and its images per second: median, lower and upper quartile.
-
-    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than 0.25 s a call.
-    """
-    best = (0, 0.0, 0.0, 0.0)
-    for batch in (8 * 4**i for i in range(5)):
-        images = image.expand(batch, *image.shape).contiguous()
-        median, low, high = seconds(lambda images=images: model(images))
-        if batch / median <= best[1]:
-            break
-        best = (batch, batch / median, batch / high, batch / low)
-        if 4 * median > 0.25:
-            break
-    return best
-
-
 def file_bytes(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
@@ -126,62 +95,83 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict:
-    """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it.
+def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 10) -> list[dict]:
+    """Cost of configured models in float32 inference, a row of a table each. Weights do not matter for it.
 
-    macs_hidden: of the formula's MACs those that ptflops can't see, attention's own products.
+    Their times are taken in turns; `latency_rounds_ms` and `images_per_second_rounds` keep each round's. macs_hidden:
+    of the formula's MACs those that ptflops can't see, attention's own products.
     """
-    model, on = build_model(config, num_classes, channels).eval(), device(config.device)
-    shape = (channels, config.image_size, config.image_size)
-    parts = macs(config, channels, num_classes)
-    counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
-    hooked = ptflops_macs(model, shape)
-    model, image = model.to(on), torch.randn(shape, device=on)
-    one, low, high = seconds(lambda: model(image[None]))
-    batch, per_second, slow, fast = throughput(model, image)
-    images = image.expand(MEMORY_BATCH, *shape).contiguous()
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": sum(parts.values()),
-        "macs_counted": counted,
-        "macs_ptflops": hooked,
-        "macs_hidden": parts.get("attention", 0),
-        "latency_ms": one * 1e3,
-        "latency_quartiles_ms": [low * 1e3, high * 1e3],
-        "images_per_second": per_second,
-        "images_per_second_quartiles": [slow, fast],
-        "batch": batch,
-        "peak_mib": peak_memory(lambda: model(images)) / 2**20,
-        "file_mib": file_bytes(model) / 2**20,
-    }
+    single, batched, rows = {}, {}, []
+    for i, config in enumerate(configs):
+        model, on = build_model(config, num_classes, channels).eval(), device(config.device)
+        shape = (channels, config.image_size, config.image_size)
+        parts = macs(config, channels, num_classes)
+        counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
+        hooked = ptflops_macs(model, shape)
+        model, image = model.to(on), torch.randn(shape, device=on)
+        batch = best_batch(model, image)
+        few, many = (image.expand(n, *shape).contiguous() for n in (MEMORY_BATCH, batch))
+        single[i], batched[i] = partial(model, image[None]), partial(model, many)
+        rows.append(
+            {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "macs": sum(parts.values()),
+                "macs_counted": counted,
+                "macs_ptflops": hooked,
+                "macs_hidden": parts.get("attention", 0),
+                "batch": batch,
+                "peak_mib": peak_memory(partial(model, few)) / 2**20,
+                "file_mib": file_bytes(model) / 2**20,
+            }
+        )
+    latency, throughput = in_turns(single), in_turns(batched)
+    for i, row in enumerate(rows):
+        row |= _rounds("latency", "_ms", 1e3 * latency[i]) | _rounds(
+            "images_per_second", "", row["batch"] / throughput[i]
+        )
+    return rows
+
+
+def _rounds(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
+    low, middle, high = values.quantile([0.25, 0.5, 0.75])
+    every = [float(f"{value:.4g}") for value in values]
+    return {f"{name}{unit}": middle, f"{name}_quartiles{unit}": [low, high], f"{name}_rounds{unit}": every}
 
 
 @torch.inference_mode()
 def growth(config: RunConfig, token_counts: list[int]) -> pd.DataFrame:
-    """One attention layer of `config` at batch 1, a row for each kind of the registry and number of tokens.
+    """One attention layer of `config` at batch 1, a row for each kind of the registry and number of tokens, in turns.
 
-    Columns attention, tokens, macs, seconds, low, high, bytes (at the peak).
+    Columns attention, tokens, macs, seconds, low, high (quartiles over the rounds), rounds, bytes (at the peak). More
+    tokens must take more time: rounds are added until they do.
     """
-    rows, on = [], device(config.device)
+    works, about, on = {}, {}, device(config.device)
     for tokens in token_counts:
         inputs = torch.randn(1, tokens, config.dim, device=on)
         for row in MODELS.values():
-            if not row.attention:
-                continue
-            options = {name: getattr(config, name) for name in row.options}
-            layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
-            median, low, high = seconds(lambda layer=layer, inputs=inputs: layer(inputs))
-            rows.append(
-                {
-                    "attention": row.attention,
-                    "tokens": tokens,
-                    "macs": 4 * tokens * config.dim**2 + sum(row.build.attention.macs(tokens, config).values()),
-                    "seconds": median,
-                    "low": low,
-                    "high": high,
-                    "bytes": peak_memory(lambda layer=layer, inputs=inputs: layer(inputs)),
+            if row.attention:
+                options = {name: getattr(config, name) for name in row.options}
+                layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
+                work = works[row.attention, tokens] = partial(layer, inputs)
+                products = sum(row.build.attention.macs(tokens, config).values())
+                about[row.attention, tokens] = {
+                    "macs": 4 * tokens * config.dim**2 + products,
+                    "bytes": peak_memory(work),
                 }
-            )
+
+    def rises(rounds: pd.DataFrame) -> bool:
+        medians = rounds.median().unstack(0).sort_index()  # tokens, kinds
+        return not (medians.diff() < -0.05 * medians.shift()).any(axis=None)
+
+    times = in_turns(works, rises)
+    rows = []
+    for (kind, tokens), extra in about.items():
+        column = times[(kind, tokens)]
+        low, middle, high = column.quantile([0.25, 0.5, 0.75])
+        every = [float(f"{value:.4g}") for value in column]
+        rows.append(
+            {"attention": kind, "tokens": tokens, "seconds": middle, "low": low, "high": high, "rounds": every} | extra
+        )
     return pd.DataFrame(rows)
 
 
@@ -205,26 +195,31 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
     return float(np.exp(logs[0] + at * (logs[1] - logs[0])))
 
 
-@torch.inference_mode()
 def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int) -> pd.DataFrame:
-    """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput.
+    """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput.
 
     All at the batch that is best for the first ratio.
     """
     on = device(config.device)
     model = build_model(config.replace(keep_ratio=ratios[0]), num_classes, channels).eval().to(on)
     image = torch.randn(channels, config.image_size, config.image_size, device=on)
-    batch, *_ = throughput(model, image)
+    with torch.inference_mode():
+        batch = best_batch(model, image)
     images = image.expand(batch, *image.shape).contiguous()
-    rows = []
-    for ratio in ratios:
+
+    def run(ratio: float, inputs: Tensor) -> None:
         model.keep_ratio = ratio
-        rows.append(
-            {
-                "keep_ratio": ratio,
-                "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
-                "latency_ms": seconds(lambda: model(images[:1]))[0] * 1e3,
-                "images_per_second": batch / seconds(lambda: model(images))[0],
-            }
-        )
+        model(inputs)
+
+    single = in_turns({ratio: partial(run, ratio, images[:1]) for ratio in ratios}).median()
+    batched = in_turns({ratio: partial(run, ratio, images) for ratio in ratios}).median()
+    rows = [
+        {
+            "keep_ratio": ratio,
+            "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
+            "latency_ms": single[ratio] * 1e3,
+            "images_per_second": batch / batched[ratio],
+        }
+        for ratio in ratios
+    ]
     return pd.DataFrame(rows)
