@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab import machine
-from vitlab.analysis import complexity
+from vitlab.analysis import complexity, timing
 from vitlab.config import RunConfig
 from vitlab.models.registry import build_model
 from vitlab.models.vit import Attention, split_heads
@@ -125,8 +125,8 @@ def kernels() -> None:
         for kernel, kind in {"explicit": Explicit, "fused": Fused}.items():
             layer = kind(SHAPE["dim"], SHAPE["heads"], tokens).to(device)
             with torch.inference_mode():
-                one = complexity.seconds(partial(run, layer))[0]
-            both = complexity.seconds(lambda run=run, layer=layer: run(layer).float().sum().backward())[0]
+                one = timing.seconds(partial(run, layer))[0]
+            both = timing.seconds(lambda run=run, layer=layer: run(layer).float().sum().backward())[0]
             row |= {f"{kernel}, inference (ms)": f"{one * 1e3:.1f}", f"{kernel}, training (ms)": f"{both * 1e3:.1f}"}
         rows.append(row)
     table(rows)

@@ -35,7 +35,7 @@ def test_models_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         models.pruning()
     models.growth()
     models.course()
-    monkeypatch.setattr(models.complexity, "seconds", lambda work: (work() is not None or 1.0, 1.0, 1.0))
+    monkeypatch.setattr(models.timing, "seconds", lambda work: (work() is not None or 1.0, 1.0, 1.0))
     models.kernels()
     printed = capsys.readouterr().out
     for row in (

@@ -1,8 +1,7 @@
 """The formula counts what the model multiplies, and savings show where they should and nowhere else."""
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import chain, cycle
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -10,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitlab.analysis import complexity
+from vitlab.analysis import complexity, timing
 from vitlab.analysis.complexity import COURSE, counted_macs, crossover, exponent, macs, ptflops_macs
 from vitlab.config import RunConfig
+from vitlab.models.dynamic_vit import DynamicViT
 from vitlab.models.registry import MODELS, Row, build_model
 
 VARIANTS = [
@@ -177,32 +177,6 @@ def test_crossover_is_the_last_one_and_has_its_limits() -> None:
     assert 64 < noisy < 256
 
 
-class Clock:
-    """Stands in for the module `time`: it goes on only while work is done, for as long as the next duration says."""
-
-    def __init__(self, durations: Iterable[float]) -> None:
-        self.now, self.durations = 0.0, iter(durations)
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def work(self) -> None:
-        self.now += next(self.durations)
-
-
-def test_seconds_are_a_median_between_its_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(chain([1000.0], cycle([5.0, 1.0, 3.0, 2.0, 40.0])))  # the first call is slow and not counted
-    monkeypatch.setattr(complexity, "time", clock)
-    assert complexity.seconds(clock.work, at_least=0, repeats=5) == (3.0, 1.5, 22.5)
-
-
-def test_seconds_repeat_until_enough_time_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(cycle([1.0]))
-    monkeypatch.setattr(complexity, "time", clock)
-    complexity.seconds(clock.work, at_least=100, repeats=5)
-    assert 100 < clock.now < 104
-
-
 def test_peak_memory_sees_what_is_held_at_once() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     megabyte = 2**20
@@ -226,7 +200,7 @@ def test_file_holds_four_bytes_a_parameter() -> None:
 
 def test_measure_is_one_consistent_row() -> None:
     config = RunConfig(**SHAPE)
-    row = complexity.measure(config, num_classes=10, channels=3)
+    [row] = complexity.measure([config], num_classes=10, channels=3)
     assert row["parameters"] == sum(p.numel() for p in build_model(config, 10, 3).parameters())
     assert row["macs"] == row["macs_counted"] == formula(config)
     assert row["macs_ptflops"] < row["macs"]
@@ -257,50 +231,71 @@ def test_model_without_a_formula_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     config = RunConfig(model="toy", **SHAPE)
     expected = 16 * 4 * 4 * 3 * 32 + 32 * 10  # 16 patches of 48 numbers, the head
     assert sum(macs(config, 3, 10).values()) == expected
-    row = complexity.measure(config, channels=3, num_classes=10)
+    [row] = complexity.measure([config], channels=3, num_classes=10)
     assert row["macs"] == row["macs_counted"] == expected
     assert row["macs_hidden"] == 0
 
 
-@pytest.mark.parametrize(
-    ("seconds_of", "batch"),
-    [
-        (lambda n: 1e-3 * n, 8),  # a larger batch gains nothing
-        (lambda n: 1e-3 * max(n, 32), 32),
-        (lambda n: 0.05 + 1e-6 * n, 2048),  # all time is overhead
-        (lambda n: 0.1 + 1e-6 * n, 8),  # four times that is too long
-    ],
-)
-def test_throughput_is_that_of_the_best_batch(
-    seconds_of: Callable[[int], float], batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(complexity, "seconds", lambda work: np.array([1.0, 0.5, 2.0]) * seconds_of(work()))
-    best, median, low, high = complexity.throughput(len, torch.zeros(3, 4, 4))
-    assert best == batch
-    assert [median, low, high] == pytest.approx([batch / seconds_of(batch) * f for f in (1, 0.5, 2)])
+def test_models_of_a_table_are_measured_in_the_same_rounds() -> None:
+    config = RunConfig(**SHAPE)
+    rows = complexity.measure([config, config.replace(model="linear_vit")], channels=3, num_classes=10)
+    lengths = {len(row[name]) for row in rows for name in ("latency_rounds_ms", "images_per_second_rounds")}
+    assert min(lengths) >= timing.ROUNDS
+    for name in ("latency_rounds_ms", "images_per_second_rounds"):
+        assert len(rows[0][name]) == len(rows[1][name])
+    assert rows[0]["latency_ms"] == pytest.approx(np.median(rows[0]["latency_rounds_ms"]), rel=1e-2)
+
+
+def in_no_time(works: dict, holds: Callable = lambda rounds: True, **_: int) -> pd.DataFrame:
+    """Two rounds in which every work is done once and takes as many seconds as there are works before it."""
+    answers.extend(work() for work in works.values())
+    return pd.DataFrame([[1.0 + i for i in range(len(works))]] * 2, columns=list(works))
+
+
+answers: list = []
 
 
 def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = []
-    monkeypatch.setattr(complexity, "throughput", lambda model, image: (4, 1.0, 1.0, 1.0))
-    monkeypatch.setattr(complexity, "seconds", lambda work: (tokens.append(work()) or len(tokens), 0, 0))
+    seen: list[tuple[float, int]] = []
+    forward = DynamicViT.forward
+    monkeypatch.setattr(
+        DynamicViT, "forward", lambda self, x, *a: (seen.append((self.keep_ratio, len(x))), forward(self, x, *a))[1]
+    )
+    monkeypatch.setattr(complexity, "best_batch", lambda model, image: 4)
+    monkeypatch.setattr(complexity, "in_turns", in_no_time)
     frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE | {"pool": "mean"}), (1.0, 0.5), 3, 10)
     assert frame["keep_ratio"].tolist() == [1.0, 0.5]
     assert frame["macs"][0] > frame["macs"][1]
-    one, many, one_pruned, many_pruned = sorted(tokens[:2], key=len) + sorted(tokens[2:], key=len)
-    assert (len(one), len(one_pruned)) == (1, 1)
-    assert len(many) == len(many_pruned) > 1
-    assert not torch.equal(many, many_pruned)  # it really ran at another ratio
+    assert seen == [(1.0, 1), (0.5, 1), (1.0, 4), (0.5, 4)]  # it really ran at either ratio, single and in batches
+    assert frame["images_per_second"].tolist() == [4.0, 2.0]
 
 
 def test_growth_measures_every_kind_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(complexity, "seconds", lambda work: (work() is not None and 2.0, 1.0, 3.0))
+    monkeypatch.setattr(complexity, "in_turns", in_no_time)
     frame = complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 64, 256])
-    assert len(frame) == 9
+    kinds = {row.attention: name for name, row in MODELS.items() if row.attention}
+    assert len(frame) == 3 * len(kinds)
     power = {kind: exponent(rows["tokens"], rows["bytes"]) for kind, rows in frame.groupby("attention")}
     assert power["softmax"] == pytest.approx(1, abs=0.2)  # the fused kernel never holds the square matrix
     assert power["kernelised"] == pytest.approx(1, abs=0.2)
-    for _, row in frame.iterrows():
-        kind = {"softmax": "vit", "kernelised": "linear_vit", "Linformer": "linformer_vit"}[row["attention"]]
-        assert row["macs"] == 4 * row["tokens"] * 16**2 + attention_macs(kind, row["tokens"], 16, 2, 4)
+    for _, row in frame[frame["attention"].isin(["softmax", "kernelised", "Linformer"])].iterrows():
+        assert row["macs"] == 4 * row["tokens"] * 16**2 + attention_macs(
+            kinds[row["attention"]], row["tokens"], 16, 2, 4
+        )
     assert np.isfinite(frame[["macs", "seconds", "low", "high", "bytes"]].to_numpy(float)).all()
+
+
+def test_growth_is_measured_again_where_more_tokens_took_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def disturbed(works: dict, holds: Callable) -> pd.DataFrame:
+        """Of the first round the shortest sequences took longest."""
+        keys = pd.MultiIndex.from_tuples(works)
+        bad = pd.DataFrame([[1.0 / tokens for _, tokens in works]], columns=keys)
+        good = pd.DataFrame([[float(tokens) for _, tokens in works]] * 3, columns=keys)
+        held.extend([holds(bad), holds(pd.concat([bad, good]))])
+        return good
+
+    monkeypatch.setattr(complexity, "in_turns", disturbed)
+    complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 64])
+    assert held == [False, True]

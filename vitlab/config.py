@@ -252,6 +252,7 @@ class LabConfig(Common):
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
+    measurement: CountOrZero = 0  # another number measures all times anew
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     notes: str = ""  # what a reader of the report has to know beside its numbers
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name

@@ -8,11 +8,10 @@ import contextlib
 import io
 import math
 import os
-import statistics
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.analysis.timing import best_batch, in_turns
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
-from vitlab.machine import device, keep_freed_memory, synchronize
+from vitlab.machine import device
 from vitlab.models.registry import MODELS, build_model
 
 EQUAL_COST = 0.03  # share by which the MACs of a smaller ViT may miss those of the model that it stands beside
@@ -102,21 +102,6 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
-def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
-    """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
-    keep_freed_memory()  # as in training: all timings of a process are to be alike
-    work()
-    synchronize()
-    times: list[float] = []
-    while len(times) < repeats or sum(times) < at_least:
-        start = time.perf_counter()
-        work()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    low, middle, high = statistics.quantiles(times, n=4)
-    return middle, low, high
-
-
 def peak_memory(work: Callable[[], object]) -> int:
     """Bytes that `work` allocates at its peak beyond what was allocated before."""
     if torch.cuda.is_available():
@@ -132,23 +117,6 @@ def peak_memory(work: Callable[[], object]) -> int:
     return int(max(np.cumsum(changes), default=0))
 
 
-def throughput(model: nn.Module, image: Tensor) -> tuple[int, float, float, float]:
-    """The best batch for one image (C, S, S), and its images per second: median, lower and upper quartile.
-
-    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than 0.25 s a call.
-    """
-    best = (0, 0.0, 0.0, 0.0)
-    for batch in (8 * 4**i for i in range(5)):
-        images = image.expand(batch, *image.shape).contiguous()
-        median, low, high = seconds(lambda images=images: model(images))
-        if batch / median <= best[1]:
-            break
-        best = (batch, batch / median, batch / high, batch / low)
-        if 4 * median > 0.25:
-            break
-    return best
-
-
 def file_bytes(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
@@ -156,77 +124,80 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict:
-    """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it.
+def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 10) -> list[dict]:
+    """Cost of configured models in float32 inference, a row of a table each. Weights do not matter for it.
 
-    macs_hidden: of the formula's MACs those that ptflops can't see, attention's own products.
+    Their times are taken in turns; `latency_rounds_ms` and `images_per_second_rounds` keep each round's. macs_hidden:
+    of the formula's MACs those that ptflops can't see, attention's own products.
     """
-    model, on = build_model(config, num_classes, channels).eval(), device(config.device)
-    shape = (channels, config.image_size, config.image_size)
-    parts = macs(config, channels, num_classes)
-    counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
-    hooked = ptflops_macs(model, shape)
-    model, image = model.to(on), torch.randn(shape, device=on)
-    one, low, high = seconds(lambda: model(image[None]))
-    batch, per_second, slow, fast = throughput(model, image)
-    images = image.expand(MEMORY_BATCH, *shape).contiguous()
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": sum(parts.values()),
-        "macs_counted": counted,
-        "macs_ptflops": hooked,
-        "macs_hidden": parts.get("attention", 0),
-        "latency_ms": one * 1e3,
-        "latency_quartiles_ms": [low * 1e3, high * 1e3],
-        "images_per_second": per_second,
-        "images_per_second_quartiles": [slow, fast],
-        "batch": batch,
-        "peak_mib": peak_memory(lambda: model(images)) / 2**20,
-        "file_mib": file_bytes(model) / 2**20,
-    }
+    single, batched, rows = {}, {}, []
+    for i, config in enumerate(configs):
+        model, on = build_model(config, num_classes, channels).eval(), device(config.device)
+        shape = (channels, config.image_size, config.image_size)
+        parts = macs(config, channels, num_classes)
+        counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
+        hooked = ptflops_macs(model, shape)
+        model, image = model.to(on), torch.randn(shape, device=on)
+        batch = best_batch(model, image)
+        few, many = (image.expand(n, *shape).contiguous() for n in (MEMORY_BATCH, batch))
+        single[i], batched[i] = partial(model, image[None]), partial(model, many)
+        rows.append(
+            {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "macs": sum(parts.values()),
+                "macs_counted": counted,
+                "macs_ptflops": hooked,
+                "macs_hidden": parts.get("attention", 0),
+                "batch": batch,
+                "peak_mib": peak_memory(partial(model, few)) / 2**20,
+                "file_mib": file_bytes(model) / 2**20,
+            }
+        )
+    latency, throughput = in_turns(single), in_turns(batched)
+    for i, row in enumerate(rows):
+        row |= _rounds("latency", "_ms", 1e3 * latency[i]) | _rounds(
+            "images_per_second", "", row["batch"] / throughput[i]
+        )
+    return rows
 
 
-def in_turn(works: dict[str, Callable[[], object]], rounds: int, least: float = 1e-3) -> dict[str, list[float]]:
-    """Seconds of one call of each work in each round, the works taking turns: what else the machine does slows all.
-
-    A turn repeats its work until `least` seconds are over: a clock read after every short call would be part of it.
-    """
-    keep_freed_memory()
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
-        for name, work in works.items():
-            calls, start = 0, time.perf_counter()
-            while calls == 0 or time.perf_counter() - start < least:
-                work()
-                synchronize()
-                calls += 1
-            times[name] += [(time.perf_counter() - start) / calls] if turn else []  # the first turn warms up
-    return times
+def _rounds(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
+    low, middle, high = values.quantile([0.25, 0.5, 0.75])
+    every = [float(f"{value:.4g}") for value in values]
+    return {f"{name}{unit}": middle, f"{name}_quartiles{unit}": [low, high], f"{name}_rounds{unit}": every}
 
 
 @torch.inference_mode()
 def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.DataFrame:
     """One attention layer of `config` at batch 1, a row for each kind of the registry, number of tokens and round.
 
-    The kinds take turns (`in_turn`). Columns attention, tokens, round, macs, seconds, bytes (at the peak). The numbers
-    of tokens are squares, those of a square image's patches.
+    All take turns. Columns attention, tokens, round, macs, seconds, bytes (at the peak). The numbers of tokens are
+    squares, those of a square image's patches. More tokens must take more time: rounds are added until they do.
     """
-    rows, on = [], device(config.device)
+    works, about, on = {}, {}, device(config.device)
     for tokens in token_counts:
         inputs = torch.randn(1, tokens, config.dim, device=on)
-        works, about = {}, {}
         for row in MODELS.values():
             if row.attention:
                 options = {name: getattr(config, name) for name in row.options}
                 layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
-                works[row.attention] = partial(layer, inputs)
-                about[row.attention] = {
-                    "macs": 4 * tokens * config.dim**2 + sum(row.build.attention.macs(tokens, config).values()),
-                    "bytes": peak_memory(works[row.attention]),
+                work = works[row.attention, tokens] = partial(layer, inputs)
+                products = sum(row.build.attention.macs(tokens, config).values())
+                about[row.attention, tokens] = {
+                    "macs": 4 * tokens * config.dim**2 + products,
+                    "bytes": peak_memory(work),
                 }
-        for kind, times in in_turn(works, rounds).items():
-            for turn, seconds_of in enumerate(times):
-                rows.append({"attention": kind, "tokens": tokens, "round": turn, "seconds": seconds_of, **about[kind]})
+
+    def rises(times: pd.DataFrame) -> bool:
+        medians = times.median().unstack(0).sort_index()  # tokens, kinds
+        return not (medians.diff() < -0.05 * medians.shift()).any(axis=None)
+
+    times = in_turns(works, rises, rounds)
+    rows = [
+        {"attention": kind, "tokens": tokens, "round": turn, "seconds": seconds_of, **extra}
+        for (kind, tokens), extra in about.items()
+        for turn, seconds_of in enumerate(times[(kind, tokens)])
+    ]
     return pd.DataFrame(rows)
 
 
@@ -267,26 +238,31 @@ def over_rounds(frame: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> 
     return middle, low, high
 
 
-@torch.inference_mode()
 def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int) -> pd.DataFrame:
-    """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput.
+    """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput.
 
     All at the batch that is best for the first ratio.
     """
     on = device(config.device)
     model = build_model(config.replace(keep_ratio=ratios[0]), num_classes, channels).eval().to(on)
     image = torch.randn(channels, config.image_size, config.image_size, device=on)
-    batch, *_ = throughput(model, image)
+    with torch.inference_mode():
+        batch = best_batch(model, image)
     images = image.expand(batch, *image.shape).contiguous()
-    rows = []
-    for ratio in ratios:
+
+    def run(ratio: float, inputs: Tensor) -> None:
         model.keep_ratio = ratio
-        rows.append(
-            {
-                "keep_ratio": ratio,
-                "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
-                "latency_ms": seconds(lambda: model(images[:1]))[0] * 1e3,
-                "images_per_second": batch / seconds(lambda: model(images))[0],
-            }
-        )
+        model(inputs)
+
+    single = in_turns({ratio: partial(run, ratio, images[:1]) for ratio in ratios}).median()
+    batched = in_turns({ratio: partial(run, ratio, images) for ratio in ratios}).median()
+    rows = [
+        {
+            "keep_ratio": ratio,
+            "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
+            "latency_ms": single[ratio] * 1e3,
+            "images_per_second": batch / batched[ratio],
+        }
+        for ratio in ratios
+    ]
     return pd.DataFrame(rows)

@@ -60,8 +60,10 @@ class Lab:
 
     @cached_property
     def costs(self) -> Costs:
-        """Of models for this lab's data."""
-        return Costs(self.runs_dir / "complexity", len(self.source.classes), self.data.channels)
+        """Of models for this lab's data; those of the plan are measured together."""
+        together = tuple(self.plan.config(name) for name in self.plan.names)
+        shape = len(self.source.classes), self.data.channels
+        return Costs(self.runs_dir / "complexity", *shape, together, self.params.measurement)
 
     @cached_property
     def data(self) -> Data:
