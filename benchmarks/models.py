@@ -72,7 +72,7 @@ def pruning() -> None:
 
 def growth() -> None:
     """One attention layer by number of tokens: time as the model uses it, fitted, and where the curves meet."""
-    frame = complexity.growth(RunConfig(**SHAPE, linformer_k=LINFORMER_K), TOKENS)
+    frame = complexity.medians(complexity.growth(RunConfig(**SHAPE, linformer_k=LINFORMER_K), TOKENS))
     times = frame.pivot(index="tokens", columns="attention", values="seconds")
     rows = []
     for kind, part in frame.groupby("attention", sort=False):

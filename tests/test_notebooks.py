@@ -26,7 +26,9 @@ def read(path):
 
 
 def code(path):
-    return [cell.source for cell in read(path).cells if cell.cell_type == "code"]
+    """Of the cells that argue: in exercises a reader may define what they like."""
+    cells = [cell for cell in read(path).cells if "exercise" not in cell.metadata.get("tags", [])]
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 def prose(path):

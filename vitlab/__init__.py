@@ -3,9 +3,10 @@
 config, errors parameters, validated               parameters  where their values come from
 models/        vit, dynamic_vit, linear_vit, heads registry    name -> model
 data/          sources, splits                     batches, augment
-training/      losses, optim, step                 session, fit, evaluate, progress: what keeps a run alive
+training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
 runs, files    run directories between stages      machine     device, precision, threads, kernels
 analysis/      metrics, sentences, complexity      attention, tables, study, plots, study_plots, pictures
 lab/           plan: which runs a chapter makes    workers, costs, results
+kernel         what a notebook's kernel offers     export      models for other programs
 report/        notebook: figures and prose         make, render: notebooks to HTML and PDF
 """

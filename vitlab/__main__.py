@@ -1,7 +1,11 @@
-"""vitlab's commands: python -m vitlab report | train, or `vitlab …` where it is installed.
+"""vitlab's commands: python -m vitlab report | train | predict | …, or `vitlab …` where it is installed.
 
     vitlab report --profile quick
     vitlab train --params params/quick.yaml --run "ViT"
+    vitlab predict RUN picture.jpg
+    vitlab evaluate RUN --data FOLDER
+    vitlab analyze --preset small --models vit dynamic_vit
+    vitlab export RUN model.onnx
     accelerate launch --num_processes 4 -m vitlab train --params params/cifar10_gpu.yaml --run "ViT" "Linear ViT"
 
 `train` makes runs without a notebook, in one process or several; the chapters then find them complete.
@@ -44,7 +48,54 @@ def train(arguments: argparse.Namespace) -> None:
             state.destroy_process_group()
 
 
+def predict(arguments: argparse.Namespace) -> None:
+    from vitlab.lab.use import find_run, require_pictures_only
+
+    run = find_run(arguments.run)
+    require_pictures_only(run)
+    for picture in arguments.image:
+        print(f"{picture}: {run.predict(picture)}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from vitlab.files import writing
+    from vitlab.lab.use import confusion, evaluate_run, find_run
+
+    run = find_run(arguments.run)
+    scores, rows, remark = evaluate_run(run, arguments.data)
+    path = arguments.csv or Path(
+        f"{run.path.name}-{Path(arguments.data).resolve().name if arguments.data else 'test'}.csv"
+    )
+    with writing(path) as temporary:
+        rows.to_csv(temporary, index=False)
+    low, high = (100 * end for end in scores["interval"])
+    f1_low, f1_high = scores["f1_interval"]
+    print(f"accuracy {scores['accuracy']:.1%} of {scores['n']:,} images (95% interval {low:.1f} – {high:.1f}%)")
+    print(f"macro F1 {scores['f1']['macro']:.3f} ({f1_low:.3f} – {f1_high:.3f}), top-2 {scores['top_2']:.1%}")
+    print(f"\nrows: class, columns: answer\n{confusion(run, scores).to_string()}\n")
+    print(f"{remark + ' ' if remark else ''}Every image's answer: {path}")
+
+
+def analyze(arguments: argparse.Namespace) -> None:
+    from vitlab.lab.use import analyze
+
+    print(analyze(arguments.preset, arguments.models, arguments.overrides).to_string())
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from vitlab.export import FORMATS, export
+    from vitlab.lab.use import find_run
+
+    difference = export(find_run(arguments.run), arguments.file)
+    size = arguments.file.stat().st_size / 2**20
+    program = FORMATS[arguments.file.suffix].by
+    print(f"{arguments.file}: {size:.1f} MiB; run again by {program}, its logits differ by {difference:.0e} at most")
+
+
 def parser() -> argparse.ArgumentParser:
+    from typing import get_args
+
+    from vitlab.config import Preset
     from vitlab.parameters import add_overrides
 
     whole = argparse.ArgumentParser(prog="vitlab", description=__doc__.splitlines()[0])
@@ -57,7 +108,32 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--params", type=Path, required=True, help="a profile, such as params/cifar10_gpu.yaml")
     one.add_argument("--run", nargs="+", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"')
     one.set_defaults(work=train, read=add_overrides(one))
+    run_help = "a run's directory, or its name in runs/"
+    one = commands.add_parser("predict", help="what a trained model answers to pictures")
+    one.add_argument("run", metavar="RUN", help=run_help)
+    one.add_argument("image", nargs="+", metavar="IMAGE", help="any format, size and mode")
+    one.set_defaults(work=predict, read=_none)
+    one = commands.add_parser("evaluate", help="score a trained model on other images")
+    one.add_argument("run", metavar="RUN", help=run_help)
+    one.add_argument("--data", default="", metavar="FOLDER", help="class folders; default: the run's own test images")
+    one.add_argument(
+        "--csv", type=Path, metavar="FILE", help="where every image's answer goes; default: RUN-FOLDER.csv"
+    )
+    one.set_defaults(work=evaluate, read=_none)
+    one = commands.add_parser("analyze", help="parameters, work, time and memory of models: chapter 05's table")
+    one.add_argument("--preset", default="small", choices=get_args(Preset))
+    one.add_argument("--models", nargs="+", default=[], metavar="NAME", help="such as vit dynamic_vit; default: all")
+    one.set_defaults(work=analyze, read=add_overrides(one))
+    one = commands.add_parser("export", help="write a trained model for other programs, and run it again from there")
+    one.add_argument("run", metavar="RUN", help=run_help)
+    one.add_argument("file", type=Path, metavar="FILE", help="its ending decides: .onnx, .pt2 or .safetensors")
+    one.set_defaults(work=export, read=_none)
     return whole
+
+
+def _none(arguments: argparse.Namespace) -> dict:
+    """A command without parameters to override."""
+    return {}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -68,8 +144,9 @@ def main(words: list[str] | None = None) -> int:
     except LabError as error:
         print(f"vitlab: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("vitlab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+        print(f"vitlab: {told}", file=sys.stderr)
         return 130
     return 0
 

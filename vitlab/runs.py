@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from vitlab import machine
 from vitlab.config import Recipe, RunConfig, parse
+from vitlab.data.batches import to_float
+from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
 from vitlab.files import copy, writing
@@ -99,6 +101,22 @@ def _source(function: Callable, cls: type) -> str:
         ) from None
 
 
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """The answer to one picture: class -> probability, the likeliest first; and what was done to the picture."""
+
+    probabilities: pd.Series
+    remark: str = ""
+
+    @property
+    def answer(self) -> str:
+        return str(self.probabilities.index[0])
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name} {share:.1%}" for name, share in self.probabilities.iloc[:3].items())
+        return f"{first}. {self.remark}".rstrip()
+
+
 @dataclass(frozen=True)
 class Run:
     """One run directory.
@@ -160,6 +178,7 @@ class Run:
         own = {} if isinstance(config, RunConfig) else {"module": module_identity(model)}
         record = {"config": config.model_dump(), "identity": identity(config, data.digest), **own}
         record |= {"test_digest": data.test.digest, "classes": list(data.classes), "channels": data.channels}
+        record["image_size"] = data.train.pool.shape[-1]
         self.write_json("config.json", record | {"counts": data.class_counts.tolist()})
         self.write_arrays("split.npz", train=data.train.index.int().numpy())
 
@@ -192,6 +211,22 @@ class Run:
         model = module if own else build_model(self.config, len(self.classes), self.record["channels"])
         model.load_state_dict(self.weights())
         return model.to(machine.device(device)).eval()
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images that the model takes."""
+        return self.record.get("image_size") or self.config.image_size
+
+    def predict(self, picture: Any, module: nn.Module | None = None) -> "Prediction":
+        """What the trained model answers to a picture of one's own: a path, a PIL image or an array (H, W[, C]).
+
+        It is converted as the training images were; `remark` says where that changed it. `module` as for `model`.
+        """
+        pixels, remark = as_pixels(picture, self.record["channels"], self.image_size)
+        model = self.model(module, device="cpu")
+        with torch.inference_mode():
+            probabilities = model(to_float(pixels[None])).softmax(-1)[0]
+        return Prediction(pd.Series(probabilities.numpy(), self.classes).sort_values(ascending=False), remark)
 
     def weights(self) -> dict[str, Tensor]:
         path = self.path / "model.pt"

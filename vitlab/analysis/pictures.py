@@ -4,12 +4,13 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitlab.analysis.plots import PALETTE, WIDTH, canvas
+from vitlab.analysis.plots import PALETTE, WIDTH, canvas, own_names, use_theme
 
 
 def _row_name(row: np.ndarray, name: str) -> None:
@@ -22,6 +23,14 @@ def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = 8) ->
     axis.imshow(pixels.squeeze() if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
     axis.set_title(title, fontsize=size)
     axis.set_axis_off()
+
+
+def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str = "") -> None:
+    """Draw what is `left` (G, G) of an image; patches of scale×scale pixels that are gone are hatched."""
+    mask = left.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    _picture(axis, torch.where(mask, image, 255), title, size=7)
+    for row, column in (~left).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+        axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
 
 
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
@@ -140,11 +149,7 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
         for stage, index in enumerate(kept):
             mask = torch.zeros(grid * grid, dtype=torch.bool)
             mask[index[i]] = True
-            mask = mask.view(grid, grid)
-            axis = axes[stage + 1, i]
-            _picture(axis, torch.where(mask.repeat_interleave(scale, 0).repeat_interleave(scale, 1), images[i], 255))
-            for row, column in (~mask).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
-                axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
+            _remains(axes[stage + 1, i], images[i], mask.view(grid, grid), scale)
     names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
     for row, name in zip(axes, names, strict=True):
         _row_name(row, name)
@@ -162,3 +167,40 @@ def attention_matrices(weights: dict[str, Tensor]) -> Figure:
         axis.grid(visible=False)
         figure.colorbar(shown, ax=axis, shrink=0.75, label="weight")
     return figure
+
+
+def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str, Tensor]) -> Figure:
+    """One uint8 (C, S, S) image, the answer's likeliest classes, and maps over it: always as large, whatever is seen.
+
+    maps: title -> (G, G) weights, drawn over the image; or bool, what is left of it, the rest hatched.
+    """
+    columns = 4
+    rows = max(1, -(-len(maps) // columns))
+    use_theme()
+    figure = plt.figure(figsize=(WIDTH, 0.6 + 1.35 * rows), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.4, 2])
+    picture, bars = left.subplots(1, 2)
+    _picture(picture, image, name, size=7)
+    first = probabilities.sort_values(ascending=False)[:5]
+    bars.barh(range(len(first)), first, color=PALETTE[0])
+    bars.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"], yticks=range(len(first)), yticklabels=first.index)
+    bars.set_title("probability", fontsize=7)
+    bars.tick_params(labelsize=7)
+    bars.invert_yaxis()
+    for axis in (axes := right.subplots(rows, columns, squeeze=False)).flat:
+        axis.set_axis_off()
+    for axis, (title, values) in zip(axes.flat, maps.items(), strict=False):
+        scale = image.shape[-1] // len(values)
+        if values.dtype is torch.bool:
+            _remains(axis, image, values, scale, title)
+        else:
+            _picture(axis, image, title, size=7)
+            axis.imshow(values.repeat_interleave(scale, 0).repeat_interleave(scale, 1), cmap="magma", alpha=0.75)
+    return figure
+
+
+__all__ = own_names(globals())
+
+
+def __dir__() -> list[str]:
+    return __all__

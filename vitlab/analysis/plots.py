@@ -45,6 +45,12 @@ def canvas(rows: int = 1, columns: int = 1, height: float = 2.6, **options) -> t
     return figure, axes
 
 
+def own_names(module: dict[str, object]) -> list[str]:
+    """The functions that a module defines itself: what a reader who types `plots.` is offered."""
+    own = (name for name, value in module.items() if getattr(value, "__module__", None) == module["__name__"])
+    return sorted(name for name in own if not name.startswith("_"))
+
+
 def _legend_above(axis: plt.Axes, columns: int) -> None:
     """A legend over the axes, where it hides no data."""
     axis.legend(frameon=False, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -277,3 +283,10 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     axis.set(xlabel=f"class, and its recall by {reference.name}", ylabel="")
     _class_axis(axis, tuple(points.columns))
     return figure
+
+
+__all__ = own_names(globals())
+
+
+def __dir__() -> list[str]:
+    return __all__

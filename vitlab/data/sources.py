@@ -153,6 +153,16 @@ def _listing(folder: Path) -> dict[str, list[tuple[str, int, int]]]:
     return listing
 
 
+def class_files(root: Path) -> dict[str, list[str]]:
+    """Class name -> paths of its images: of the test part, where the folder has one."""
+    if not root.is_dir():
+        raise LabError(f"there is no folder {root}: name one that holds class folders")
+    listing = _listing(root / "test" if (root / "test").is_dir() else root)
+    if not listing:
+        raise LabError(f"{root} holds no class folders with images: sort the images into a folder a class")
+    return {name: [path for path, *_ in listing[name]] for name in sorted(listing, key=_natural)}
+
+
 def _natural(name: str) -> tuple[int, str]:
     """Sort key that puts class 10 after class 9."""
     return (int(name), "") if name.isdecimal() else (2**63, name)
@@ -177,7 +187,7 @@ def _decode(paths: list[str], size: int) -> tuple[Tensor, int]:
             with Image.open(io.BytesIO(content)) as image:
                 fits = image.size == (size, size)
                 image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at no more than it needs
-                rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")  # photographs may lie on their side
+                rgb = eight_bits(ImageOps.exif_transpose(image)).convert("RGB")  # photographs may lie on their side
         except Exception as error:  # Pillow's decoders raise all kinds
             reason = str(error).split(" <_io")[0]
             raise LabError(f"{paths[i]} is not a readable image ({reason}): repair it or remove it") from None
@@ -201,7 +211,7 @@ def _read(path: str) -> bytes | OSError:
         return error  # for the place that knows what to tell the user
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """Grey images of 16 or 32 bits, which convert() would clip, scaled to 8; floats are taken to lie in [0, 1]."""
     if not image.mode.startswith(("I", "F")):
         return image

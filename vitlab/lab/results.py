@@ -1,10 +1,11 @@
 """`Lab`: a notebook's way to its data and runs. What is missing is named, with the chapter that makes it."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import build_model
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
+from vitlab.training import display
 from vitlab.training.fit import fit_run
 from vitlab.training.session import RunSession
 
@@ -85,9 +87,11 @@ class Lab:
         """The runs of several configurations: loaded if they are complete, else trained or continued."""
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
-        if (at_once := workers.fitting(todo)) > 1:
-            workers.side_by_side(_train_in_worker, [(self.params, config) for config in todo], at_once)
-        return {key: self.train_one(config) for key, config in configs.items()}
+        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
+            if (at_once := workers.fitting(todo)) > 1:
+                tasks = [(self.params, config) for config in todo]
+                workers.side_by_side(_train_in_worker, tasks, at_once, view)
+            return {key: self.train_one(config) for key, config in configs.items()}
 
     def train_chapter(self, chapter: str) -> dict[str, Run]:
         """A chapter's runs of the lab's first seed, by name, after those of all `seeds` are complete."""
@@ -103,11 +107,19 @@ class Lab:
             machine.require_gpus(self.params.processes)
             name = next(name for name, other in self.plan.configs.items() if other == config)
             workers.launch(self.params, self.runs_dir, name)
-        return fit_run(run, config, self.data_of(config), start)
+        session = partial(RunSession, title=self.name_of(config))
+        return fit_run(run, config, self.data_of(config), start, session)
+
+    def name_of(self, config: RunConfig) -> str:
+        """What this lab calls a run, such as "ViT, conv tokenizer"."""
+        path = self.run_of(config).path
+        names = (name for name, other in self.plan.configs.items() if self.run_of(other).path == path)
+        return next(names, path.name)
 
     def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
         """Keeps the training of a module of your own, on this lab's data, as a run beside the others."""
-        return RunSession(Run.of_module(self.runs_dir, module, recipe, self.data))
+        run = Run.of_module(self.runs_dir, module, recipe, self.data)
+        return RunSession(run, title=type(module).__name__)
 
     # ------------------------------------------------ what was made before
 

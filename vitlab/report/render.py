@@ -103,7 +103,7 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
                     fault = f"{output.ename}: {output.evalue}"
                     raise LabError(f"{path}: cell {number} failed ({fault}); run the notebook again")
         # papermill's cell repeats the parameters, which the appendix lists, with the paths of this machine
-        left_out = {"remove_cell", "injected-parameters"}
+        left_out = {"remove_cell", "injected-parameters", "exercise"}
         merged.cells += [c for c in notebook.cells if not left_out.intersection(c.metadata.get("tags", ()))]
         merged.metadata = notebook.metadata
     return merged, chapters
