@@ -214,19 +214,17 @@ def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.Da
     rows, on = [], device(config.device)
     for tokens in token_counts:
         inputs = torch.randn(1, tokens, config.dim, device=on)
-        works, about = {}, {}
+        works, macs_of = {}, {}
         for row in MODELS.values():
             if row.attention:
                 options = {name: getattr(config, name) for name in row.options}
                 layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
                 works[row.attention] = partial(layer, inputs)
-                about[row.attention] = {
-                    "macs": 4 * tokens * config.dim**2 + sum(row.build.attention.macs(tokens, config).values()),
-                    "bytes": peak_memory(works[row.attention]),
-                }
+                own = sum(row.build.attention.macs(tokens, config).values())
+                macs_of[row.attention] = 4 * tokens * config.dim**2 + own
         for kind, times in in_turn(works, rounds).items():
-            for turn, seconds_of in enumerate(times):
-                rows.append({"attention": kind, "tokens": tokens, "round": turn, "seconds": seconds_of, **about[kind]})
+            same = {"attention": kind, "tokens": tokens, "macs": macs_of[kind], "bytes": peak_memory(works[kind])}
+            rows += [same | {"round": turn, "seconds": one} for turn, one in enumerate(times)]
     return pd.DataFrame(rows)
 
 
