@@ -24,7 +24,7 @@ from vitlab.models.vit import Attention, split_heads
 
 SHAPE = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32, "patch_size": 4, "pool": "mean"}
 BATCH, ROUNDS = 128, 20
-TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
+TOKENS = [side**2 for side in (8, 12, 16, 24, 32, 48, 64)]  # of square images
 LINFORMER_K = 64
 BATCH_TOKENS = 8192  # of all images of a batch, in which the two kernels are compared
 

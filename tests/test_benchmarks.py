@@ -13,11 +13,13 @@ from conftest import SMALL
 from PIL import Image
 
 from vitlab import machine
+from vitlab.analysis import metrics
 from vitlab.config import RunConfig
 from vitlab.data import sources
 from vitlab.data.splits import Source
 from vitlab.machine import ROOT
-from vitlab.parameters import as_profile
+from vitlab.parameters import as_profile, load_params
+from vitlab.runs import Run, identity
 
 
 def script(name: str) -> ModuleType:
@@ -29,7 +31,7 @@ def script(name: str) -> ModuleType:
 
 def test_models_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     models = script("models")
-    for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 512, 1024], "BATCH_TOKENS": 65}.items():
+    for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 576, 1024], "BATCH_TOKENS": 65}.items():
         monkeypatch.setattr(models, name, value)
     with torch.inference_mode():
         models.pruning()
@@ -85,6 +87,56 @@ def test_study_compares_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert printed.count("Sampler and class weights minimise the same expected loss") == 2
     assert "The balanced reference reaches" in printed
     assert "linear 9:1, from 1 to 2 epochs: the best is" in printed
+
+
+SMALL_PROFILE = """
+image_size: 8
+batch_size: 64
+precision: fp32
+more: {dim: 16, depth: 4, heads: 2, mlp_ratio: 2.0, linformer_k: 2, epochs: 1, fine_tune_epochs: 1}
+"""
+
+
+def test_attention_prints_differences_of_means_and_trains_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    attention = script("attention")
+    (tmp_path / "small.yaml").write_text(SMALL_PROFILE)
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    attentions = attention.attentions
+    monkeypatch.setitem(attention.GROUPS, "attentions", lambda params: dict([*attentions(params).items()][:3]))
+    words = ["--params", str(tmp_path / "small.yaml"), "--seeds", "2", "--only", "attentions"]
+    attention.main(words)
+    printed = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")][2:] == [
+        "| softmax", "| kernelised", "| injective, same φ",
+    ]  # fmt: skip
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/summary.json")}
+    assert len(made) == 6
+    both = [Run(path.parent) for path in made if "linear_vit" in path.parent.name]
+    mean, spread = metrics.mean_and_spread([run.summary["val_accuracy"] for run in both])
+    assert f"| kernelised | {100 * mean:.2f} ± {100 * spread:.2f} |" in printed
+    attention.main(words)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/summary.json")} == made
+
+
+def test_attention_plans_runs_of_every_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = script("attention")
+    for profile in (ROOT / "params").glob("*.yaml"):
+        params = load_params(profile)
+        for group in attention.GROUPS.values():
+            configs = [params.run(**changes) for changes in group(params).values()]
+            assert len({str(identity(config, "data")) for config in configs}) == len(configs)
+
+
+def test_attention_measures_one_layer_in_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    attention = script("attention")
+    monkeypatch.setattr(attention, "TOKENS", [64, 576, 1024])
+    monkeypatch.setattr(attention, "ROUNDS", 2)
+    attention.speed(RunConfig(dim=16, heads=2, linformer_k=4, image_size=32))
+    printed = capsys.readouterr().out
+    assert "One layer, 16/2, Linformer k = 4, 2 rounds" in printed
+    assert all(f"| {kind} |" in printed for kind in ("softmax", "kernelised", "Linformer", "InLine"))
 
 
 @pytest.mark.slow

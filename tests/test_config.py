@@ -132,6 +132,30 @@ def test_remedies_that_make_no_study_are_one_sentence(text: str, words: str) -> 
         parse(LabConfig, {"study_remedies": text})
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ablations": ["local_vti"]}, "ablations names 'local_vti': choose of injective_vit"),
+        ({"ablations": "linear_vit"}, "ablations names 'linear_vit'"),  # it is trained anyway
+        ({"equal_cost": ["vit"]}, "equal_cost names 'vit': choose of dynamic_vit"),
+        ({"equal_cost": ["resnet20"]}, "equal_cost names 'resnet20'"),
+        ({"sizes": "nano,small"}, "sizes names nano, which is the preset itself"),
+        ({"sizes": ["huge"]}, "parameter sizes is 'huge'"),
+        ({"tokenizers": "patch,cone"}, "parameter tokenizers is 'cone'"),
+        ({"tokenizers": ["patch"], "long_epochs": 50}, "name it in tokenizers"),
+        ({"seeds": 0}, "seeds is 0"),
+    ],
+)
+def test_lists_name_what_there_is(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(LabError) as caught:
+        parse(LabConfig, values)
+    assert words in str(caught.value)
+
+
+def test_list_may_be_written_with_commas() -> None:
+    assert parse(LabConfig, {"sizes": "tiny, small"}).sizes == parse(LabConfig, {"sizes": ["tiny", "small"]}).sizes
+
+
 def test_processes_share_a_batch_evenly() -> None:
     with pytest.raises(LabError, match="batch_size 64 cannot be shared evenly by 3 processes"):
         parse(LabConfig, {"batch_size": 64, "processes": 3})

@@ -103,6 +103,11 @@ def test_muon_takes_the_hidden_layers(tiny: RunConfig) -> None:
 
 
 def test_muon_leaves_what_meets_pixels_and_classes_in_a_module_that_is_no_vit() -> None:
+    assert not [name for name in hidden_matrices(build_model(RunConfig(model="inline_vit"), 10, 1)) if "local" in name]
+    resnet = build_model(RunConfig(model="resnet20"), 10, 1)  # its first kernel meets one channel, as a depthwise one
+    taken = hidden_matrices(resnet)
+    assert len(taken) == 18
+    assert not {"conv.weight", "head.weight"} & taken
     assert hidden_matrices(convolutional()) == {"2.weight", "4.weight"}  # neither the first kernel nor the last matrix
 
 

@@ -18,7 +18,9 @@ from vitlab.machine import ROOT
 IMAGES = torch.arange(6 * 8 * 8).remainder(251).view(6, 1, 8, 8).to(torch.uint8)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 CLASSES = ("ant", "bee", "cat")
-HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "cls": [2.0, 1.5, 1.2], "val_accuracy": [0.3, 0.6, 0.5]})
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2, 3], "cls": [2.0, 1.5, 1.2], "val_accuracy": [0.3, 0.6, 0.5], "seconds": [30.0, 60.0, 90.0]}
+)
 STUDY = pd.DataFrame(
     {
         "remedy": ["none", "none", "class_weights", "class_weights"],
@@ -107,7 +109,8 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: pictures.position_similarity(torch.randn(4, 8), 2), 5, ["row 1, column 2", "cosine similarity"],
     ),
     "training_curves": (
-        lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}), 2, ["epoch", "validation accuracy", "ViT"],
+        lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}),
+        3, ["epoch", "validation accuracy", "minutes of training"],
     ),
     "confusion": (
         lambda: plots.confusion(np.array([[5, 1, 0], [0, 7, 2], [0, 0, 3]]), CLASSES), 2, ["true class", "7", "bee"],
@@ -119,6 +122,12 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "attention_maps": (
         lambda: pictures.attention_maps(IMAGES[:2], torch.rand(2, 3, 2, 2), torch.rand(2, 2, 2), ["ant", "bee"]),
         10, ["rollout", "head 3", "bee"],
+    ),
+    "attention_side_by_side": (
+        lambda: pictures.attention_side_by_side(
+            IMAGES[:2], {"softmax": torch.rand(2, 2, 2), "InLine": torch.rand(2, 2, 2)}, ["ant", "bee"]
+        ),
+        7, ["softmax", "InLine", "bee", "weight over the mean weight"],
     ),
     "mistakes": (
         lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
@@ -232,11 +241,37 @@ def test_curve_rings_the_epoch_that_was_kept() -> None:
     figure = plots.training_curves({"ViT": HISTORY}, {"ViT": 2})
     ring = figure.axes[1].lines[-1]
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.6])
+    ring = figure.axes[2].lines[-1]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([HISTORY["seconds"][1] / 60], [0.6])
+
+
+def test_further_seeds_are_drawn_thin_in_their_models_colour() -> None:
+    figure = plots.training_curves({"ViT": HISTORY}, {"ViT": 2}, {"ViT": [HISTORY, HISTORY]})
+    model, first, second, _ = figure.axes[1].lines
+    assert {line.get_color() for line in (model, first, second)} == {model.get_color()}
+    assert first.get_linewidth() < model.get_linewidth()
+
+
+def test_runs_of_several_seeds_are_dots_beside_their_mean() -> None:
+    runs = pd.DataFrame({"model": ["ViT", "ViT", "Linear ViT"], "accuracy": [0.9, 0.94, 0.8]})
+    without, axis = (plots.accuracy_against_cost(RESULTS, seeds).axes[0] for seeds in (None, runs))
+    [dots] = [line for line in axis.lines if line.get_marker() == "."]  # none of the model that has one run
+    assert list(dots.get_ydata()) == [0.9, 0.94]
+    assert len(set(dots.get_xdata())) == 1
+    assert len(axis.lines) == len(without.lines) + 1
+
+
+def test_attentions_share_one_scale_on_which_a_mean_share_is_one() -> None:
+    maps = {"softmax": torch.full((1, 2, 2), 0.25), "InLine": torch.tensor([[[0.5, -0.1], [0.3, 0.3]]])}
+    figure = pictures.attention_side_by_side(IMAGES[:1], maps, ["ant"])
+    _, softmax, inline = (axis.images[0] for axis in figure.axes[:3])
+    assert softmax.get_array().tolist() == [[1, 1], [1, 1]]
+    assert softmax.get_clim() == inline.get_clim() == pytest.approx((-0.4, 2))
 
 
 def test_curves_without_validation_are_drawn_too() -> None:
     figure = plots.training_curves({"ViT": HISTORY.drop(columns="val_accuracy")}, {"ViT": 3})
-    assert [len(axis.lines) for axis in figure.axes] == [1, 0]
+    assert [len(axis.lines) for axis in figure.axes] == [1, 0, 0]
 
 
 def test_cost_is_relative_to_keeping_everything() -> None:

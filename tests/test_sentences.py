@@ -28,6 +28,16 @@ def test_verdict_names_the_better_model_and_by_how_much() -> None:
     assert all(part in got for part in ("A is ahead of B by 20.0 points", "95% interval 10.0 to 30.0", "p < 0.001"))
 
 
+def test_verdict_claims_no_difference_that_the_spread_over_seeds_exceeds() -> None:
+    several = found(0.031, 0.001, 0.005, 0.057) | {"seeds": 3, "spread": 0.035}
+    text = sentences.verdict("A", "B", several)
+    assert "no difference that these test images and seeds can show" in text
+    assert "p = 0.001, spread over 3 seeds 3.5" in text
+    text = sentences.verdict("A", "B", several | {"spread": 0.03})
+    assert "B is ahead of A by 3.1 points" in text
+    assert "spread over 3 seeds 3.0" in text
+
+
 MODELS = pd.DataFrame(
     {
         "model": ["a", "b", "c"],
@@ -42,7 +52,8 @@ PAIRS = [("a", "b"), ("a", "c"), ("b", "c")]
 
 def leaders(*p: float) -> str:
     return sentences.leaders(
-        MODELS, pd.DataFrame([{"a": a, "b": b, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)])
+        MODELS,
+        pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)]),
     )
 
 
@@ -54,8 +65,14 @@ def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
     assert "*c*" not in text
 
 
+def test_leader_is_no_leader_within_the_spread_over_seeds() -> None:
+    pairs = pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "spread": 0.03, "p": 0.001} for a, b in PAIRS])
+    assert "no difference between it and *b*; *c*;" in sentences.leaders(MODELS, pairs)
+    assert sentences.verdicts(pairs).startswith("In 3 of 3 pairs there is no difference")
+
+
 def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
-    pairs = pd.DataFrame([{"a": "a", "b": "b", "p": 0.3}])
+    pairs = pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}])
     text = sentences.leaders(MODELS.assign(macs=1), pairs)
     assert "*b*, none of which needs fewer" in text
     assert "the fewest" not in text
@@ -65,7 +82,7 @@ def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
 def test_leader_is_compared_with_no_cost_that_nobody_knows(unknown: str) -> None:
     """What a module of the reader's own costs is not measured."""
     results = MODELS.assign(macs=[math.nan if name == unknown else 1 for name in MODELS["model"]])
-    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": "b", "p": 0.3}]))
+    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}]))
     assert "no difference between it and *b*" in text
     assert "none of which is known to need fewer" in text
     assert "nan" not in text
@@ -73,7 +90,7 @@ def test_leader_is_compared_with_no_cost_that_nobody_knows(unknown: str) -> None
 
 def test_cheapest_peer_is_one_whose_cost_is_known() -> None:
     results = MODELS.assign(macs=[3, math.nan, 2])
-    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": b, "p": 0.3} for b in "bc"]))
+    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": b, "difference": -0.02, "p": 0.3} for b in "bc"]))
     assert "no difference between it and *b*; *c*" in text
     assert "**c** needs the fewest multiply-adds" in text
 
@@ -249,3 +266,76 @@ def test_predictors_are_said_to_know_what_the_test_shows(difference: float, p: f
     assert expected in text
     others = {"what they have learned", "stays open", "worse than chance"} - {expected}
     assert not [other for other in others if other in text]
+
+
+# ---------------------------------------------------------------- yardsticks
+
+
+def history(seconds: list[float], accuracy: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"seconds": seconds, "val_accuracy": accuracy})
+
+
+def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
+    text = sentences.at_equal_minutes(
+        {
+            "short": history([60, 120], [0.5, 0.6]),
+            "long": history([50, 110, 170], [0.4, 0.7, 0.9]),
+            "slow": history([130, 260], [0.8, 0.9]),
+        }
+    )
+    assert "After 2.0 minutes" in text
+    assert "*long* 70.0%; *short* 60.0%" in text  # the best first
+    assert "slow" not in text  # no epoch of it was over
+
+
+RIVALS = pd.DataFrame(
+    {
+        "model": ["Light", "ViT, fewer blocks", "ViT, narrower", "Net"],
+        "accuracy": [0.80, 0.78, 0.79, 0.85],
+        "macs": [10e6, 10.1e6, 9.9e6, 12e6],
+        "latency_ms": [2.0, 1.0, 1.0, 3.0],
+        "images_per_second": [100.0, 120.0, 80.0, 60.0],
+    }
+)
+
+
+def rival_pairs(difference: float, p: float, a: str = "Light", b: str = "ViT, narrower") -> pd.DataFrame:
+    return pd.DataFrame([{"a": a, "b": b, "difference": difference, "spread": 0.0, "p": p}])
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "faster", "taken"),
+    [
+        (-0.01, 0.01, 2.0, "**Light** is the better choice"),
+        (0.01, 0.01, 0.5, "**ViT, narrower**, is the better choice"),
+        (-0.01, 0.5, 1.0, "**ViT, narrower** is the better choice"),
+        (-0.01, 0.5, 0.8, "**Light** is the better choice where throughput counts"),
+    ],
+)
+def test_smaller_vit_or_lighter_model_by_rule(difference: float, p: float, faster: float, taken: str) -> None:
+    speed = RIVALS["images_per_second"].where(RIVALS["model"] != "ViT, narrower", 100 * faster)
+    results = RIVALS.assign(images_per_second=speed)
+    text = sentences.smaller_or_lighter(
+        "Light", ["ViT, fewer blocks", "ViT, narrower"], results, rival_pairs(difference, p)
+    )
+    assert taken in text
+    assert text.count("**") == 2  # one is taken
+    assert "80.0% against 79.0% at 10.0 and 9.9 million multiply-adds" in text
+    assert f"throughput is {faster:.2f} times" in text
+    assert "fewer blocks" not in text  # the most accurate of the smaller ones is compared
+
+
+def net(**ahead: float) -> str:
+    """What is said of Net where each model named is `ahead` of it by so much, significantly."""
+    names = {"Light": "Light", "narrower": "ViT, narrower", "blocks": "ViT, fewer blocks"}
+    pairs = [rival_pairs(ahead.get(key, 0.0), 0.01, "Net", name) for key, name in names.items()]
+    return sentences.convolution_or_attention("Net", RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6]), pd.concat(pairs))
+
+
+def test_convolution_or_attention_by_rule() -> None:
+    assert "is the better choice: no model is shown to be ahead of it. It is shown to be ahead of none." in net()
+    assert "It is ahead of *Light*; *ViT, narrower*." in net(Light=-0.1, narrower=-0.1)
+    text = net(blocks=0.1, narrower=0.1)
+    assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text
+    assert "is not the better choice: ahead of it, for no more work, is *Light*." in net(Light=0.1, narrower=0.1)
+    assert "85.0%, 12.0 million multiply-adds, 3.00 ms an image" in text

@@ -7,8 +7,11 @@ import numpy as np
 import pandas as pd
 import pypandoc
 import pytest
+from conftest import SMALL
 
 from vitlab.analysis import metrics, tables
+from vitlab.data.splits import Source
+from vitlab.errors import LabError
 from vitlab.lab import Lab
 from vitlab.lab.costs import Costs
 
@@ -47,6 +50,67 @@ def test_results_are_those_of_the_runs_the_best_first(done: Lab, monkeypatch: py
         assert row["macro_f1_low"] <= row["macro_f1"] <= row["macro_f1_high"]
         assert row["accuracy"] <= row["top_2"] <= 1
         assert (row["run"], row["macs"], row["test_images"]) == (run.path.name, 6, 60)
+
+
+@pytest.fixture(scope="module")
+def seeds(few: Source, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab of two seeds in which chapters 02 and 04 are done."""
+    params = SMALL.replace(runs_dir=str(tmp_path_factory.mktemp("seeds")), seeds=2, epochs=1, equal_cost=[])
+    lab = Lab(params, few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VITLAB_RUNS", raising=False)
+        assert {run.config.seed for run in lab.train_chapter("02").values()} == {0}
+        lab.train_chapter("04")
+    return lab
+
+
+def test_results_have_a_row_a_run_and_models_their_mean_and_spread(seeds: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Costs, "of", lambda *_, **__: COST)
+    made = [*seeds.plan.chapters["02"], *seeds.plan.chapters["04"]]
+    monkeypatch.setattr(Lab, "compared", property(lambda self: made))
+    runs = tables.results(seeds)
+    assert len(runs) == 2 * len(made)
+    assert runs["run"].is_unique
+    assert set(runs["seed"]) == {0, 1}
+    models = tables.by_model(runs)
+    assert set(models["model"]) == set(made)
+    assert models["accuracy"].is_monotonic_decreasing
+    row = models.set_index("model").loc["Linear ViT"]
+    both = [run.summary["test"]["accuracy"] for run in seeds.load_seeds("Linear ViT")]
+    assert (row["accuracy"], row["accuracy_spread"]) == pytest.approx((np.mean(both), np.std(both, ddof=1)))
+    assert (row["seeds"], row["parameters"]) == (2, 5)
+    one = tables.by_model(runs[runs["seed"] == 0])
+    assert one["accuracy_spread"].isna().all()
+    assert "±" not in tables.scores_table(one).to_string()
+    shown = tables.scores_table(models).loc["Linear ViT", "accuracy (%)"]
+    assert shown == f"{100 * np.mean(both):.1f} ± {100 * np.std(both, ddof=1):.1f}"
+
+
+def test_chapters_show_the_mean_of_their_seeds(seeds: Lab) -> None:
+    tests = [run.summary["test"] for run in seeds.load_seeds("ViT")]
+    mean, spread = metrics.mean_and_spread([test["accuracy"] for test in tests])
+    assert tables.chapter_scores(seeds, "ViT")["test accuracy"] == f"{mean:.1%} ± {100 * spread:.1f}"
+    recalls = np.mean([test["per_class"]["recall"] for test in tests], 0)
+    assert tables.recalls(seeds, "ViT") == pytest.approx(recalls)
+
+
+def test_models_are_compared_within_seeds(seeds: Lab) -> None:
+    found = seeds.compare("ViT", "Linear ViT")
+    first, second = ([run.summary["test"]["accuracy"] for run in seeds.load_seeds(m)] for m in ("ViT", "Linear ViT"))
+    assert found["difference"] == pytest.approx(np.mean(second) - np.mean(first))
+    assert found["spread"] == pytest.approx(max(np.std(first, ddof=1), np.std(second, ddof=1)))
+    assert found["seeds"] == 2
+    frame = tables.recall_differences(seeds, "ViT", ["Linear ViT"])
+    expected = tables.recalls(seeds, "Linear ViT") - tables.recalls(seeds, "ViT")
+    assert frame["difference"].to_numpy() == pytest.approx(expected)
+    assert (frame["spread"] >= 0).all()
+    assert frame["spread"].any()
+
+
+def test_run_of_a_further_seed_that_is_missing_is_named(seeds: Lab, few: Source) -> None:
+    more = Lab(seeds.params.replace(seeds=3), few)
+    with pytest.raises(LabError, match=r"'ViT, seed 2'.*02_vit\.ipynb"):
+        more.load_seeds("ViT")
 
 
 def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:

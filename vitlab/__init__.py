@@ -1,7 +1,8 @@
 """vitlab: a lab report on Vision Transformers that you can run.
 
 config, errors parameters, validated               parameters  where their values come from
-models/        vit, dynamic_vit, linear_vit, heads registry    name -> model
+models/        vit, dynamic_vit, linear_vit        inline_vit, resnet, heads
+models/        registry: name -> model
 data/          sources, splits                     batches, augment
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
 runs, files    run directories between stages      machine     device, precision, threads, kernels

@@ -249,7 +249,11 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
                 axis.plot([places[i]] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
         best = (frame[column] / unit)[on_frontier(frame, column)].sort_values()  # not aside, or it could turn back
         axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
-        axis.set(xlabel=label, xlim=(0, 1.1 * places.max()))
+        axis.set(xlabel=label)
+        if places.max() > 20 * places.min():  # a yardstick far from the others would press them together
+            axis.set_xscale("log")
+        else:
+            axis.set_xlim(0, 1.1 * places.max())
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     _legend_outside(figure, axes[0], 3, "lower")

@@ -5,6 +5,8 @@ import pandas as pd
 
 from vitlab.analysis.metrics import LEVEL, holm, on_frontier, shown
 
+MOST_LISTED = 12  # pairs that are named one by one
+
 
 def p_text(p: float) -> str:
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
@@ -35,6 +37,8 @@ def verdicts(pairs: pd.DataFrame) -> str:
     """What the tests can say of `tables.pairs`: the pairs with a difference or, if fewer, those without."""
     clear = shown(pairs)
     rest = f"In {(~clear).sum()} of {len(pairs)} pairs there is no difference that this test set can show"
+    if min(clear.sum(), (~clear).sum()) > MOST_LISTED:
+        return f"In {clear.sum()} of {len(pairs)} pairs it is shown which of the two is ahead, in the others not."
     if clear.sum() <= len(pairs) / 2:
         lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in pairs[clear].itertuples()]
         return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
@@ -270,8 +274,9 @@ def at_equal_minutes(histories: dict[str, pd.DataFrame]) -> str:
         if len(over):
             reached[name] = over["val_accuracy"].iloc[-1]
     order = sorted(reached, key=lambda name: -reached[name])
+    clock = f"{end / 60:.1f} minutes" if end >= 60 else f"{end:.0f} seconds"
     return (
-        f"After {end / 60:.1f} minutes, when the first of them was done, they classified of the validation images: "
+        f"After {clock} of training, when the first of them was done, they classified of the validation images: "
         + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
         + ". Those that went on had a learning rate that had not fallen yet, which is worth points at the end."
     )
@@ -290,7 +295,7 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     speed = rows.loc[other, "images_per_second"] / rows.loc[light, "images_per_second"]
     cost = (
         f"{rows.loc[light, 'accuracy']:.1%} against {rows.loc[other, 'accuracy']:.1%} at "
-        f"{rows.loc[light, 'macs'] / 1e6:,.1f} and {rows.loc[other, 'macs'] / 1e6:,.1f} million multiply-adds; the "
+        f"{rows.loc[light, 'macs'] / 1e6:,.2f} and {rows.loc[other, 'macs'] / 1e6:,.2f} million multiply-adds; the "
         f"latter's throughput is {speed:.2f} times the former's"
     )
     if ahead == light:

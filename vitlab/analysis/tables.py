@@ -184,3 +184,17 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
         for row in pairs.itertuples()
     ]
     return pd.DataFrame(rows)
+
+
+def pairs_matrix(pairs: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """`pairs` of many models at a glance, a row and a column for each of `names`, columns by their numbers.
+
+    A cell says by how many points of accuracy the row's model is above the column's; a star marks what is shown.
+    """
+    rows = {name: dict.fromkeys(names, "") for name in names}
+    for row, star in zip(pairs.itertuples(), metrics.shown(pairs), strict=True):
+        for ahead, behind, points in ((row.b, row.a, row.difference), (row.a, row.b, -row.difference)):
+            rows[ahead][behind] = f"{100 * points:+z.1f}" + ("*" if star else "")
+    frame = pd.DataFrame(rows).T
+    numbered = [f"{i}. {name}" for i, name in enumerate(names, 1)]
+    return frame.set_axis(numbered, axis=0).set_axis([str(i) for i in range(1, len(names) + 1)], axis=1)

@@ -61,6 +61,8 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     results = tables.by_model(runs)
     with writing(out / "results.csv") as temporary:
         runs.to_csv(temporary, index=False)
+    with writing(out / "pairs.csv") as temporary:
+        tables.pairs(lab).to_csv(temporary, index=False)
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
@@ -71,7 +73,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
     with writing(out / "comparison.png") as temporary:
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
-    others = [out / name for name in ("results.csv", "results.tex", "comparison.png")]
+    others = [out / name for name in ("results.csv", "pairs.csv", "results.tex", "comparison.png")]
     for path in [*render(executed, out, title_page(lab, profile, results)), *others]:
         _say(f"made {os.path.relpath(path)}")
 
