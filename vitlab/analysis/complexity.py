@@ -129,7 +129,8 @@ def file_bytes(model: nn.Module) -> int:
 def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict:
     """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it.
 
-    macs_hidden: of the formula's MACs those that ptflops can't see, attention's own products.
+    macs_hidden: of the formula's MACs those that ptflops can't see, attention's own products and those that choose
+    tokens.
     """
     model, on = build_model(config, num_classes, channels).eval(), device(config.device)
     shape = (channels, config.image_size, config.image_size)
@@ -145,7 +146,7 @@ def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict
         "macs": sum(parts.values()),
         "macs_counted": counted,
         "macs_ptflops": hooked,
-        "macs_hidden": parts.get("attention", 0),
+        "macs_hidden": parts.get("attention", 0) + parts.get("choice", 0),
         "latency_ms": one * 1e3,
         "latency_quartiles_ms": [low * 1e3, high * 1e3],
         "images_per_second": per_second,

@@ -56,6 +56,7 @@ class Costs:
         """What decides the cost of inference."""
         names = ("model", *SHARED, *MODELS[config.model].options)
         training = {"init", "dropout", "drop_path", "ratio_weight", "distill_weight"}
+        training |= {"backbone_rate", "frozen", "settle"}
         shape = {name: getattr(config, name) for name in names if name not in training}
         return shape | {"num_classes": self.num_classes, "channels": self.channels}
 

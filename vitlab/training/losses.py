@@ -53,6 +53,11 @@ class Objective(nn.Module):
         self.register_buffer("weights", class_weights(recipe.remedy, class_counts))
         self.register_buffer("shift", logit_shift(recipe.remedy, class_counts))
 
+    def at(self, done: float) -> None:
+        """A step begins, with the share `done` of training behind it: a model that changes on the way is told."""
+        if hasattr(self.model, "at"):
+            self.model.at(done)
+
     def classify(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch of weight · cross-entropy; logits and targets (B, C), targets sum to 1 a row.
 
