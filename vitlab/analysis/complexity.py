@@ -87,6 +87,36 @@ def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5)
     return middle, low, high
 
 
+def in_turns(works: dict[str, Callable[[], object]], rounds: int = 20) -> dict[str, list[float]]:
+    """Quartiles of each one's wall time in seconds: name -> [lower, median, upper], over `rounds` that take turns.
+
+    Whatever else the machine does then slows all of them alike.
+    """
+    keep_freed_memory()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for i in range(rounds + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            synchronize()
+            times[name] += [time.perf_counter() - start] if i else []  # the first round warms up
+    return {name: statistics.quantiles(values, n=4) for name, values in times.items()}
+
+
+def call_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A call of `model` on `images`: on a GPU all its kernels in one CUDA graph, elsewhere the plain call."""
+    if not images.is_cuda:
+        return lambda: model(images)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # once before it is recorded: libraries set themselves up
+        model(images)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model(images)
+    return graph.replay
+
+
 def peak_memory(work: Callable[[], object]) -> int:
     """Bytes that `work` allocates at its peak beyond what was allocated before."""
     if torch.cuda.is_available():

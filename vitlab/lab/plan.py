@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from vitlab.config import LabConfig, Remedy, RunConfig
 from vitlab.data.splits import Data, Source, split
@@ -38,25 +38,44 @@ class Plan:
         """Chapter -> name -> configuration of every run but the study's. Only what a name says differs."""
         p = self.params
         vit = p.run(model="vit")
-        longer = {
-            "init_from": Run.of(Path(), vit, self.source.digest).path.name,
-            "epochs": p.fine_tune_epochs,
-            "minutes": 0,
-            "start_size": 0,
-            "lr": p.fine_tune_lr,
-            "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
-        }
         other = "conv" if p.tokenizer == "patch" else "patch"
         chapters = {"02": {"ViT": vit, f"ViT, {other} tokenizer": vit.replace(tokenizer=other)}}
         if p.long_epochs:
             longest = vit.replace(tokenizer="conv", epochs=p.long_epochs, minutes=0, cutout=p.long_cutout)
             chapters["02"][f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest
-        chapters |= {"03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
+        start = chapters["02"][self.backbone_of(p.backbone)]
+        chapters |= {"03": {"ViT, fine-tuned": self.on_from(start)}, "04": {}}
         for name, row in MODELS.items():
-            if row.chapter:
-                changes = longer if row.chapter == "03" else {}
-                chapters[row.chapter][row.title] = vit.replace(model=name, **changes)
+            if row.chapter == "03":
+                chapters["03"][row.title] = self.on_from(start, model=name)
+            elif row.chapter:
+                chapters[row.chapter][row.title] = vit.replace(model=name)
         return chapters
+
+    def backbone_of(self, tokenizer: str) -> str:
+        """Name of chapter 02's ViT with this tokenizer; of two the one that was trained longer."""
+        p = self.params
+        if p.long_epochs and tokenizer == "conv":
+            return f"ViT, conv tokenizer, {p.long_epochs} epochs"
+        return "ViT" if tokenizer == p.tokenizer else f"ViT, {tokenizer} tokenizer"
+
+    @property
+    def backbone(self) -> str:
+        """Name of the ViT that chapter 03 goes on from."""
+        return self.backbone_of(self.params.backbone)
+
+    def on_from(self, start: RunConfig, **changes: Any) -> RunConfig:
+        """`start` trained on from its weights, for chapter 03's budget and at its rate, with `changes`.
+
+        Weights that a model does not take over from it learn at the rate of chapter 02: `backbone_rate` says how far the
+        others stay below it.
+        """
+        p = self.params
+        changes = {"init_from": Run.of(Path(), start, self.source.digest).path.name} | changes
+        changes |= {"epochs": p.fine_tune_epochs, "minutes": 0, "start_size": 0, "ema": p.fine_tune_ema or p.ema}
+        if not hasattr(MODELS[changes.get("model", start.model)].build, "pace"):
+            changes |= {"lr": p.fine_tune_lr, "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr}
+        return start.replace(**changes)
 
     @property
     def study_imbalance(self) -> str:

@@ -96,7 +96,7 @@ class ReducedViT(ViT):
 
     def reduced(self, images: Tensor, trace: dict | None = None) -> tuple[Tensor, Tensor | None]:
         """`encode`, and the (B, n) patches that each token stands for; None where each stands for itself alone."""
-        tokens, sizes, seen = self.embed_tokens(images), None, {}
+        tokens, sizes, log_sizes, seen = self.embed_tokens(images), None, None, {}
         left = tokens_left(tokens.shape[1] - self.extra, self.keep_ratio, len(self.stages))
         for i, block in enumerate(self.blocks):
             stage = self.stages.index(i) if i in self.stages else None
@@ -106,10 +106,11 @@ class ReducedViT(ViT):
                     each = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
                     trace["reduced"].append(self.combine(each, sizes, choice)[0].detach())
                 tokens, sizes = self.combine(tokens, sizes, choice)
+                log_sizes = sizes.log() if sizes is not None and self.proportional else None
             if trace is not None:
                 trace.setdefault("tokens", []).append(tokens.detach())
             seen = dict.fromkeys(self.wants) if i + 1 in self.stages else None
-            tokens = block(tokens, None, trace, sizes=sizes if self.proportional else None, seen=seen)
+            tokens = block(tokens, None, trace, log_sizes=log_sizes, seen=seen)
         tokens = self.norm(tokens)
         if trace is not None:
             trace["tokens"].append(tokens.detach())

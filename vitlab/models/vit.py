@@ -106,7 +106,7 @@ class Attention(nn.Module):
     Rao et al. 2021, section 3.3: exp(score) · keep, normalised, where every token always sees itself. The product
     lets a gradient reach `keep`. No ε is added: what is pruned has exactly no influence.
 
-    `sizes` (B, T), of how many patches each token is the mean: softmax(Q Kᵀ / √(D/H) + log sizes), so that a merged
+    `log_sizes` (B, T), of how many patches each token is the mean: softmax(Q Kᵀ / √(D/H) + log s), so that a merged
     token counts as often as its patches did (Bolya et al. 2023, eq. 1). In `seen`, a dict, the layer leaves `keys` and
     `values` (B, H, T, D/H) and, if it has that key, `attention` (B, H, T, T): what a reduction of tokens looks at.
     """
@@ -122,16 +122,16 @@ class Attention(nn.Module):
         tokens: Tensor,
         keep: Tensor | None = None,
         trace: dict | None = None,
-        sizes: Tensor | None = None,
+        log_sizes: Tensor | None = None,
         seen: dict | None = None,
     ) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
         hidden = trace is None and "attention" not in (seen or {})  # nobody looks at the weights
         if keep is None and hidden and fused_attention_pays(q):
-            bias = None if sizes is None else sizes.log()[:, None, None].to(q.dtype)
+            bias = None if log_sizes is None else log_sizes[:, None, None].to(q.dtype)
             out = nn.functional.scaled_dot_product_attention(q, k, v, bias)
         else:
-            weights = self.weights(q, k, keep, sizes)
+            weights = self.weights(q, k, keep, log_sizes)
             if trace is not None:
                 trace.setdefault("attention", []).append(weights.detach())
             if seen is not None:
@@ -141,11 +141,11 @@ class Attention(nn.Module):
             seen |= {"keys": k, "values": v}
         return self.proj(out.transpose(1, 2).flatten(2))
 
-    def weights(self, q: Tensor, k: Tensor, keep: Tensor | None, sizes: Tensor | None = None) -> Tensor:
+    def weights(self, q: Tensor, k: Tensor, keep: Tensor | None, log_sizes: Tensor | None = None) -> Tensor:
         """(B, H, T, T) attention weights; each row sums to 1."""
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-        if sizes is not None:
-            scores = scores + sizes.log()[:, None, None]
+        if log_sizes is not None:
+            scores = scores + log_sizes[:, None, None]
         if keep is None:
             return scores.softmax(-1)
         scores = scores.float()
@@ -203,7 +203,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None, **also: Any) -> Tensor:
-        """`also`: what an attention takes besides, as `Attention` does `sizes` and `seen`."""
+        """`also`: what an attention takes besides, as `Attention` does `log_sizes` and `seen`."""
         tokens = tokens + self.drop_path(self.dropout(self.attention(self.norm1(tokens), keep, trace, **also)))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
