@@ -35,7 +35,8 @@ def attention_of_heads(attention: Tensor, grid: int) -> Tensor:
 def composition(reduced: list[Tensor], attention: list[Tensor]) -> list[Tensor]:
     """What the tokens of each block consist of: a (B, T, all tokens) matrix a block, its rows sum to 1.
 
-    reduced, attention: what `trace` leaves. Where a block sees fewer tokens than the one before, a reduction lies between.
+    reduced, attention: what `trace` leaves. Where a block sees fewer tokens than the one before,
+    a reduction lies between.
     """
     steps = iter(reduced)
     made = torch.eye(attention[0].shape[-1], device=attention[0].device).expand(len(attention[0]), -1, -1)

@@ -67,8 +67,8 @@ class Plan:
     def on_from(self, start: RunConfig, **changes: Any) -> RunConfig:
         """`start` trained on from its weights, for chapter 03's budget and at its rate, with `changes`.
 
-        Weights that a model does not take over from it learn at the rate of chapter 02: `backbone_rate` says how far the
-        others stay below it.
+        Weights that a model does not take over from it learn at the rate of chapter 02: `backbone_rate` says how far
+        the others stay below it.
         """
         p = self.params
         changes = {"init_from": Run.of(Path(), start, self.source.digest).path.name} | changes

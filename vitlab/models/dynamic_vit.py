@@ -92,7 +92,7 @@ class DynamicViT(ReducedViT):
         self.predictors = nn.ModuleList(Predictor(dim) for _ in self.stages)
 
     def pace(self, name: str) -> tuple[float, float]:
-        """Of the weight `name`: its learning rate over the recipe's, and the share of training before which it waits."""
+        """Of a weight: its learning rate over the recipe's, and the share of training before which it stands still."""
         return (1.0, 0.0) if name.startswith("predictors.") else (self.backbone_rate, self.frozen)
 
     def at(self, done: float) -> None:

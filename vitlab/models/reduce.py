@@ -75,7 +75,7 @@ class ReducedViT(ViT):
         return tokens_left(self.num_patches, self.keep_ratio, len(self.stages))
 
     def choose(self, tokens: Tensor, sizes: Tensor | None, seen: dict[str, Tensor], stage: int, n: int) -> Any:
-        """Which of the tokens (B, T, D) go on, so that n patches are left; a class token is the first before and after."""
+        """Which of the tokens (B, T, D) go on, so that n patches are left; a class token stays the first of them."""
         raise NotImplementedError
 
     def combine(self, values: Tensor, sizes: Tensor | None, choice: Any) -> tuple[Tensor, Tensor | None]:
@@ -213,7 +213,7 @@ class EViT(TopKViT):
 
 
 class Pairs(NamedTuple):
-    """Of the tokens at even places: left (B, a) stay, gone (B, r) go into those at odd places counted by into (B, r)."""
+    """Of the tokens at even places left (B, a) stay, gone (B, r) go into those at the odd places into (B, r)."""
 
     left: Tensor
     gone: Tensor

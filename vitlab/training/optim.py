@@ -29,7 +29,9 @@ class Muon(torch.optim.Optimizer):
     of one shape at once.
     """
 
-    def __init__(self, params: list[Tensor] | list[dict], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: list[Tensor] | list[dict], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()

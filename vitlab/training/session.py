@@ -192,7 +192,9 @@ class RunSession(Session):
     def for_batch(self, called: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
         if self._record:
             what = inputs.shape, getattr(called.model, "phase", "")
-            if self._graphs is None or self._graphs[0] != what:  # the first batch, or images have grown, or a model turns
+            if (
+                self._graphs is None or self._graphs[0] != what
+            ):  # the first batch, or images have grown, or a model turns
                 self._graphs = what, recorded(called, inputs, targets, self._precision)
             return self._graphs[1], inputs, targets
         own = slice(self.process, None, self.processes)
