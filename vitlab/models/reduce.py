@@ -245,8 +245,8 @@ class ToMeViT(ReducedViT):
         if self.extra:
             similar[:, 0] = -torch.inf
         closest, into = similar.max(-1)
-        order = closest.argsort()  # the class token, like none, comes first and so stays in front
-        left, gone = order[:, :-r], order[:, -r:]
+        order = closest.argsort()
+        left, gone = order[:, :-r].sort().values, order[:, -r:]  # in order: it decides who meets whom the next time
         return Pairs(left, gone, into.gather(1, gone))
 
     def combine(self, values: Tensor, sizes: Tensor | None, choice: list[Pairs]) -> tuple[Tensor, Tensor]:
