@@ -150,9 +150,15 @@ class Common(Training):
     init: Literal["xavier", "small"] = "xavier"  # small, deviation 0.02, suits muon: where Q, K, V and MLPs begin
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
-    keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
+    keep_ratio: Ratio = 0.7  # fewer tokens, chapter 03: share of its tokens that each of the stages keeps
+    stages: list[Count] = []  # blocks, counted from 0, that tokens go before; none: at 1/4, 1/2 and 3/4 of the depth
+    salience: Literal["attention", "values", "norm"] = "attention"  # Top-K and EViT: what shows that a token matters
+    proportional: bool = True  # EViT and ToMe: attention counts a merged token as often as the patches in it
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # DynamicViT: weight of both distillation losses
+    backbone_rate: Ratio = 0.01  # DynamicViT: rate of what comes from the ViT over that of the predictors (lr)
+    frozen: Share = 0.17  # DynamicViT: share of its training before which what comes from the ViT stands still
+    settle: Annotated[float, Field(ge=0, le=1)] = 0.0  # DynamicViT: share at the end that draws no tokens, but the best
     feature_map: Literal["elu", "relu"] = "elu"  # elu or relu: of kernelised attention, elu(x) + 1 or relu(x)
     # identity, elu or relu: of InLine attention; where it equals feature_map, only the normalisation differs
     inline_map: Literal["identity", "elu", "relu"] = "identity"
@@ -248,8 +254,10 @@ class LabConfig(Common):
     equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
-    fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that is fine-tuned without pruning
-    fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
+    backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run
+    fine_tune_epochs: Count = 4  # of every reduction of tokens, and of the ViT that is fine-tuned without one
+    fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate
+    fine_tune_ema: Share = 0.0  # decay of their averaged weights; 0: as ema
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
     measurement: CountOrZero = 0  # another number measures all times anew
@@ -271,6 +279,8 @@ class LabConfig(Common):
                     raise ValueError(f"{parameter} names {name!r}: choose of {', '.join(known)}")
         if self.long_epochs and "conv" not in (self.tokenizer, *self.tokenizers):
             raise ValueError("long_epochs trains the conv tokenizer for longer: name it in tokenizers, or set it to 0")
+        if self.backbone not in (self.tokenizer, *self.tokenizers):
+            raise ValueError(f"backbone {self.backbone} is trained by no chapter: name it in tokenizers")
         if self.preset in self.sizes:
             raise ValueError(f"sizes names {self.preset}, which is the preset itself: take it out")
         if self.batch_size % self.processes:

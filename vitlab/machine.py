@@ -128,16 +128,17 @@ def fused_attention_pays(q: Tensor) -> bool:
 
     On a GPU it is the faster one. On a CPU its bf16 is up to three times slower for short sequences; its float32
     handles tokens in blocks of 16 and the rest one by one. For short sequences and heads of width 32 that can cost a
-    third of attention's time, most when training; for heads of width 64 both are within a tenth of each other.
+    third of attention's time, most when training; for heads of width 64 both are within a tenth of each other. For a
+    few images the number of calls counts, not the work: one kernel then takes half to four fifths of the other's time.
     """
     if q.device.type != "cpu":
         return True
-    tokens, left_over = q.shape[2], q.shape[2] % 16
+    batch, tokens, left_over = q.shape[0], q.shape[2], q.shape[2] % 16
     if q.dtype is torch.bfloat16:
         return tokens >= 512
     if torch.is_grad_enabled():
         return tokens >= 128 or left_over == 0
-    return tokens >= 48 or left_over <= 4
+    return batch <= 8 or tokens >= 48 or left_over <= 4
 
 
 # ---------------------------------------------------------------- memory and threads

@@ -102,6 +102,20 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
+def call_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A call of `model` on `images`: on a GPU all its kernels in one CUDA graph, elsewhere the plain call."""
+    if not images.is_cuda:
+        return lambda: model(images)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # once before it is recorded: libraries set themselves up
+        model(images)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model(images)
+    return graph.replay
+
+
 def peak_memory(work: Callable[[], object]) -> int:
     """Bytes that `work` allocates at its peak beyond what was allocated before."""
     if torch.cuda.is_available():
@@ -128,7 +142,7 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
     """Cost of configured models in float32 inference, a row of a table each. Weights do not matter for it.
 
     Their times are taken in turns; `latency_rounds_ms` and `images_per_second_rounds` keep each round's. macs_hidden:
-    of the formula's MACs those that ptflops can't see, attention's own products.
+    of the formula's MACs those that ptflops can't see, attention's own products and those that choose tokens.
     """
     single, batched, rows = {}, {}, []
     for i, config in enumerate(configs):
@@ -147,7 +161,7 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
                 "macs": sum(parts.values()),
                 "macs_counted": counted,
                 "macs_ptflops": hooked,
-                "macs_hidden": parts.get("attention", 0),
+                "macs_hidden": parts.get("attention", 0) + parts.get("choice", 0),
                 "batch": batch,
                 "peak_mib": peak_memory(partial(model, few)) / 2**20,
                 "file_mib": file_bytes(model) / 2**20,

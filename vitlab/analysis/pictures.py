@@ -140,19 +140,51 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     return figure
 
 
-def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
-    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is hatched."""
-    figure, axes = canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
+def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: list[str]) -> Figure:
+    """Images (M, C, S, S), and below what each method makes of them: name -> (M, grid²) token of each patch, -1: none.
+
+    Patches of one token have their mean colour and a border around them; what was dropped is hatched.
+    """
+    figure, axes = canvas(1 + len(methods), len(images), height=0.95 * (1 + len(methods)))
     scale = images.shape[-1] // grid
     for i, title in enumerate(titles):
         _picture(axes[0, i], images[i], title, size=7)
-        for stage, index in enumerate(kept):
-            mask = torch.zeros(grid * grid, dtype=torch.bool)
-            mask[index[i]] = True
-            _remains(axes[stage + 1, i], images[i], mask.view(grid, grid), scale)
-    names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
-    for row, name in zip(axes, names, strict=True):
+        for row, where in enumerate(methods.values(), 1):
+            token = where[i].view(grid, grid)
+            _picture(axes[row, i], _in_mean_colours(images[i], token, scale))
+            for r, c in (token < 0).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+                square = plt.Rectangle((c, r), scale, scale, fill=False, hatch="//////", linewidth=0)
+                axes[row, i].add_patch(square)
+            between = {"color": PALETTE[1], "linewidth": 0.5}
+            for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist():
+                axes[row, i].plot([(c + 1) * scale - 0.5] * 2, [r * scale - 0.5, (r + 1) * scale - 0.5], **between)
+            for r, c in (token[1:] != token[:-1]).nonzero().tolist():
+                axes[row, i].plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
+    for row, name in zip(axes, ["input", *methods], strict=True):
         _row_name(row, name)
+    return figure
+
+
+def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
+    """(C, S, S) uint8 with the pixels of patches that share a token averaged; token (grid, grid), -1: white."""
+    large = token.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    shown = torch.full_like(image, 255)
+    for one in token.unique():
+        if one >= 0:
+            inside, alone = large == one, int((token == one).sum()) == 1
+            pixels = image[:, inside]
+            shown[:, inside] = pixels if alone else pixels.float().mean(1, keepdim=True).to(image.dtype)
+    return shown
+
+
+def places_held(methods: dict[str, Tensor]) -> Figure:
+    """Maps of the part of a token that each place of the image has on average: name -> (grid, grid), 0 to 1."""
+    figure, [axes] = canvas(1, len(methods), height=1.9)
+    for axis, (name, values) in zip(axes, methods.items(), strict=True):
+        shown = axis.imshow(values, vmin=0, vmax=1, cmap="magma")
+        axis.set_title(name, fontsize=8)
+        axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="tokens a patch", shrink=0.8)
     return figure
 
 

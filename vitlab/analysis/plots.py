@@ -157,22 +157,33 @@ def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Fi
     return figure
 
 
-# ---------------------------------------------------------------- 03 DynamicViT
+# ---------------------------------------------------------------- 03 fewer tokens
 
 
-def keep_ratio_curve(frame: pd.DataFrame, teacher: float, trained_at: float) -> Figure:
-    """Accuracy and throughput over the keep ratio; columns keep_ratio, accuracy, low, high, images_per_second."""
-    figure, [[accuracy, speed]] = canvas(1, 2, height=2.6)
-    bars = [frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]]
-    accuracy.errorbar(frame["keep_ratio"], frame["accuracy"], yerr=bars, marker="o", capsize=2, label="DynamicViT")
-    accuracy.axhline(teacher, color="black", linestyle="--", linewidth=1, label="its teacher")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    accuracy.set(xlabel="keep ratio ρ", ylabel="accuracy")
-    speed.plot(frame["keep_ratio"], frame["images_per_second"], marker="s", color=PALETTE[1])
-    speed.set(xlabel="keep ratio ρ", ylabel="images per second", ylim=(0, None))
-    for axis in (accuracy, speed):
-        axis.axvline(trained_at, color="0.6", linestyle=":", label="trained at")
-    accuracy.legend(frameon=False, fontsize=7)
+def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, float], speed_up: pd.Series) -> Figure:
+    """Accuracy over the tokens a block sees, a panel a ViT, a line a method; to the right the throughput.
+
+    panels: columns method, tokens, accuracy, low, high; unreduced: the accuracy with all tokens, by panel; speed_up:
+    images a second over the unreduced ViT's, by method.
+    """
+    figure, [axes] = canvas(1, len(panels) + 1, height=3.0, width_ratios=[1.3] * len(panels) + [1])
+    style = {n: {"color": c, "marker": m} for n, c, m in zip(speed_up.index, cycle(PALETTE), cycle(MARKERS))}
+    for axis, (title, frame) in zip(axes, panels.items(), strict=False):
+        for name, rows in frame.groupby("method", sort=False):
+            bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+            axis.errorbar(rows["tokens"], rows["accuracy"], bars, **style[name], markersize=4, capsize=2, linewidth=1)
+        axis.axhline(unreduced[title], color="black", linestyle="--", linewidth=1)
+        axis.set_title(title, fontsize=8)
+        axis.set(xlabel="tokens a block, mean")
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].set_ylabel("accuracy")
+    for place, name in enumerate(speed_up.index):
+        axes[-1].barh(place, speed_up[name], color=style[name]["color"], label=name)
+        axes[-1].plot(speed_up[name], place, color="black", marker=style[name]["marker"], markersize=4)
+    axes[-1].axvline(1, color="black", linestyle="--", linewidth=1)
+    axes[-1].set(xlabel="throughput over\nthe unreduced ViT's", yticks=[])
+    axes[-1].invert_yaxis()
+    _legend_outside(figure, axes[-1], len(speed_up))
     return figure
 
 

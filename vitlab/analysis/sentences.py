@@ -249,6 +249,49 @@ def what_predictors_know(by_chance: float, learned: float, comparison: dict) -> 
     return f"{measured} {meaning}"
 
 
+def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
+    """Which way to fewer tokens to take, by rule: of those with no shown loss the one of the highest accuracy.
+
+    rows: a row a method with model, difference, p (corrected for all of them), saved (share of the MACs) and accuracy;
+    each is compared with the model named by `unreduced`.
+    """
+    lost = rows[(rows["p"] < LEVEL) & (rows["difference"] < 0)]
+    fine = rows.drop(lost.index)
+    named = "; ".join(f"*{row.model}* ({100 * row.difference:+z.1f} points)" for row in lost.itertuples())
+    shown = f" A loss against *{unreduced}* is shown for {named}." if len(lost) else ""
+    if fine.empty:
+        return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that these images show.{shown}"
+    best = fine.loc[fine["accuracy"].idxmax()]
+    others = "; ".join(f"*{name}*" for name in fine["model"].drop(best.name))
+    text = (
+        f"Of the ways to fewer tokens take **{best['model']}**: {best['saved']:.0%} fewer multiply-adds, "
+        f"{100 * best['difference']:+z.1f} points against *{unreduced}*, and no loss that these images can show"
+    )
+    return f"{text} (nor for {others}).{shown}" if others else f"{text}.{shown}"
+
+
+def why_it_fails(rows: pd.DataFrame) -> str:
+    """What the measurements say of the ViTs that tokens were taken from, a row a ViT.
+
+    Columns vit, its name; chosen, random, merged: points lost by Top-K, random tokens, ToMe; alike: cosine of
+    neighbours; apart: how far the places that Top-K drops are from the nearest kept, over the same at random.
+    """
+    lines = []
+    for row in rows.itertuples():
+        worse = "worse than" if row.chosen > row.random else "no worse than"
+        nearer = (
+            "further from what is kept than by chance"
+            if row.apart > 1
+            else "no further from what is kept than by chance"
+        )
+        lines.append(
+            f"*{row.vit}*: the tokens that Top-K chooses lose {row.chosen:z.1f} points, {worse} random ones "
+            f"({row.random:z.1f}), merging {row.merged:z.1f}. Neighbours have a cosine of {row.alike:.2f}; what Top-K "
+            f"drops is {row.apart:.2f} times as far from the nearest kept place as at random, so {nearer}."
+        )
+    return " ".join(lines)
+
+
 def frontier(results: pd.DataFrame) -> str:
     """One sentence naming the models on the frontiers of accuracy and MACs, and of accuracy and latency."""
 

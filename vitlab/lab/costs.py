@@ -69,6 +69,7 @@ class Costs:
         row = MODELS[config.model]
         names = ("model", "image_size", *row.shared, *row.options)
         training = {"init", "dropout", "drop_path", "ratio_weight", "distill_weight"}
+        training |= {"backbone_rate", "frozen", "settle"}
         shape = {name: getattr(config, name) for name in names if name not in training}
         return shape | {"num_classes": self.num_classes, "channels": self.channels}
 

@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from vitlab.analysis.complexity import macs, smaller_vit
 from vitlab.config import BALANCED, POST_HOC, LabConfig, RunConfig
@@ -40,32 +41,52 @@ class Plan:
         """`chapters` with another seed. Only what a name says differs."""
         p = self.params
         vit = p.run(model="vit", seed=seed)
-        longer = {
-            "init_from": Run.of(Path(), vit, self.source.digest).path.name,
-            "epochs": p.fine_tune_epochs,
-            "minutes": 0,
-            "start_size": 0,
-            "lr": p.fine_tune_lr,
-            "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
-        }
-        chapters = {"02": {}, "03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
+        chapters = {"02": {}, "03": {}, "04": {}}
         for tokenizer, name in self.tokenizers.items():
             chapters["02"][name] = vit.replace(tokenizer=tokenizer)
         for size in p.sizes:
             chapters["02"][f"ViT-{size.title()}"] = vit.with_preset(size)
         for name, row in MODELS.items():
-            if row.chapter and (not row.asked or name in p.ablations):
-                changes = longer if row.chapter == "03" else {}
-                chapters[row.chapter][row.title] = vit.replace(model=name, **changes)
+            if row.chapter == "02":
+                chapters["02"][row.title] = vit.replace(model=name)
         for name, short in self.longer.items():
             longest = {"epochs": p.long_epochs, "minutes": 0, "cutout": p.long_cutout}
             chapters["02"][name] = chapters["02"][short].replace(**longest)
+        start = chapters["02"][self.backbone]
+        chapters["03"]["ViT, fine-tuned"] = self.on_from(start)
+        for name, row in MODELS.items():
+            if row.chapter == "03":
+                chapters["03"][row.title] = self.on_from(start, model=name)
+            elif row.chapter == "04" and (not row.asked or name in p.ablations):
+                chapters["04"][row.title] = vit.replace(model=name)
         for (model, name), shape in self.equal_cost.items():
-            chapter = MODELS[model].chapter
-            # the images that the lighter model has seen, with those of the ViT that it went on from
-            epochs = p.epochs + p.fine_tune_epochs * (chapter == "03")
-            chapters[chapter][name] = vit.replace(epochs=epochs, **shape)
+            # as many images as the lighter model has seen, with those of the ViT that it went on from
+            whole = start.replace(epochs=start.epochs + p.fine_tune_epochs) if MODELS[model].chapter == "03" else vit
+            chapters[MODELS[model].chapter][name] = whole.replace(**shape)
         return chapters
+
+    def backbone_of(self, tokenizer: str) -> str:
+        """Name of chapter 02's ViT with this tokenizer; of two the one that was trained longer."""
+        name = self.tokenizers[tokenizer]
+        return next((longer for longer, short in self.longer.items() if short == name), name)
+
+    @property
+    def backbone(self) -> str:
+        """Name of the ViT that chapter 03 goes on from."""
+        return self.backbone_of(self.params.backbone)
+
+    def on_from(self, start: RunConfig, **changes: Any) -> RunConfig:
+        """`start` trained on from its weights, for chapter 03's budget and at its rate, with `changes`.
+
+        Weights that a model does not take over from it learn at the rate of chapter 02: `backbone_rate` says how far
+        the others stay below it.
+        """
+        p = self.params
+        changes = {"init_from": Run.of(Path(), start, self.source.digest).path.name} | changes
+        changes |= {"epochs": p.fine_tune_epochs, "minutes": 0, "start_size": 0, "ema": p.fine_tune_ema or p.ema}
+        if not hasattr(MODELS[changes.get("model", start.model)].build, "pace"):
+            changes |= {"lr": p.fine_tune_lr, "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr}
+        return start.replace(**changes)
 
     @property
     def tokenizers(self) -> dict[str, str]:
@@ -88,9 +109,10 @@ class Plan:
 
         A model that is no lighter than the ViT has none.
         """
-        vit, shapes = self.params.run(model="vit"), {}
+        p, shapes = self.params, {}
         images = self.source.train.pool.shape[1], len(self.source.classes)
-        for model in self.params.equal_cost:
+        for model in p.equal_cost:
+            vit = p.run(model="vit", **({"tokenizer": p.backbone} if MODELS[model].chapter == "03" else {}))
             target = sum(macs(vit.replace(model=model), *images).values())
             if target < sum(macs(vit, *images).values()):
                 for how, words in {"depth": "fewer blocks", "dim": "narrower"}.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import LabError
-from vitlab.models import dynamic_vit, inline_vit, linear_vit, resnet
+from vitlab.models import dynamic_vit, inline_vit, linear_vit, reduce, resnet
 from vitlab.models.heads import with_cosine_head
 from vitlab.models.vit import ViT
 
@@ -52,10 +52,15 @@ MODELS = {
     "dynamic_vit": Row(
         dynamic_vit.DynamicViT,
         "DynamicViT",
-        options=("keep_ratio", "ratio_weight", "distill_weight"),
+        options=("keep_ratio", "stages", "ratio_weight", "distill_weight", "backbone_rate", "frozen", "settle"),
         chapter="03",
         check=dynamic_vit.check,
     ),
+    "distilled_vit": Row(dynamic_vit.DistilledViT, "ViT, distilled", ("distill_weight",)),
+    "random_vit": Row(reduce.RandomViT, "Random tokens", ("keep_ratio", "stages"), "03", check=reduce.check),
+    "topk_vit": Row(reduce.TopKViT, "Top-K", ("keep_ratio", "stages", "salience"), "03", check=reduce.check),
+    "evit": Row(reduce.EViT, "EViT", ("keep_ratio", "stages", "salience", "proportional"), "03", check=reduce.check),
+    "tome_vit": Row(reduce.ToMeViT, "ToMe", ("keep_ratio", "stages", "proportional"), "03", check=reduce.check),
     "linear_vit": Row(linear_vit.LinearViT, "Linear ViT", ("feature_map",), "04", "kernelised"),
     "linformer_vit": Row(
         linear_vit.LinformerViT,
@@ -87,6 +92,11 @@ def build_model(config: "RunConfig", num_classes: int, channels: int) -> nn.Modu
     options = {name: getattr(config, name) for name in row.shared + row.options}
     model = row.build(channels=channels, num_classes=num_classes, **options)
     return with_cosine_head(model) if config.remedy == "ldam_drw" else model
+
+
+def reductions() -> dict[str, str]:
+    """Title -> name of every model that goes on with fewer tokens; benchmarks and chapter 03 go through them."""
+    return {row.title: name for name, row in MODELS.items() if issubclass(row.build, reduce.ReducedViT)}
 
 
 def start_from(model: nn.Module, weights: dict[str, Tensor]) -> None:

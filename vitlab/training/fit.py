@@ -120,7 +120,7 @@ def _learn(
             inputs, targets = session.on_batch(at.step, inputs, targets)
             if session.process:  # but dropout is not to repeat itself from share to share
                 seed_step(recipe.seed, at.step, device, session.process)
-            set_lr(state.optimizers, lr_factor(done, recipe))
+            set_lr(state.optimizers, lr_factor(done, recipe), done)
             objective.reach(done)
             called_now, inputs, targets = session.for_batch(called, inputs, targets)
             state.add(step(called_now, state.optimizers, inputs, targets, recipe, state.scaler))

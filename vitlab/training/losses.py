@@ -95,10 +95,12 @@ class Objective(nn.Module):
         self.register_buffer("margins", margins(recipe.remedy, class_counts))
 
     def reach(self, done: float) -> None:
-        """The share `done` of training is over: weights that were deferred count from `SWITCH` on.
+        """The share `done` of training is over: deferred weights count from `SWITCH` on, and the model is told.
 
-        They change in place, so that a step which was recorded or compiled sees it.
+        The weights change in place, so that a step which was recorded or compiled sees it.
         """
+        if hasattr(self.model, "at"):  # a model that changes on the way
+            self.model.at(done)
         if self.deferred:
             self.weights.copy_(self.final_weights if done >= SWITCH else torch.ones_like(self.final_weights))
 
