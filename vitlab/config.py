@@ -70,7 +70,7 @@ class Training(BaseModel):
     # machine
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: cuda if there is one, else cpu; mps: untested
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
-    num_workers: CountOrZero = 2  # processes that read images ahead where they do not fit into memory
+    num_workers: CountOrZero = 2  # threads that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
     channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
