@@ -10,7 +10,6 @@
 import argparse
 import contextlib
 import sys
-from pathlib import Path
 
 from vitlab.errors import LabError
 
@@ -27,9 +26,9 @@ def train(arguments: argparse.Namespace) -> None:
 
     from vitlab.lab import Lab
     from vitlab.machine import launched_processes
-    from vitlab.parameters import load_params
+    from vitlab.parameters import load_params, profile_path
 
-    params = load_params(arguments.params, arguments.overrides)
+    params = load_params(profile_path(arguments.params), arguments.overrides)
     state = PartialState(cpu=not torch.cuda.is_available()) if launched_processes() > 1 else None
     with state.main_process_first() if state else contextlib.nullcontext():  # it decodes the images for the others
         lab = Lab.of(params)
@@ -54,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", default="", help="where to put the report (OUT=…); default: reports/<profile>")
     one.set_defaults(work=report, read=add_overrides(one))
     one = commands.add_parser("train", help="train runs of a profile without a notebook")
-    one.add_argument("--params", type=Path, required=True, help="a profile, such as params/cifar10_gpu.yaml")
+    one.add_argument("--params", required=True, help="a profile, such as params/cifar10_gpu.yaml")
     one.add_argument("--run", nargs="+", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"')
     one.set_defaults(work=train, read=add_overrides(one))
     return whole

@@ -6,6 +6,7 @@ reader of the notebooks sets. Where values come from is in `parameters`.
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vitlab.errors import LabError
-from vitlab.machine import ROOT
+from vitlab.machine import ROOT, memory
 from vitlab.models.registry import MODELS
+from vitlab.texts import unshowable
 
 # nano and tiny train on a CPU; small and base are the course's
 PRESETS = {
@@ -33,8 +35,10 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+Threads = Annotated[int, Field(ge=0, le=256)]
+Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 
 class Training(BaseModel):
@@ -70,7 +74,7 @@ class Training(BaseModel):
     # machine
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: cuda if there is one, else cpu; mps: untested
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
-    num_workers: CountOrZero = 2  # threads that read images ahead where they do not fit into memory
+    num_workers: Threads = 2  # threads that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
     channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
@@ -145,13 +149,14 @@ class Common(Training):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill the model's shape from the preset; YAML's yes/no must not pass for a number."""
+        """Fill the model's shape from the preset; YAML's yes/no is no number, and a text is one, whatever it holds."""
+        values = {name: str(v) if cls.is_text(name) and isinstance(v, int | float) else v for name, v in values.items()}
         for name, value in values.items():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
         preset = values.get("preset", cls.model_fields["preset"].default)
         shape = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        return dict(values) | {key: value for key, value in shape.items() if values.get(key) is None}
+        return values | {key: value for key, value in shape.items() if values.get(key) is None}
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
@@ -176,7 +181,33 @@ class Common(Training):
             )
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
+        if self.dataset == "digits" and self.data_dir:
+            raise ValueError(
+                "data_dir is given, but dataset is digits, which needs none: choose dataset=folder for class folders "
+                "(or cifar10), or leave data_dir empty"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        """Shapes that no machine holds are refused here, where their numbers can still be named."""
+        weights = self.depth * self.dim**2 * (4 + 2 * self.mlp_ratio) + self.num_tokens * self.dim
+        if 16 * weights > (have := memory()):  # with gradients and AdamW's averages
+            raise ValueError(
+                f"dim {self.dim}, depth {self.depth} and mlp_ratio {self.mlp_ratio:g} make {weights:.2g} weights, more "
+                f"than {have / 2**30:.0f} GiB of memory can train: lower one of them"
+            )
+        if 4 * self.heads * self.num_tokens**2 > have:
+            raise ValueError(
+                f"image_size {self.image_size} in patches of {self.patch_size} makes {self.num_tokens:,} tokens, whose "
+                "attention fits into no memory here: lower image_size or raise patch_size"
+            )
+        return self
+
+    @classmethod
+    def is_text(cls, name: str) -> bool:
+        """Whether a parameter is a text, whatever it looks like."""
+        return name in cls.model_fields and cls.model_fields[name].annotation is str
 
     def with_preset(self, preset: str) -> Self:
         return self.replace(preset=preset, **PRESETS[preset])
@@ -217,7 +248,7 @@ class LabConfig(Common):
     study_ratio: AtLeastOne = 50.0  # images of the commonest class over the rarest's, in that study
     study_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
     study_epochs: Count = 15  # of each run of the imbalance study
-    study_seeds: Count = 3  # seeds of each run of that study
+    study_seeds: Seeds = 3  # seeds of each run of that study
     long_epochs: CountOrZero = 0  # of the convolutional tokenizer's longer training; 0: there is none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that is fine-tuned without pruning
@@ -232,6 +263,11 @@ class LabConfig(Common):
     def _check_lab(self) -> Self:
         if 0 < self.long_epochs <= self.epochs and not self.minutes:
             raise ValueError(f"long_epochs {self.long_epochs} must exceed epochs {self.epochs}, or be 0")
+        for name in ("notes", "data_name"):
+            if bad := unshowable(getattr(self, name)):
+                raise ValueError(f"{name} holds {bad[0]!a}, which neither HTML nor PDF can show: take it out")
+        if self.seed + self.study_seeds > 2**63:
+            raise ValueError(f"seed {self.seed} leaves no room for {self.study_seeds} of them: lower it below 2**62")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
         return self
@@ -278,5 +314,8 @@ def _nearest(name: str, known: Mapping[str, Any], place: str) -> str:
 
 
 def absolute(path: str) -> Path:
-    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory."""
-    return (ROOT / Path(path).expanduser()).resolve()
+    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory.
+
+    Links keep the name that the user gave: by it a balanced sibling is found, and the data are called.
+    """
+    return Path(os.path.abspath(ROOT / Path(path).expanduser()))

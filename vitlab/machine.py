@@ -155,6 +155,7 @@ def free_memory(on: torch.device) -> int:
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _memory_limits())]))
 
 
+@cache
 def memory() -> int:
     """Bytes of main memory that this process may use at most."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory_limits())])

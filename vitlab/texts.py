@@ -10,8 +10,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-# read by Markdown, by HTML, or as the bound of a formula
-MARKUP = re.compile(r"[\\`*_{}\[\]()#+.!|$<>&~^:@='\"-]")
+# read by Markdown, by HTML, or as the bound of a formula; at the beginning of a text also as that of a list
+MARKUP = re.compile(r"[\\`*_{}\[\]#|$<>&~^]|^[-+=:]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
 FORMULA = re.compile(r"[$\\]")
 NAME_WIDTH = 20  # columns of a class name in a figure
 

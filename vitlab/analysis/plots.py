@@ -3,6 +3,7 @@
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
 
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vitlab.analysis.metrics import LEVEL, on_frontier
+from vitlab.texts import NAME_WIDTH, shortened, width
 
 WIDTH = 7.2  # inches: the text width of the report
 PALETTE = sns.color_palette("colorblind")
@@ -60,8 +62,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
-    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
+    """Names that users gave, as figures show them: not too long, and a dollar begins no formula."""
+    return [name.replace("$", r"\$") for name in shortened(names, columns)]
+
+
+def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
+    longest = max(map(width, classes))
+    axis.tick_params(axis="x", rotation=0 if longest <= 3 else 30 if longest <= 12 else 90)
 
 
 # ---------------------------------------------------------------- 01 data and imbalance
@@ -70,7 +78,8 @@ def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
 def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     """Bars of images per class, one group of bars a data set: name -> (C,) counts."""
     figure, [[axis]] = canvas(height=2.7)
-    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=list(classes))
+    classes = drawable(classes)
+    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=classes)
     frame.plot.bar(ax=axis, width=0.8, color=PALETTE[: len(counts)], edgecolor="white")
     few = len(frame.columns) * len(frame) <= 20
     for container in axis.containers if few else []:
@@ -86,14 +95,14 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
     """What each remedy does to each class, the commonest first; columns as `tables.remedy_effects` makes them."""
     figure, [axes] = canvas(1, 3, height=3.0)
     panels = {"drawn": "share of the images drawn", "weight": "weight in the loss", "share": "share of the loss"}
-    classes = frame["class"].unique()
+    classes = np.array(drawable(frame["class"].unique()))
     places = np.arange(0, len(classes), -(-len(classes) // 20))
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
             size = max(3, 9 - i)  # equal ones lie on top of each other: the larger show behind the smaller
             axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
         axis.set(xlabel="class, commonest first", ylabel=label, yscale="log")
-        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(width, classes)) > 3 else 0)
     axes[0].sharey(axes[2])
     _legend_outside(figure, axes[0], 6)
     return figure
@@ -140,7 +149,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
     every = -(-len(classes) // 30)
-    axes[0, 0].set_yticks(places[::every], classes[::every])
+    axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
     axes[0, 0].invert_yaxis()
     for axis in axes.flat:
         axis.tick_params(labelsize=7)
@@ -187,8 +196,8 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
         vmax=1,
         square=True,
         ax=axis,
-        xticklabels=classes,
-        yticklabels=classes,
+        xticklabels=drawable(classes),
+        yticklabels=drawable(classes),
         annot_kws={"fontsize": 7},
         cbar_kws={"label": "share of the true class", "shrink": 0.8},
     )
@@ -295,7 +304,7 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
         for i, marker, colour in zip(frame.index, cycle(MARKERS), cycle(PALETTE), strict=False):
             row = frame.loc[i]
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            name = row["model"]
+            [name] = drawable([row["model"]], 40)
             axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
         best = (frame[column] / unit)[on_frontier(frame, column)].sort_values()  # not aside, or it could turn back
         axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
@@ -315,6 +324,9 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     points = points.loc[frame["model"].unique(), frame["class"].unique()]
     clear = frame.pivot(index="model", columns="class", values="p").loc[points.index, points.columns] < LEVEL
     few = points.shape[1] <= 20
+    classes, [reference_name] = drawable(points.columns), drawable([reference.name], 40)
+    recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
+    points.columns = clear.columns = classes
     figure, [[axis]] = canvas(height=0.36 * len(points) + 1.4)
     sns.heatmap(
         points,
@@ -326,9 +338,10 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
         ax=axis,
         annot_kws={"fontsize": 7},
         cbar_kws={"label": "difference (points)"},
+        yticklabels=drawable(points.index, 40),
     )
     if few:
-        axis.set_xticklabels([f"{name}\n{reference[name]:.0%}" for name in points.columns], fontsize=7)
-    axis.set(xlabel=f"class, and its recall by {reference.name}", ylabel="")
-    _class_axis(axis, tuple(points.columns))
+        axis.set_xticklabels(recalls, fontsize=7)
+    axis.set(xlabel=f"class, and its recall by {reference_name}", ylabel="")
+    _class_axis(axis, classes)
     return figure

@@ -7,8 +7,14 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.metrics import CONFIDENCE, LEVEL, holm, interval, mean_and_spread, on_frontier
+from vitlab.texts import markdown
 
 NO_REMEDIES = {"none", "balanced"}  # in the study beside the remedies
+
+
+def _model(name: str) -> str:
+    """A model's name, which may be that of a user's directory."""
+    return f"*{markdown(name)}*"
 
 
 def p_text(p: float) -> str:
@@ -36,10 +42,10 @@ def verdicts(pairs: pd.DataFrame) -> str:
     clear = pairs["p"] < LEVEL
     rest = f"In {(~clear).sum()} of {len(pairs)} pairs there is no difference that this test set can show"
     if clear.sum() <= len(pairs) / 2:
-        lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in pairs[clear].itertuples()]
+        lines = [f"* {verdict(_model(row.a), _model(row.b), row._asdict())}." for row in pairs[clear].itertuples()]
         return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
     found = f"In {clear.sum()} of {len(pairs)} pairs this test set shows which of the two is ahead."
-    alike = "; ".join(f"*{row.a}* and *{row.b}*" for row in pairs[~clear].itertuples())
+    alike = "; ".join(f"{_model(row.a)} and {_model(row.b)}" for row in pairs[~clear].itertuples())
     return f"{found} {rest}: {alike}." if alike else found
 
 
@@ -52,19 +58,19 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     unclear = pairs[(pairs["p"] >= LEVEL) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
     peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
-        f"The highest accuracy was measured for **{best['model']}**: {best['accuracy']:.1%} "
+        f"The highest accuracy was measured for *{_model(best['model'])}*: {best['accuracy']:.1%} "
         f"(95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
     if peers.empty:
         return f"{text} It differs significantly from every other model."
-    text += f" This test set can show no difference between it and {'; '.join(f'*{name}*' for name in peers['model'])}"
+    text += f" This test set can show no difference between it and {'; '.join(map(_model, peers['model']))}"
     lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
     if lighter.empty:
         needs = "needs" if results["macs"].notna().all() else "is known to need"
         return f"{text}, none of which {needs} fewer multiply-adds."
     light = lighter.loc[lighter["macs"].idxmin()]
     share = light["macs"] / best["macs"]
-    return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
+    return f"{text}; of these *{_model(light['model'])}* needs the fewest multiply-adds, {share:.1%} of the best one's."
 
 
 def imbalance(profile: str, counts: np.ndarray) -> str:
@@ -134,7 +140,7 @@ def who_gains(recall: pd.DataFrame, scores: dict[str, list[float]]) -> str:
     """
     best = _best(scores)
     change = (recall[best] - recall["none"]).mul(100).sort_values()
-    least, most = (f"the class {change.index[i]} ({change.iloc[i]:+z.1f} points)" for i in (0, -1))
+    least, most = (f"the class {markdown(str(change.index[i]))} ({change.iloc[i]:+z.1f} points)" for i in (0, -1))
     given = f"gives most to {most}" if change.iloc[-1] > 0 else "gives to none"
     taken = f"takes most from {least}" if change.iloc[0] < 0 else "takes from none"
     return (
@@ -209,7 +215,7 @@ def frontier(results: pd.DataFrame) -> str:
 
     def best(cost: str) -> str:
         """Names apart by semicolons: some hold commas."""
-        return "; ".join(f"*{name}*" for name in results[on_frontier(results, cost)].sort_values(cost)["model"])
+        return "; ".join(map(_model, results[on_frontier(results, cost)].sort_values(cost)["model"]))
 
     return (
         "On the measured values, noise included, no model is more accurate than these at the same or fewer "

@@ -30,7 +30,7 @@ LISTED = 20  # broken images that are named, of however many
 RANGES = ((0, 1), (0, 255), (0, 65535))  # taken by convention, where the pixels fill half of one at least
 READ_AHEAD = 64  # files
 SIXTEEN_BITS = re.compile(r"[A-Z]+;16[BLN]")  # a colour; the "BGR;16" of BMP is 16 bits for all three
-DARK = 32  # of 255: images nowhere brighter are told of
+DARK = 16  # of 255: images nowhere brighter are told of
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import nn
 from vitlab import machine
 from vitlab.analysis import metrics
 from vitlab.config import LabConfig, Recipe, RunConfig, absolute
-from vitlab.data.sources import load_source
+from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
 from vitlab.lab import workers
@@ -21,6 +21,7 @@ from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import build_model
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
+from vitlab.texts import markdown, shown
 from vitlab.training.fit import fit_run
 from vitlab.training.session import RunSession
 
@@ -45,6 +46,7 @@ class Lab:
 
     @classmethod
     def of(cls, params: LabConfig) -> "Lab":
+        params = recognised(params)
         return cls(params, load_source(params))
 
     @cached_property
@@ -73,7 +75,25 @@ class Lab:
     def data_name(self) -> str:
         """What the report calls the data."""
         known = DATA_NAMES.get(self.params.dataset)
-        return self.params.data_name or known or Path(self.params.data_dir).name
+        return self.params.data_name or known or shown(absolute(self.params.data_dir).name)
+
+    @property
+    def data_title(self) -> str:
+        """The same as Markdown."""
+        return markdown(self.data_name)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader has to know of the data: what was done to them, and which letters cannot be drawn."""
+        from vitlab.analysis import typefaces  # here, as nothing else of a training draws
+
+        missing = typefaces.note([*self.source.classes, self.data_name, self.params.notes])
+        return [*self.source.notes, *([missing] if missing else [])]
+
+    @property
+    def remarks(self) -> str:
+        """`notes` as Markdown."""
+        return markdown(" ".join(self.notes))
 
     # ------------------------------------------------ training
 

@@ -17,14 +17,16 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from vitlab.analysis import plots, sentences, tables
+from vitlab.analysis.typefaces import set_typefaces
 from vitlab.config import LabConfig
 from vitlab.errors import LabError
 from vitlab.files import copy, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, environment
-from vitlab.parameters import as_profile, load_params
+from vitlab.parameters import as_profile, load_params, profile_path
 from vitlab.report.render import render
+from vitlab.texts import markdown
 
 TITLE = "Vision Transformers, built, trained and measured"
 PARAMETERS = "parameters.yaml"
@@ -38,15 +40,23 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     What the user can mend is a LabError before any work.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    out = Path(folder or ROOT / "reports" / profile).resolve()
-    params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
-    require_writable(out, megabytes=16)
+    path = profile_path(profile)
+    profile = path.stem
+    out = Path(folder or ROOT / "reports" / profile).expanduser().resolve()
+    params = load_params(path, overrides)
+    require_writable(out, 16, "OUT=<folder>")
     lab = check(params)
+    for note in lab.notes:
+        _say(f"note: {note}")
     require_own(lab, out)
     require_writable(lab.runs_dir, megabytes=16)
     executed = [out / "notebooks" / path.name for path in NOTEBOOKS.values()]
     stamp = out / "notebooks" / "stamp.txt"
-    if not all(path.exists() for path in executed) or not stamp.exists() or stamp.read_text() != _stamp(lab):
+    if (
+        not all(path.exists() for path in executed)
+        or not stamp.exists()
+        or stamp.read_text(encoding="utf-8") != _stamp(lab)
+    ):
         stamp.unlink(missing_ok=True)
         for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
             _say(f"[{number}/{len(executed)}] {source.stem} …")
@@ -54,7 +64,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
             run_notebook(source, target, as_profile(params))
             _say(f"[{number}/{len(executed)}] {source.stem} done in {time.perf_counter() - started:.0f} s")
         with writing(stamp) as temporary:
-            temporary.write_text(_stamp(lab))
+            temporary.write_text(_stamp(lab), encoding="utf-8")
     else:
         _say("All six chapters are up to date: rendering them.")
     results = tables.results(lab)
@@ -62,11 +72,13 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
         results.to_csv(temporary, index=False)
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
-        temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
+        latex = table.to_latex(escape=True, column_format="l" + "r" * len(table.columns))
+        temporary.write_text(latex, encoding="utf-8")
     with writing(out / PARAMETERS) as temporary:
-        temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False))
+        temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False), encoding="utf-8")
     keep_runs(lab, out / "runs")
     figure = plots.accuracy_against_cost(results)
+    set_typefaces(figure)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
     with writing(out / "comparison.png") as temporary:
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
@@ -135,11 +147,11 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     dynamic = results.set_index("model").loc["DynamicViT"]
     summary = (
         f"A Vision Transformer of {vit['parameters']:,} parameters, trained from random weights on "
-        f"{len(lab.data.train):,} images of {lab.data_name}, classifies **{vit['accuracy']:.1%}** of "
+        f"{len(lab.data.train):,} images of {lab.data_title}, classifies **{vit['accuracy']:.1%}** of "
         f"{vit['test_images']:,} test images (95% interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
         f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
         f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
-        f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))} {params.notes}"
+        f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))} {markdown(params.notes)}"
     )
     facts = [
         ("Profile", profile),
