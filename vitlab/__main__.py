@@ -25,9 +25,10 @@ def train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from vitlab.lab import Lab
-    from vitlab.machine import launched_processes
+    from vitlab.machine import launched_processes, require_as_launched
     from vitlab.parameters import load_params, profile_path
 
+    require_as_launched()
     params = load_params(profile_path(arguments.params), arguments.overrides)
     state = PartialState(cpu=not torch.cuda.is_available()) if launched_processes() > 1 else None
     with state.main_process_first() if state else contextlib.nullcontext():  # it decodes the images for the others
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows another sign
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     arguments = parser().parse_args(words)
     try:
         arguments.overrides = arguments.read(arguments)

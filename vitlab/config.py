@@ -179,6 +179,11 @@ class Common(Training):
             raise ValueError(
                 f"tokenizer conv, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got {self.patch_size}"
             )
+        if (self.start_size or self.image_size) < 3 and not self.patch_size & (self.patch_size - 1):
+            raise ValueError(
+                f"image_size {self.image_size} (or start_size) is too small for the 3×3 kernels of tokenizer conv, "
+                "which chapter 02 compares: choose 3 or more"
+            )
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
         if self.dataset == "digits" and self.data_dir:

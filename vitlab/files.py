@@ -3,13 +3,28 @@
 import contextlib
 import errno
 import os
+import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from yaml import YAMLError
+
 from vitlab.errors import LabError
 
+# what readers of JSON, YAML, CSV, NumPy's and torch's files raise when they are cut short
+DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    YAMLError,
+)
 WRITERS_OF_TORCH = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
@@ -34,6 +49,19 @@ def writing(path: Path, elsewhere: str = "runs_dir") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path: Path, cure: str) -> Iterator[Path]:
+    """Yield a path to read from; LabError, which ends with `cure`, for a file that is missing, damaged or not ours."""
+    try:
+        yield path
+    except FileNotFoundError:
+        raise LabError(f"{path} is missing: {cure}") from None
+    except OSError as error:
+        raise LabError(f"cannot read {path} ({error.strerror or error}): check its permissions, or {cure}") from None
+    except DAMAGE as error:
+        raise LabError(f"{path} is empty or damaged ({type(error).__name__}): {cure}") from None
 
 
 def copy(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ import gc
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -72,6 +73,34 @@ def launched_processes() -> int:
     Other programs leave WORLD_SIZE and RANK in the environment as well: the launcher's own mark counts.
     """
     return int(os.environ.get("WORLD_SIZE", 1)) if torch.distributed.is_torchelastic_launched() else 1
+
+
+def require_as_launched() -> None:
+    """LabError where `accelerate launch` was asked for several processes and started one: without a GPU it does."""
+    try:
+        words = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):  # a parent that is gone, or of another user
+        return
+    asked = re.search(r"accelerate.*\blaunch\b.*--num[-_]processes[= ](\d+)", " ".join(words))
+    if asked and int(asked[1]) > 1 and launched_processes() == 1:
+        raise LabError(
+            f"accelerate launch was asked for {asked[1]} processes and has started one, as it does without several "
+            f"GPUs: add --multi_gpu, also for a CPU, or leave it to the parameter processes={asked[1]}"
+        )
+
+
+def require_compiler() -> None:
+    """LabError where torch.compile would find no compiler for what it writes."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise LabError(
+            "compile is true, but there is no C++ compiler: install one (Debian, Ubuntu: apt install g++), or choose "
+            "compile=false"
+        ) from None
 
 
 def require_gpus(processes: int) -> None:
@@ -228,6 +257,27 @@ def keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Have an allocation that a container's limit does not allow fail, with a sentence, instead of killing the process.
+
+    Linux gives memory that it does not have, and kills who then writes to it.
+    """
+    if not _memory_limits() or torch.cuda.is_available():  # CUDA maps far more than it uses
+        yield
+        return
+    import resource
+
+    mapped = [int(line.split()[1]) for line in _lines(Path("/proc/self/status")) if line.startswith("VmData:")]
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = 1024 * mapped[0] + free_memory(torch.device("cpu")) if mapped else before[0]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if before[1] < 0 else min(limit, before[1]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@contextlib.contextmanager
 def set_for_training(model: nn.Module) -> Iterator[None]:
     """Threads, memory and kernels as a training wants them; afterwards torch is set as before."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
@@ -237,7 +287,8 @@ def set_for_training(model: nn.Module) -> Iterator[None]:
         # more threads make narrow models no faster, and many times slower where another process wants the cores too
         torch.set_num_threads(1 if width_of(model) < NARROW else threads)
         torch.backends.cudnn.deterministic = True  # some kernels for convolutions add in any order
-        yield
+        with within_memory():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.deterministic = deterministic

@@ -4,7 +4,6 @@ What fits lies in memory, decoded once; of what does not, batches are read from 
 """
 
 import hashlib
-import pickle
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from vitlab.data.decode import CACHE_PLACE, decode
 from vitlab.data.folders import Folder, look_into
 from vitlab.data.splits import Source, Split, content_digest, hold_out
 from vitlab.errors import LabError
-from vitlab.files import writing
+from vitlab.files import DAMAGE, writing
 from vitlab.machine import cache_folder, free_memory
 from vitlab.texts import listed, shown
 
@@ -211,5 +210,5 @@ def _load(path: Path) -> Source | None:
         stored = torch.load(path, weights_only=True, mmap=path.stat().st_size > free_memory(CPU) / 2)
         parts = {name: stored[name] and Split(**stored[name]) for name in ("train", "test", "val")}
         return Source(**(stored | parts))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+    except (OSError, *DAMAGE):
         return None

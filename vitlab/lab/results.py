@@ -99,11 +99,28 @@ class Lab:
 
     def train(self, configs: Mapping[Key, RunConfig]) -> dict[Key, Run]:
         """The runs of several configurations: loaded if they are complete, else trained or continued."""
+        for config in configs.values():
+            self.require_possible(config)
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
         if (at_once := workers.fitting(todo)) > 1:
             workers.side_by_side(_train_in_worker, [(self.params, config) for config in todo], at_once)
         return {key: self.train_one(config) for key, config in configs.items()}
+
+    def require_possible(self, config: RunConfig) -> None:
+        """LabError for what would fail in the midst of training: batch norm over one value, no compiler."""
+        share = min(config.batch_size, len(self.data_of(config).train)) // self.params.processes
+        piece = -(-share // config.accumulate)  # as torch cuts them, the last one the smallest
+        pixels = ((config.start_size or config.image_size) // config.patch_size) ** 2
+        if config.tokenizer == "conv" and pixels * (share - (-(-share // piece) - 1) * piece) < 2:
+            raise LabError(
+                "the convolutional tokenizer (chapter 02) would meet a piece of a batch with one image of one token, "
+                f"which batch norm cannot take: image_size {config.image_size}, patch_size {config.patch_size}, "
+                f"batch_size {config.batch_size}, accumulate {config.accumulate}; use larger images or smaller "
+                "patches, larger batches or fewer pieces"
+            )
+        if config.compile:
+            machine.require_compiler()
 
     def train_one(self, config: RunConfig) -> Run:
         run, start = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
@@ -148,7 +165,10 @@ class Lab:
         """In words, what the complete run of this model that differs least has otherwise; "" if there is none."""
         wanted, found = identity(config, self.source.digest), []
         for path in self.runs_dir.glob("*/summary.json"):
-            other = Run(path.parent).record["identity"]
+            try:
+                other = Run(path.parent).record["identity"]
+            except LabError:  # of another lab, and damaged
+                continue
             names = sorted(name for name in wanted.keys() | other.keys() if wanted.get(name) != other.get(name))
             if other.get("model") == config.model:
                 found.append(
@@ -197,5 +217,7 @@ def check(params: LabConfig) -> Lab:
     machine.require_gpus(params.processes)
     for name in lab.plan.names:
         build_model(lab.plan.config(name), len(lab.source.classes), lab.data.channels)
+    for config in lab.plan.configs.values():
+        lab.require_possible(config)
     _ = lab.extra
     return lab

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def side_by_side(train: Callable[..., Any], tasks: Sequence[tuple], workers: int
         try:
             for done in tqdm(as_completed(waiting), "train side by side", len(tasks), unit="run", leave=False):
                 done.result()
+        except BrokenProcessPool:
+            raise LabError(
+                "a process that trained beside others was killed, most likely for want of memory: let them train one "
+                "after the other (OMP_NUM_THREADS=1), or lower batch_size; the same command goes on from there"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():

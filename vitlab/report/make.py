@@ -20,11 +20,12 @@ from vitlab.analysis import plots, sentences, tables
 from vitlab.analysis.typefaces import set_typefaces
 from vitlab.config import LabConfig
 from vitlab.errors import LabError
-from vitlab.files import copy, require_writable, writing
+from vitlab.files import copy, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, environment
 from vitlab.parameters import as_profile, load_params, profile_path
+from vitlab.report.kernels import OwnKernelManager
 from vitlab.report.render import render
 from vitlab.texts import markdown
 
@@ -95,7 +96,10 @@ def result_parameters(lab: Lab) -> dict[str, Any]:
 def require_own(lab: Lab, out: Path) -> None:
     """LabError where `out` holds a report of other parameters or data: hours of work are not overwritten unasked."""
     path, ours = out / PARAMETERS, result_parameters(lab)
-    theirs = yaml.safe_load(path.read_text()) if path.exists() else ours
+    theirs = ours
+    if path.exists():
+        with reading(path, f"delete the folder {os.path.relpath(out)}, or name another one (make: OUT=reports/mine)"):
+            theirs = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     other = [name for name, value in ours.items() if theirs.get(name) != value]
     if other:
         raise LabError(
@@ -108,7 +112,9 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Execute a notebook with parameters; its error messages are passed on as a LabError, finished runs stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # a kernel that is shut down is interrupted first, and now and then logs that as an error
-    settings = {"NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"]}}
+    settings = {
+        "NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"], "kernel_manager_class": OwnKernelManager}
+    }
     if os.name == "posix":  # kernels talk over sockets in the file system: TCP draws a warning from ipykernel 7
         settings["KernelManager"] = {"transport": "ipc"}
     try:

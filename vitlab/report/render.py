@@ -26,7 +26,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
 from vitlab.analysis.typefaces import covering
 from vitlab.errors import LabError
-from vitlab.files import writing
+from vitlab.files import reading, writing
 from vitlab.texts import literal
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -96,7 +96,8 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
     """One notebook with the cells of all, and the element id of each notebook's chapter by file name."""
     merged, chapters = nbformat.v4.new_notebook(), {}
     for path in paths:
-        notebook = nbformat.read(path, as_version=4)
+        with reading(path, "delete it, and run the notebook again"):
+            notebook = nbformat.read(path, as_version=4)
         first = re.match(rf"#\s+{CHAPTER.pattern}", notebook.cells[0].source if notebook.cells else "")
         if not first:
             raise LabError(f"{path}: the first cell must be a heading with a chapter number: '# 2. Results'")
