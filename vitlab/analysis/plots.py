@@ -3,8 +3,10 @@
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,6 +67,13 @@ def _words(name: str) -> str:
 def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
     """Names that users gave, as figures show them: not too long, and a dollar begins no formula."""
     return [name.replace("$", r"\$") for name in shortened(names, columns)]
+
+
+def _heatmap(*arguments: Any, **options: Any) -> None:
+    """seaborn's, which draws the figure to look at it before it has the typefaces that its names need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        sns.heatmap(*arguments, **options)
 
 
 def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
@@ -187,7 +196,7 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Confusion matrix (C, C), rows = truth: colour is the share of the row, numbers are counts."""
     figure, [[axis]] = canvas(height=4.2)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    sns.heatmap(
+    _heatmap(
         shares,
         annot=matrix if len(classes) <= 20 else None,
         fmt="d",
@@ -328,7 +337,7 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
     points.columns = clear.columns = classes
     figure, [[axis]] = canvas(height=0.36 * len(points) + 1.4)
-    sns.heatmap(
+    _heatmap(
         points,
         annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
         fmt="",
