@@ -220,6 +220,8 @@ def _cgroups(controller: str) -> list[Path]:
     """Folders of the control groups of version 1 or 2 that this process is in, the outermost first."""
     folders = []
     for line in _lines(OWN_CGROUPS):
+        if line.count(":") < 2:
+            continue
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

@@ -32,6 +32,7 @@ from vitlab.texts import markdown
 TITLE = "Vision Transformers, built, trained and measured"
 PARAMETERS = "parameters.yaml"
 INCIDENTAL = {"data_dir", "runs_dir", "extra_runs", "notes", "data_name", "processes", "num_workers", "pin_memory"}
+KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
 SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
 
 
@@ -124,6 +125,7 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
             values,
             kernel_name="python3",
             progress_bar=False,
+            start_timeout=KERNEL_SECONDS,
             coalesce_streams=True,
             stderr_file=sys.stderr,
             config=Config(settings),
@@ -132,6 +134,13 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
         raise LabError(
             f"{source.name} lost its process, most likely for want of memory: lower batch_size or raise accumulate; "
             "finished runs and checkpoints are kept, the same command goes on from there"
+        ) from None
+    except RuntimeError as error:
+        if "Kernel didn't respond" not in str(error):
+            raise
+        raise LabError(
+            f"the process of {source.name} did not start in {KERNEL_SECONDS} s: end what else keeps this machine busy, "
+            "then start again; finished runs are kept"
         ) from None
     except PapermillExecutionError as error:
         raise LabError(
