@@ -15,7 +15,6 @@ from PIL import Image
 from vitlab import machine
 from vitlab.analysis import metrics
 from vitlab.config import RunConfig
-from vitlab.data import sources
 from vitlab.data.splits import Source
 from vitlab.machine import ROOT
 from vitlab.parameters import as_profile, load_params
@@ -67,7 +66,7 @@ def test_fine_tune_compares_pruning_with_training_on(
     fine_tune = script("fine_tune")
     small = {"image_size": 8, "preset": "nano", "dim": 16, "batch_size": 8, "crop": 1, "linformer_k": 2}
     monkeypatch.setattr(fine_tune, "PARAMS", fine_tune.PARAMS | small)
-    monkeypatch.setattr(sources, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else Path(p))
+    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
     fine_tune.PER_CLASS = 8
     fine_tune.main(str(tmp_path / "photos"), 2, 1)

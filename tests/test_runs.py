@@ -33,7 +33,7 @@ LINFORMER = CONFIG.replace(model="linformer_vit")
     ("config", "changes"),
     [
         (CONFIG, {}),
-        (CONFIG, {"data_dir": "/elsewhere"}),
+        (CONFIG.replace(dataset="cifar10"), {"data_dir": "/elsewhere"}),
         (CONFIG, {"device": "cpu", "num_workers": 0, "pin_memory": False, "channels_last": True}),
         (CONFIG, {"grow": 0.3}),
         (CONFIG, {"keep_ratio": 0.3}),

@@ -6,6 +6,7 @@ reader of the notebooks sets. Where values come from is in `parameters`.
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vitlab.errors import LabError
-from vitlab.machine import ROOT
+from vitlab.machine import ROOT, memory
 from vitlab.models.registry import MODELS
+from vitlab.texts import unshowable
 
 # nano and tiny train on a CPU; small and base are the course's
 PRESETS = {
@@ -37,8 +39,10 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+Threads = Annotated[int, Field(ge=0, le=256)]
+Seeds = Annotated[int, Field(ge=1, le=1000)]
 Words = BeforeValidator(
     lambda value: [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value
 )
@@ -77,7 +81,7 @@ class Training(BaseModel):
     # machine
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: cuda if there is one, else cpu; mps: untested
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
-    num_workers: CountOrZero = 2  # processes that read images ahead where they do not fit into memory
+    num_workers: Threads = 2  # threads that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
     channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
@@ -169,13 +173,14 @@ class Common(Training):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill the model's shape from the preset; YAML's yes/no must not pass for a number."""
+        """Fill the model's shape from the preset; YAML's yes/no is no number, and a text is one, whatever it holds."""
+        values = {name: str(v) if cls.is_text(name) and isinstance(v, int | float) else v for name, v in values.items()}
         for name, value in values.items():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
         preset = values.get("preset", cls.model_fields["preset"].default)
         shape = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        return dict(values) | {key: value for key, value in shape.items() if values.get(key) is None}
+        return values | {key: value for key, value in shape.items() if values.get(key) is None}
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
@@ -199,9 +204,40 @@ class Common(Training):
                 f"tokenizer {self.tokenizer}, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got "
                 f"{self.patch_size}"
             )
+        if (self.start_size or self.image_size) < 3 and not self.patch_size & (self.patch_size - 1):
+            raise ValueError(
+                f"image_size {self.image_size} (or start_size) is too small for the 3×3 kernels of tokenizer conv, "
+                "which chapter 02 compares: choose 3 or more"
+            )
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
+        if self.dataset == "digits" and self.data_dir:
+            raise ValueError(
+                "data_dir is given, but dataset is digits, which needs none: choose dataset=folder for class folders "
+                "(or cifar10), or leave data_dir empty"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        """Shapes that no machine holds are refused here, where their numbers can still be named."""
+        weights = self.depth * self.dim**2 * (4 + 2 * self.mlp_ratio) + self.num_tokens * self.dim
+        if 16 * weights > (have := memory()):  # with gradients and AdamW's averages
+            raise ValueError(
+                f"dim {self.dim}, depth {self.depth} and mlp_ratio {self.mlp_ratio:g} make {weights:.2g} weights, more "
+                f"than {have / 2**30:.0f} GiB of memory can train: lower one of them"
+            )
+        if 4 * self.heads * self.num_tokens**2 > have:
+            raise ValueError(
+                f"image_size {self.image_size} in patches of {self.patch_size} makes {self.num_tokens:,} tokens, whose "
+                "attention fits into no memory here: lower image_size or raise patch_size"
+            )
+        return self
+
+    @classmethod
+    def is_text(cls, name: str) -> bool:
+        """Whether a parameter is a text, whatever it looks like."""
+        return name in cls.model_fields and cls.model_fields[name].annotation is str
 
     def with_preset(self, preset: str) -> Self:
         return self.replace(preset=preset, **PRESETS[preset])
@@ -244,8 +280,8 @@ class LabConfig(Common):
     study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
     study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
     study_epochs: Count = 30  # of each run of the imbalance study
-    study_seeds: Count = 3  # seeds of each run of that study
-    seeds: Count = 1  # seeds of each run of chapters 02 to 04, from seed on
+    study_seeds: Seeds = 3  # seeds of each run of that study
+    seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
     sizes: Annotated[list[Preset], Words] = []  # further presets that chapter 02 trains, as small beside base
     # further attentions of chapter 04: injective_vit, local_linear_vit, local_vit
@@ -283,6 +319,11 @@ class LabConfig(Common):
             raise ValueError(f"backbone {self.backbone} is trained by no chapter: name it in tokenizers")
         if self.preset in self.sizes:
             raise ValueError(f"sizes names {self.preset}, which is the preset itself: take it out")
+        for name in ("notes", "data_name"):
+            if bad := unshowable(getattr(self, name)):
+                raise ValueError(f"{name} holds {bad[0]!a}, which neither HTML nor PDF can show: take it out")
+        if self.seed + (most := max(self.seeds, self.study_seeds)) > 2**63:
+            raise ValueError(f"seed {self.seed} leaves no room for {most} of them: lower it below 2**62")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
         _ = self.study_shapes, self.remedies
@@ -351,5 +392,8 @@ def _nearest(name: str, known: Mapping[str, Any], place: str) -> str:
 
 
 def absolute(path: str) -> Path:
-    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory."""
-    return (ROOT / Path(path).expanduser()).resolve()
+    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory.
+
+    Links keep the name that the user gave: by it a balanced sibling is found, and the data are called.
+    """
+    return Path(os.path.abspath(ROOT / Path(path).expanduser()))

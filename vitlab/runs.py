@@ -23,7 +23,7 @@ from vitlab.data.batches import to_float
 from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
-from vitlab.files import copy, writing
+from vitlab.files import copy, reading, writing
 from vitlab.models.registry import MODELS, SHARED, build_model
 
 # preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
@@ -145,9 +145,18 @@ class Run:
     def complete(self) -> bool:
         return (self.path / "summary.json").exists()
 
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """A file of a complete run; LabError where it is missing or damaged, with what to do."""
+        again = f"delete the folder {self.path} to have this run trained again, or put a whole copy there"
+        with reading(self.path / name, again) as path:
+            yield path
+
     @cached_property
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        with self._reading("summary.json") as path:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return values | {"test": dict(values["test"])}
 
     @property
     def training_seconds(self) -> float:
@@ -163,7 +172,9 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """config.json: enough to build the model, to name the run again, and to know which images tested it."""
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        with self._reading("config.json") as path:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return values | {name: dict(values[name]) for name in ("config", "identity")}
 
     @cached_property
     def config(self) -> Recipe:
@@ -189,12 +200,13 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, seconds, images_per_second."""
-        return pd.read_csv(self.path / "history.csv")
+        with self._reading("history.csv") as path:
+            return pd.read_csv(path)
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
         """Test logits (N, classes) float32 and labels (N,)."""
-        with np.load(self.path / "predictions.npz", allow_pickle=False) as stored:
+        with self._reading("predictions.npz") as path, np.load(path, allow_pickle=False) as stored:
             return stored["logits"].astype(np.float32), stored["labels"]
 
     def model(self, module: nn.Module | None = None, device: str = "auto") -> nn.Module:
@@ -232,7 +244,8 @@ class Run:
         path = self.path / "model.pt"
         if self.complete and not path.exists():
             raise LabError(f"{self.path} has no weights, it is a report's copy: put the whole run there, or delete it")
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with self._reading("model.pt"):
+            return torch.load(path, weights_only=True, map_location="cpu")
 
     def copy_small_files(self, folder: Path) -> None:
         """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
@@ -244,13 +257,16 @@ class Run:
             stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
         kept.write_json("config.json", stored)
         for name in SMALL_FILES:
-            copy(self.path / name, kept.path / name)
+            with self._reading(name) as path:
+                copy(path, kept.path / name)
 
     @property
     def environments(self) -> list[dict[str, Any]]:
         """Versions, machine, commit and number of processes of every start that differed from the one before."""
-        path = self.path / "environment.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not (self.path / "environment.json").exists():
+            return []
+        with self._reading("environment.json") as path:
+            return list(json.loads(path.read_text(encoding="utf-8")))
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         with writing(self.path / name) as temporary, temporary.open("wb") as file:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitlab.analysis.plots import PALETTE, WIDTH, canvas, own_names, use_theme
+from vitlab.analysis.plots import PALETTE, WIDTH, canvas, drawable, own_names, use_theme
 
 
 def _row_name(row: np.ndarray, name: str) -> None:
@@ -35,7 +35,7 @@ def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str
 
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
     """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
-    shown = classes[:10]
+    shown = drawable(classes[:10])
     figure, axes = canvas(len(shown), columns, height=0.62 * len(shown))
     for k, row in enumerate(axes):
         members = images[labels == k][:columns]
@@ -98,6 +98,7 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
 def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
     """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
     figure, axes = canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
+    titles = drawable(titles, 16)
     for i, row in enumerate(axes):
         _picture(row[0], images[i], titles[i])
         for axis, values, name in zip(
@@ -135,6 +136,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     figure, axes = canvas(rows, columns, height=1.75 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
+    truth, guess = ([label for name in names for label in drawable([name], 12)] for names in (truth, guess))
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
         _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure", size=7)
     return figure
@@ -147,7 +149,7 @@ def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: 
     """
     figure, axes = canvas(1 + len(methods), len(images), height=0.95 * (1 + len(methods)))
     scale = images.shape[-1] // grid
-    for i, title in enumerate(titles):
+    for i, title in enumerate(drawable(titles, 12)):
         _picture(axes[0, i], images[i], title, size=7)
         for row, where in enumerate(methods.values(), 1):
             token = where[i].view(grid, grid)

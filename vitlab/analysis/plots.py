@@ -3,7 +3,10 @@
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
 
+import warnings
+from collections.abc import Iterable, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +17,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from vitlab.analysis.metrics import on_frontier, shown
+from vitlab.texts import NAME_WIDTH, shortened, width
 
 WIDTH = 7.2  # inches: the text width of the report
 PALETTE = sns.color_palette("colorblind")
@@ -62,8 +66,21 @@ def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "
     figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns, frameon=False, fontsize=7)
 
 
-def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
-    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
+    """Names that users gave, as figures show them: not too long, and a dollar begins no formula."""
+    return [name.replace("$", r"\$") for name in shortened(names, columns)]
+
+
+def heatmap(*arguments: Any, **options: Any) -> None:
+    """seaborn's, which draws the figure to look at it before it has the typefaces that its names need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        sns.heatmap(*arguments, **options)
+
+
+def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
+    longest = max(map(width, classes))
+    axis.tick_params(axis="x", rotation=0 if longest <= 3 else 30 if longest <= 12 else 90)
 
 
 # ---------------------------------------------------------------- 01 data and imbalance
@@ -72,7 +89,8 @@ def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
 def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     """Bars of images per class, one group of bars a data set: name -> (C,) counts."""
     figure, [[axis]] = canvas(height=2.7)
-    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=list(classes))
+    classes = drawable(classes)
+    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=classes)
     frame.plot.bar(ax=axis, width=0.8, color=PALETTE[: len(counts)], edgecolor="white")
     few = len(frame.columns) * len(frame) <= 20
     for container in axis.containers if few else []:
@@ -122,7 +140,7 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Confusion matrix (C, C), rows = truth: colour is the share of the row, numbers are counts."""
     figure, [[axis]] = canvas(height=4.2)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    sns.heatmap(
+    heatmap(
         shares,
         annot=matrix if len(classes) <= 20 else None,
         fmt="d",
@@ -131,8 +149,8 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
         vmax=1,
         square=True,
         ax=axis,
-        xticklabels=classes,
-        yticklabels=classes,
+        xticklabels=drawable(classes),
+        yticklabels=drawable(classes),
         annot_kws={"fontsize": 7},
         cbar_kws={"label": "share of the true class", "shrink": 0.8},
     )
@@ -253,7 +271,7 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
         for i, marker, colour in zip(frame.index, cycle(MARKERS), cycle(PALETTE), strict=False):
             row = frame.loc[i]
             bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            name = row["model"]
+            [name] = drawable([row["model"]], 40)
             axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
             seeds = runs["accuracy"][runs["model"] == name] if runs is not None else []
             if len(seeds) > 1:
@@ -281,8 +299,11 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     stars = frame.assign(shown=shown(frame)).pivot(index="model", columns="class", values="shown")
     clear = stars.loc[points.index, points.columns]
     few = points.shape[1] <= 20
+    classes, [reference_name] = drawable(points.columns), drawable([reference.name], 40)
+    recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
+    points.columns = clear.columns = classes
     figure, [[axis]] = canvas(height=0.36 * len(points) + 1.4)
-    sns.heatmap(
+    heatmap(
         points,
         annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
         fmt="",
@@ -292,11 +313,12 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
         ax=axis,
         annot_kws={"fontsize": 7},
         cbar_kws={"label": "difference (points)"},
+        yticklabels=drawable(points.index, 40),
     )
     if few:
-        axis.set_xticklabels([f"{name}\n{reference[name]:.0%}" for name in points.columns], fontsize=7)
-    axis.set(xlabel=f"class, and its recall by {reference.name}", ylabel="")
-    _class_axis(axis, tuple(points.columns))
+        axis.set_xticklabels(recalls, fontsize=7)
+    axis.set(xlabel=f"class, and its recall by {reference_name}", ylabel="")
+    _class_axis(axis, classes)
     return figure
 
 

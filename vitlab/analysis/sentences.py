@@ -4,8 +4,14 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.metrics import LEVEL, holm, on_frontier, shown
+from vitlab.texts import markdown
 
 MOST_LISTED = 12  # pairs that are named one by one
+
+
+def _model(name: str) -> str:
+    """A model's name, which may be that of a user's directory."""
+    return f"*{markdown(name)}*"
 
 
 def p_text(p: float) -> str:
@@ -40,10 +46,10 @@ def verdicts(pairs: pd.DataFrame) -> str:
     if min(clear.sum(), (~clear).sum()) > MOST_LISTED:
         return f"In {clear.sum()} of {len(pairs)} pairs it is shown which of the two is ahead, in the others not."
     if clear.sum() <= len(pairs) / 2:
-        lines = [f"* {verdict(f'*{row.a}*', f'*{row.b}*', row._asdict())}." for row in pairs[clear].itertuples()]
+        lines = [f"* {verdict(_model(row.a), _model(row.b), row._asdict())}." for row in pairs[clear].itertuples()]
         return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
     found = f"In {clear.sum()} of {len(pairs)} pairs this test set shows which of the two is ahead."
-    alike = "; ".join(f"*{row.a}* and *{row.b}*" for row in pairs[~clear].itertuples())
+    alike = "; ".join(f"{_model(row.a)} and {_model(row.b)}" for row in pairs[~clear].itertuples())
     return f"{found} {rest}: {alike}." if alike else found
 
 
@@ -57,19 +63,19 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     unclear = pairs[~shown(pairs) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
     peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
-        f"The highest accuracy was measured for **{best['model']}**: {best['accuracy']:.1%} "
+        f"The highest accuracy was measured for *{_model(best['model'])}*: {best['accuracy']:.1%} "
         f"(95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
     if peers.empty:
         return f"{text} It differs significantly from every other model."
-    text += f" This test set can show no difference between it and {'; '.join(f'*{name}*' for name in peers['model'])}"
+    text += f" This test set can show no difference between it and {'; '.join(map(_model, peers['model']))}"
     lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
     if lighter.empty:
         needs = "needs" if results["macs"].notna().all() else "is known to need"
         return f"{text}, none of which {needs} fewer multiply-adds."
     light = lighter.loc[lighter["macs"].idxmin()]
     share = light["macs"] / best["macs"]
-    return f"{text}; of these **{light['model']}** needs the fewest multiply-adds, {share:.1%} of the best one's."
+    return f"{text}; of these *{_model(light['model'])}* needs the fewest multiply-adds, {share:.1%} of the best one's."
 
 
 def imbalance(profile: str, counts: np.ndarray) -> str:
@@ -297,7 +303,7 @@ def frontier(results: pd.DataFrame) -> str:
 
     def best(cost: str) -> str:
         """Names apart by semicolons: some hold commas."""
-        return "; ".join(f"*{name}*" for name in results[on_frontier(results, cost)].sort_values(cost)["model"])
+        return "; ".join(map(_model, results[on_frontier(results, cost)].sort_values(cost)["model"]))
 
     return (
         "On the measured values, noise included, no model is more accurate than these at the same or fewer "

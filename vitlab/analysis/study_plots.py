@@ -4,12 +4,12 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vitlab.analysis.plots import MARKERS, PALETTE, _legend_outside, canvas
+from vitlab.analysis.plots import MARKERS, PALETTE, _legend_outside, canvas, drawable, heatmap
 from vitlab.analysis.study import SCORES
+from vitlab.texts import width
 
 
 def _words(name: str) -> str:
@@ -25,14 +25,14 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
         "share": "share of the loss",
         "margin": "margin asked for (logits)",
     }
-    classes = frame["class"].unique()
+    classes = np.array(drawable(frame["class"].unique()))
     places = np.arange(0, len(classes), -(-len(classes) // 20))
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
             size = max(3, 10 - i)  # equal ones lie on top of each other: the larger show behind the smaller
             axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
         axis.set(ylabel=label, yscale="linear" if column == "margin" else "log")
-        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(width, classes)) > 3 else 0)
     axes[0, 0].sharey(axes[1, 0])
     figure.supxlabel("class, commonest first", fontsize=9)
     _legend_outside(figure, axes[0, 0], 4)
@@ -74,7 +74,7 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     few = len(classes) <= 12
     for axis, (name, matrix) in zip(axes, matrices.items(), strict=True):
         shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        sns.heatmap(
+        heatmap(
             shares,
             annot=np.where(shares >= 1, np.char.mod("%.0f", shares), "") if few else None,
             fmt="",
@@ -83,8 +83,8 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
             vmax=100,
             square=True,
             ax=axis,
-            xticklabels=classes,
-            yticklabels=classes,
+            xticklabels=drawable(classes),
+            yticklabels=drawable(classes),
             annot_kws={"fontsize": 6},
             cbar=False,
         )

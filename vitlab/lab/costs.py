@@ -43,14 +43,15 @@ class Costs:
         """
         path, about = self._place(what, key)
         about["code"] = code_digest()
-        stale = not path.exists() or json.loads(path.read_text(encoding="utf-8")).get("code") != about["code"]
-        if stale and measure is not None:
-            result = measure()
+        stored = _stored(path)
+        if measure is not None and (stored is None or stored["code"] != about["code"]):
+            stored = about | {"result": measure()}
             with writing(path) as temporary:
-                temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n", encoding="utf-8")
-        elif not path.exists():
+                temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            stored = _stored(path)
+        if stored is None:
             raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
-        return json.loads(path.read_text(encoding="utf-8"))["result"]
+        return stored["result"]
 
     def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
@@ -113,6 +114,15 @@ class Costs:
         names = {"dim", "heads", *(option for row in MODELS.values() if row.attention for option in row.options)}
         key = {name: getattr(config, name) for name in sorted(names)} | {"tokens": tokens}
         return pd.DataFrame(self.measured("growth", key, lambda: complexity.growth(config, tokens).to_dict("records")))
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """A measurement that was kept; None where there is none, or its file is damaged: then it is taken again."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return stored if {"code", "result"} <= stored.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import nn
 from vitlab import machine
 from vitlab.analysis import metrics
 from vitlab.config import LabConfig, Recipe, RunConfig, absolute
-from vitlab.data.sources import load_source
+from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
 from vitlab.lab import workers
@@ -24,6 +24,7 @@ from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import build_model
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
+from vitlab.texts import markdown, shown
 from vitlab.training import display
 from vitlab.training.fit import fit_run
 from vitlab.training.session import RunSession
@@ -49,6 +50,7 @@ class Lab:
 
     @classmethod
     def of(cls, params: LabConfig) -> "Lab":
+        params = recognised(params)
         return cls(params, load_source(params))
 
     @cached_property
@@ -79,12 +81,32 @@ class Lab:
     def data_name(self) -> str:
         """What the report calls the data."""
         known = DATA_NAMES.get(self.params.dataset)
-        return self.params.data_name or known or Path(self.params.data_dir).name
+        return self.params.data_name or known or shown(absolute(self.params.data_dir).name)
+
+    @property
+    def data_title(self) -> str:
+        """The same as Markdown."""
+        return markdown(self.data_name)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader has to know of the data: what was done to them, and which letters cannot be drawn."""
+        from vitlab.analysis import typefaces  # here, as nothing else of a training draws
+
+        missing = typefaces.note([*self.source.classes, self.data_name, self.params.notes])
+        return [*self.source.notes, *([missing] if missing else [])]
+
+    @property
+    def remarks(self) -> str:
+        """`notes` as Markdown."""
+        return markdown(" ".join(self.notes))
 
     # ------------------------------------------------ training
 
     def train(self, configs: Mapping[Key, RunConfig]) -> dict[Key, Run]:
         """The runs of several configurations: loaded if they are complete, else trained or continued."""
+        for config in configs.values():
+            self.require_possible(config)
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
         with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
@@ -98,6 +120,21 @@ class Lab:
         mine = self.plan.chapters[chapter]
         runs = self.train({(name, i): c for name in mine for i, c in enumerate(self.plan.repeats[name])})
         return {name: runs[name, 0] for name in mine}
+
+    def require_possible(self, config: RunConfig) -> None:
+        """LabError for what would fail in the midst of training: batch norm over one value, no compiler."""
+        share = min(config.batch_size, len(self.data_of(config).train)) // self.params.processes
+        piece = -(-share // config.accumulate)  # as torch cuts them, the last one the smallest
+        pixels = ((config.start_size or config.image_size) // config.patch_size) ** 2
+        if config.tokenizer == "conv" and pixels * (share - (-(-share // piece) - 1) * piece) < 2:
+            raise LabError(
+                "the convolutional tokenizer (chapter 02) would meet a piece of a batch with one image of one token, "
+                f"which batch norm cannot take: image_size {config.image_size}, patch_size {config.patch_size}, "
+                f"batch_size {config.batch_size}, accumulate {config.accumulate}; use larger images or smaller "
+                "patches, larger batches or fewer pieces"
+            )
+        if config.compile:
+            machine.require_compiler()
 
     def train_one(self, config: RunConfig) -> Run:
         run, start = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
@@ -174,7 +211,10 @@ class Lab:
         """In words, what the complete run of this model that differs least has otherwise; "" if there is none."""
         wanted, found = identity(config, self.source.digest), []
         for path in self.runs_dir.glob("*/summary.json"):
-            other = Run(path.parent).record["identity"]
+            try:
+                other = Run(path.parent).record["identity"]
+            except LabError:  # of another lab, and damaged
+                continue
             names = sorted(name for name in wanted.keys() | other.keys() if wanted.get(name) != other.get(name))
             if other.get("model") == config.model:
                 found.append(
@@ -240,5 +280,7 @@ def check(params: LabConfig) -> Lab:
     machine.require_gpus(params.processes)
     for name in lab.plan.names:
         build_model(lab.plan.config(name), len(lab.source.classes), lab.data.channels)
+    for config in lab.plan.configs.values():
+        lab.require_possible(config)
     _ = lab.extra
     return lab
