@@ -58,7 +58,7 @@ def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_ag
     assert result.returncode == 0, result.stderr
     assert len(done) >= 3
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
-    expected = {"report.html", "report.pdf", "results.csv", "results.tex", "comparison.png"}
+    expected = {"report.html", "report.pdf", "results.csv", "pairs.csv", "results.tex", "comparison.png"}
     assert expected <= {path.name for path in place[0].iterdir()}
 
 
@@ -91,7 +91,10 @@ def test_results_hold_every_model_once(made, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "least"), [("ViT", 0.97), ("Linear ViT", 0.95), ("Linformer ViT", 0.95), ("InLine ViT", 0.95), ("ResNet-20", 0.95)])
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [("ViT", 0.97), ("Linear ViT", 0.95), ("Linformer ViT", 0.95), ("InLine ViT", 0.95), ("ResNet-20", 0.95)],
+)
 def test_models_know_the_digits(made, place, model, least):
     accuracy = pd.read_csv(place[0] / "results.csv").set_index("model")["accuracy"]
     assert accuracy[model] >= least
