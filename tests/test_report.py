@@ -58,7 +58,7 @@ def test_report_ends_well_after_having_been_killed_and_trains_no_finished_run_ag
     assert result.returncode == 0, result.stderr
     assert len(done) >= 3
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
-    expected = {"report.html", "report.pdf", "results.csv", "results.tex", "comparison.png"}
+    expected = {"report.html", "report.pdf", "results.csv", "pairs.csv", "results.tex", "comparison.png"}
     assert expected <= {path.name for path in place[0].iterdir()}
 
 

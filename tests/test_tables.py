@@ -123,6 +123,23 @@ def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
     assert (pairs["p"] >= alone).all()
 
 
+def test_pairs_of_many_models_are_a_matrix_of_points(done: Lab) -> None:
+    pairs = pd.DataFrame(
+        [
+            {"a": "x", "b": "y", "difference": 0.031, "spread": 0.0, "p": 0.01},
+            {"a": "x", "b": "z", "difference": -0.02, "spread": 0.0, "p": 0.2},
+            {"a": "y", "b": "z", "difference": -0.051, "spread": 0.06, "p": 0.01},
+        ]
+    )
+    matrix = tables.pairs_matrix(pairs, ["y", "x", "z"])
+    assert list(matrix.index) == ["1. y", "2. x", "3. z"]
+    assert matrix.to_numpy().tolist() == [["", "+3.1*", "+5.1"], ["-3.1*", "", "+2.0"], ["-5.1", "-2.0", ""]]
+    file = tables.flat(tables.pairs(done))
+    first = done.compare(*file.loc[0, ["a", "b"]])
+    assert tuple(file.loc[0, ["interval_low", "interval_high"]]) == first["interval"]
+    assert tuple(file.loc[0, ["f1_interval_low", "f1_interval_high"]]) == first["f1_interval"]
+
+
 def test_recall_differences_add_up_to_the_differences_of_recall(done: Lab) -> None:
     frame = tables.recall_differences(done, "ViT")
     recall = {name: np.array(done.load(name).summary["test"]["per_class"]["recall"]) for name in done.plan.names}

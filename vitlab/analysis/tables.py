@@ -95,6 +95,16 @@ def pairs(lab: "Lab") -> pd.DataFrame:
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
+def flat(pairs: pd.DataFrame) -> pd.DataFrame:
+    """`pairs` for a file: an interval becomes two columns, its name with _low and _high."""
+    ends = {
+        f"{name}_{end}": pairs[name].str[i]
+        for name in ("interval", "f1_interval")
+        for i, end in enumerate(("low", "high"))
+    }
+    return pairs.drop(columns=["interval", "f1_interval"]).assign(**ends)
+
+
 def recall_differences(lab: "Lab", reference: str, names: list[str] | None = None) -> pd.DataFrame:
     """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table; the
     spread over seeds as `metrics.compare` has it.

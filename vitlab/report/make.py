@@ -74,7 +74,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     with writing(out / "results.csv") as temporary:
         runs.to_csv(temporary, index=False)
     with writing(out / "pairs.csv") as temporary:
-        tables.pairs(lab).to_csv(temporary, index=False)
+        tables.flat(tables.pairs(lab)).to_csv(temporary, index=False)
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         latex = table.to_latex(escape=True, column_format="l" + "r" * len(table.columns))
