@@ -210,8 +210,8 @@ def test_several_seeds_show_their_spread_and_a_single_one_its_interval(done: Lab
     assert several.loc[[BALANCED, "none"], "gain of F1 (points)"].tolist() == ["–", "–"]
     one, row = study.study_table(Study(done)), Study(done).scores.set_index("remedy").loc["drw"]
     interval = f"({row['recall_rare_low']:.3f} – {row['recall_rare_high']:.3f})"
-    assert one.loc["drw", "recall, rarest"] == f"{row['recall_rare']:.3f} {interval}"
-    assert one.loc["drw", "calibration error"] == f"{row['calibration_error']:.3f}"
+    assert one.loc["DRW", "recall, rarest"] == f"{row['recall_rare']:.3f} {interval}"
+    assert one.loc["DRW", "calibration error"] == f"{row['calibration_error']:.3f}"
 
 
 def test_conclusion_answers_for_whatever_was_studied(drawn: Study, done: Lab) -> None:
