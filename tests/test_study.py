@@ -219,6 +219,11 @@ def test_conclusion_answers_for_whatever_was_studied(drawn: Study, done: Lab) ->
     assert "2 remedies" in study.conclusion(drawn)[0] or "No remedy" in study.conclusion(drawn)[0]
 
 
+def test_report_keeps_every_run_of_the_studies_once(done: Lab) -> None:
+    paths = [run.path for run in done.studied]
+    assert sorted(paths) == sorted({done.run_of(config).path for config in done.plan.study_configs.values()})
+
+
 def test_class_sizes_stand_beside_each_other(drawn: Study) -> None:
     table = study.shapes_table([drawn])
     assert list(table.index) == ["none", "sampler", "post hoc"]
