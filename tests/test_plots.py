@@ -94,7 +94,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: study_plots.confusions(
             {"none": np.array([[3, 1], [0, 0]]), "ldam_drw": np.eye(2)}, ["9 images", "1 image"]
         ),
-        2, ["none", "ldam drw", "75", "25", "100", "9 images", "answer", "true class"],
+        2, ["none", "LDAM-DRW", "75", "25", "100", "9 images", "answer", "true class"],
     ),
     "f1_over_training": (
         lambda: study_plots.f1_over_training({"none": CURVE, "class_weights": CURVE}, 0.8),

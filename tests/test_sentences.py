@@ -153,7 +153,7 @@ def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, exp
 
 def test_remedies_as_good_as_the_best_are_those_that_no_interval_parts_from_it() -> None:
     text = sentences.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
-    assert "No difference to the best, ldam drw, can be shown for *sampler*" in text
+    assert "No difference to the best, LDAM-DRW, can be shown for *sampler*" in text
     assert "both" not in text
     assert "Every other remedy is measurably behind" in sentences.as_good("ldam_drw", gains(both=DOWN))
 
@@ -161,7 +161,7 @@ def test_remedies_as_good_as_the_best_are_those_that_no_interval_parts_from_it()
 def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
     better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
     text = sentences.who_pays(better, common, better, few=3)
-    assert "Sampler changes the recall of the 3 rarest classes by +10.0 points" in text
+    assert "Under sampler the recall of the 3 rarest classes changes by +10.0 points" in text
     assert "pay measurably under *sampler* -10.0 points" in text
     assert "no loss is shown under *post hoc*" in text
     assert "both" not in text  # it gains nothing
@@ -213,7 +213,7 @@ def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
         {"linear 10:1": gains(sampler=UP, drw=FLAT), "linear 99:1": gains(sampler=UP, drw=(0.3, 0.1, 0.5))}
     )
     assert "linear 10:1: *sampler* (+10.0 points" in text
-    assert "linear 99:1: *drw* (+30.0 points" in text
+    assert "linear 99:1: *DRW* (+30.0 points" in text
     assert text.endswith("at all these class sizes: *sampler*.")
     assert sentences.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
 

@@ -210,13 +210,18 @@ def test_several_seeds_show_their_spread_and_a_single_one_its_interval(done: Lab
     assert several.loc[[BALANCED, "none"], "gain of F1 (points)"].tolist() == ["–", "–"]
     one, row = study.study_table(Study(done)), Study(done).scores.set_index("remedy").loc["drw"]
     interval = f"({row['recall_rare_low']:.3f} – {row['recall_rare_high']:.3f})"
-    assert one.loc["drw", "recall, rarest"] == f"{row['recall_rare']:.3f} {interval}"
-    assert one.loc["drw", "calibration error"] == f"{row['calibration_error']:.3f}"
+    assert one.loc["DRW", "recall, rarest"] == f"{row['recall_rare']:.3f} {interval}"
+    assert one.loc["DRW", "calibration error"] == f"{row['calibration_error']:.3f}"
 
 
 def test_conclusion_answers_for_whatever_was_studied(drawn: Study, done: Lab) -> None:
     assert len(study.conclusion(drawn)) == len(study.conclusion(Study(done))) == 5
     assert "2 remedies" in study.conclusion(drawn)[0] or "No remedy" in study.conclusion(drawn)[0]
+
+
+def test_report_keeps_every_run_of_the_studies_once(done: Lab) -> None:
+    paths = [run.path for run in done.studied]
+    assert sorted(paths) == sorted({done.run_of(config).path for config in done.plan.study_configs.values()})
 
 
 def test_class_sizes_stand_beside_each_other(drawn: Study) -> None:

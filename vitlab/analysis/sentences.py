@@ -86,7 +86,7 @@ def imbalance(profile: str, counts: np.ndarray) -> str:
 def _named(gains: pd.DataFrame) -> str:
     """Names with their gains in points and intervals, the largest first."""
     rows = gains.sort_values("gain", ascending=False).iterrows()
-    return "; ".join(f"*{_words(name)}* {points(row)}" for name, row in rows)
+    return "; ".join(f"*{words(name)}* {points(row)}" for name, row in rows)
 
 
 def points(gain: pd.Series) -> str:
@@ -94,8 +94,9 @@ def points(gain: pd.Series) -> str:
     return f"{100 * gain['gain']:+z.1f} points, {100 * gain['low']:+z.1f} to {100 * gain['high']:+z.1f}"
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def words(name: str) -> str:
+    """A remedy's name for reading."""
+    return {"drw": "DRW", "ldam_drw": "LDAM-DRW"}.get(name, name.replace("_", " "))
 
 
 def _noise(seeds: int) -> str:
@@ -115,11 +116,9 @@ def best_remedy(gains: pd.DataFrame, seeds: int) -> str:
     lost = f" Worse than none: {_named(worse)}." if len(worse) else ""
     if better.empty:
         row = gains.loc[best]
-        return (
-            f"No remedy shows a gain {against}; the best is {_words(best)}, {row['score']:.3f} ({points(row)}).{lost}"
-        )
+        return f"No remedy shows a gain {against}; the best is {words(best)}, {row['score']:.3f} ({points(row)}).{lost}"
     return (
-        f"The best remedy is **{_words(best)}**: macro F1 {gains.loc[best, 'score']:.3f} {against}. "
+        f"The best remedy is **{words(best)}**: macro F1 {gains.loc[best, 'score']:.3f} {against}. "
         f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_named(better)}.{lost}"
     )
 
@@ -128,8 +127,8 @@ def as_good(best: str, behind: pd.DataFrame) -> str:
     """Which remedies cannot be told from the best one; behind: `metrics.seed_differences` of the others to it."""
     open_ = behind[(behind["high"] >= 0) & (behind["low"] <= 0)]
     if open_.empty:
-        return f"Every other remedy is measurably behind {_words(best)}."
-    return f"No difference to the best, {_words(best)}, can be shown for {_named(open_)}."
+        return f"Every other remedy is measurably behind {words(best)}."
+    return f"No difference to the best, {words(best)}, can be shown for {_named(open_)}."
 
 
 def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few: int) -> str:
@@ -144,8 +143,8 @@ def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few:
     paying = [name for name in better if common.loc[name, "high"] < 0]
     best = gains["gain"].idxmax()
     text = (
-        f"{_words(best).capitalize()} changes the recall of the {few} rarest classes by {points(rare.loc[best])}, and "
-        f"that of the {few} commonest by {points(common.loc[best])}. "
+        f"Under {words(best)} the recall of the {few} rarest classes changes by {points(rare.loc[best])}, and that of "
+        f"the {few} commonest by {points(common.loc[best])}. "
     )
     if not paying:
         return f"{text}No remedy that gains is shown to cost the commonest classes recall."
@@ -166,9 +165,9 @@ def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:
     if trained is None:
         return f"{text}."
     if trained["low"] <= 0 <= trained["high"]:
-        return f"{text}; a difference to *{_words(trained.name)}*, the best that is trained, can't be shown."
+        return f"{text}; a difference to *{words(trained.name)}*, the best that is trained, can't be shown."
     side = "behind" if trained["gain"] < 0 else "ahead of"
-    return f"{text}, and is measurably {side} *{_words(trained.name)}*, the best that is trained ({points(trained)})."
+    return f"{text}, and is measurably {side} *{words(trained.name)}*, the best that is trained ({points(trained)})."
 
 
 def same_gradient(difference: pd.Series, noise: pd.Series) -> str:
@@ -200,7 +199,7 @@ def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str
     text = f"Trained on all the images the model scores better {than}"
     best = gains.loc[gains["gain"].idxmax()]
     if best["low"] > 0:
-        text += f"; the best remedy, {_words(best.name)}, wins {100 * best['gain']:.1f} of these points back"
+        text += f"; the best remedy, {words(best.name)}, wins {100 * best['gain']:.1f} of these points back"
     return (
         f"{text}. This is the price of uneven data and of {missing:,} missing images together; a remedy can only mend "
         "the first."
@@ -211,10 +210,10 @@ def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
     """Which remedies gain at which class sizes: class sizes -> `metrics.seed_differences` of the remedies to `none`."""
     better = {shape: set(frame.index[frame["low"] > 0]) for shape, frame in gains.items()}
     best = "; ".join(
-        f"{shape}: *{_words(f['gain'].idxmax())}* ({points(f.loc[f['gain'].idxmax()])})" for shape, f in gains.items()
+        f"{shape}: *{words(f['gain'].idxmax())}* ({points(f.loc[f['gain'].idxmax()])})" for shape, f in gains.items()
     )
     always = [name for name in next(iter(gains.values())).index if all(name in names for names in better.values())]
-    told = ", ".join(f"*{_words(name)}*" for name in always) or "none"
+    told = ", ".join(f"*{words(name)}*" for name in always) or "none"
     return f"The most was gained at {best}. Remedies whose gain is shown at all these class sizes: {told}."
 
 

@@ -52,7 +52,7 @@ def remedy_effects(lab: "Lab") -> pd.DataFrame:
     return pd.concat(rows).sort_values("images", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def gradient_noise(lab: "Lab", batches: int = 30) -> pd.Series:
+def gradient_noise(lab: "Lab", batches: int = 20) -> pd.Series:
     """Remedy -> length of the chance part of one batch's gradient over the length of its mean; sampler, class weights.
 
     Both have the same mean. Measured with the weights of the trained model without a remedy, on batches as training
@@ -222,7 +222,7 @@ def study_table(study: Study) -> pd.DataFrame:
     gains = study.gains()
     rows = {}
     for remedy, runs in study.scores.groupby("remedy", sort=False):
-        row = rows[remedy.replace("_", " ")] = {}
+        row = rows[sentences.words(remedy)] = {}
         for name, label in names.items():
             if name not in runs:
                 continue
@@ -241,7 +241,7 @@ def shapes_table(studies: list[Study]) -> pd.DataFrame:
     for study in studies:
         gains = study.gains()
         base = f"{gains['score'].iloc[0] - gains['gain'].iloc[0]:.3f}"
-        columns[study.shape] = {"none": base} | {name.replace("_", " "): _points(row) for name, row in gains.iterrows()}
+        columns[study.shape] = {"none": base} | {sentences.words(name): _points(row) for name, row in gains.iterrows()}
     return pd.DataFrame(columns)
 
 

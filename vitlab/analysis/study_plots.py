@@ -8,12 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vitlab.analysis.plots import MARKERS, PALETTE, _legend_outside, canvas, drawable, heatmap
+from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
 from vitlab.texts import width
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def remedy_effects(frame: pd.DataFrame) -> Figure:
@@ -30,7 +27,7 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
             size = max(3, 10 - i)  # equal ones lie on top of each other: the larger show behind the smaller
-            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
+            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=words(remedy))
         axis.set(ylabel=label, yscale="linear" if column == "margin" else "log")
         axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(width, classes)) > 3 else 0)
     axes[0, 0].sharey(axes[1, 0])
@@ -59,7 +56,7 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
         axis.scatter(frame[column], places, s=14, color=PALETTE[0], alpha=0.6, label="one seed")
         axis.set(xlabel=label)
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_yticks(range(len(order)), [_words(name) for name in order])
+    axes[0].set_yticks(range(len(order)), [words(name) for name in order])
     axes[0].set_ylim(len(order) - 0.5, -0.5)
     _legend_outside(figure, axes[0], 3)
     return figure
@@ -88,7 +85,7 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
             annot_kws={"fontsize": 6},
             cbar=False,
         )
-        axis.set_title(_words(name), fontsize=9)
+        axis.set_title(words(name), fontsize=9)
         axis.set_xlabel("answer")
         axis.tick_params(labelsize=7)
         axis.tick_params(axis="x", rotation=90)
@@ -102,7 +99,7 @@ def f1_over_training(curves: dict[str, pd.DataFrame], switch: float) -> Figure:
     for (name, rows), marker in zip(curves.items(), cycle(MARKERS)):
         every = max(1, len(rows) // 8)
         axis.plot(
-            rows["step"], rows["val_macro_f1"], marker=marker, markevery=every, markersize=4, lw=1.2, label=_words(name)
+            rows["step"], rows["val_macro_f1"], marker=marker, markevery=every, markersize=4, lw=1.2, label=words(name)
         )
     last = max(rows["step"].max() for rows in curves.values())
     axis.axvline(switch * last, color="0.6", linestyle=":", label="deferred weights begin")
@@ -118,7 +115,7 @@ def accuracy_against_calibration(frame: pd.DataFrame) -> Figure:
     for (name, rows), marker, colour in zip(frame.groupby("remedy", sort=False), cycle(MARKERS), cycle(PALETTE)):
         x, y = rows["calibration_error"], rows["accuracy"]
         axis.plot(x, y, marker, color=colour, markersize=3, alpha=0.6)
-        axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, label=_words(name))
+        axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, label=words(name))
     axis.set(xlabel="calibration error: left is better", ylabel="test accuracy: up is better")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend_outside(figure, axis, 5)
