@@ -195,14 +195,14 @@ def test_nothing_that_is_loaded_can_run_code(save, file: str, tmp_path: Path) ->
     sprung = tmp_path / "sprung"
     save(Trap(sprung), tmp_path / file)
     run = Run(tmp_path)
-    with contextlib.suppress(pickle.UnpicklingError):  # refusing it aloud is right, passing it over as well
+    with contextlib.suppress(LabError):  # refusing it aloud is right, passing it over as well
         run.load_checkpoint() if file == "checkpoint.pt" else run.weights()
     assert not sprung.exists()
 
 
 def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
     np.savez(tmp_path / "predictions.npz", logits=np.array([{"a": 1}], dtype=object), labels=np.zeros(1))
-    with pytest.raises(ValueError, match="pickle"):
+    with pytest.raises(LabError, match=r"predictions\.npz is empty or damaged"):
         _ = Run(tmp_path).predictions
 
 

@@ -32,7 +32,13 @@ SCRIPTS = ["猫", "犬と猫", "кошка", "قطة", "חתול", "แมว", 
 
 
 def flat(text: str) -> str:
-    return " ".join(text.split())
+    """In a line, without the marks that isolate what is written to the left."""
+    return " ".join(text.replace("\u2068", "").replace("\u2069", "").split())
+
+
+def test_what_is_written_to_the_left_leaves_its_neighbours_alone() -> None:
+    assert markdown("قطة") == "\u2068قطة\u2069"
+    assert markdown("猫 кошка") == "猫 кошка"
 
 
 # ---------------------------------------------------------------- HTML and PDF

@@ -1,12 +1,13 @@
 """vitlab: a lab report on Vision Transformers that you can run.
 
 config, errors parameters, validated               parameters  where their values come from
-models/        vit, dynamic_vit, linear_vit        inline_vit, resnet, heads
+models/        vit, dynamic_vit, reduce            linear_vit, inline_vit, resnet, heads
 models/        registry: name -> model
-data/          sources, splits                     batches, augment
+data/          folders, decode, sources, splits    batches, augment, pictures: one of your own
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
-runs, files    run directories between stages      machine     device, precision, threads, kernels
-analysis/      metrics, sentences, complexity      attention, tables, study, plots, study_plots, pictures
+runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
+texts          names that users gave               typefaces   (analysis/) that have their letters
+analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study, plots, study_plots, pictures
 lab/           plan: which runs a chapter makes    workers, costs, results
 kernel         what a notebook's kernel offers     export      models for other programs
 report/        notebook: figures and prose         make, render: notebooks to HTML and PDF

@@ -155,8 +155,7 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         with self._reading("summary.json") as path:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return values | {"test": dict(values["test"])}
+            return _mapping(path)
 
     @property
     def training_seconds(self) -> float:
@@ -173,8 +172,7 @@ class Run:
     def record(self) -> dict[str, Any]:
         """config.json: enough to build the model, to name the run again, and to know which images tested it."""
         with self._reading("config.json") as path:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return values | {name: dict(values[name]) for name in ("config", "identity")}
+            return _mapping(path)
 
     @cached_property
     def config(self) -> Recipe:
@@ -318,6 +316,13 @@ class Run:
                 yield
         except filelock.Timeout:
             raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("no mapping")
+    return values
 
 
 def _hash(values: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 # read by Markdown, by HTML, or as the bound of a formula; at the beginning of a text also as that of a list
 MARKUP = re.compile(r"[\\`*_{}\[\]#|$<>&~^]|^[-+=:]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
 FORMULA = re.compile(r"[$\\]")
+FIRST_STRONG_ISOLATE, POP_ISOLATE = "\u2068", "\u2069"
 NAME_WIDTH = 20  # columns of a class name in a figure
 
 
@@ -24,8 +25,12 @@ def shown(name: str | Path) -> str:
 
 
 def markdown(text: str) -> str:
-    """Markdown that shows exactly this text, in JupyterLab and in the report."""
-    return MARKUP.sub(lambda match: _entity(match[0]), " ".join(text.split()))
+    """Markdown that shows exactly this text, in JupyterLab and in the report.
+
+    One in Arabic or Hebrew is isolated: what stands beside it would else be drawn into its direction.
+    """
+    source = MARKUP.sub(lambda match: _entity(match[0]), " ".join(text.split()))
+    return f"{FIRST_STRONG_ISOLATE}{source}{POP_ISOLATE}" if any(map(_to_the_left, text)) else source
 
 
 def literal(text: object) -> str:
@@ -36,6 +41,10 @@ def literal(text: object) -> str:
 def without_formulas(source: str) -> str:
     """HTML whose text holds dollars and backslashes that bound no formula."""
     return FORMULA.sub(lambda match: _entity(match[0]), source)
+
+
+def _to_the_left(character: str) -> bool:
+    return unicodedata.bidirectional(character) in ("R", "AL")
 
 
 def _entity(character: str) -> str:
