@@ -12,6 +12,7 @@ import torch
 from vitlab.analysis import metrics
 from vitlab.config import Remedy, RunConfig
 from vitlab.data.batches import epoch_order
+from vitlab.models import registry
 from vitlab.training import losses
 
 if TYPE_CHECKING:
@@ -62,6 +63,20 @@ def pairs(lab: "Lab") -> pd.DataFrame:
     """`compare` of every two compared runs, columns a and b; p is corrected for making all these tests (Holm)."""
     names = combinations(lab.compared, 2)
     frame = pd.DataFrame([{"a": a, "b": b, **lab.compare(a, b)} for a, b in names])
+    return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
+
+
+def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
+    """A row for each way to fewer tokens, compared with the ViT trained on without: model, accuracy, saved, `compare`.
+
+    saved: the share of all multiply-adds; p is corrected for the number of ways (Holm).
+    """
+    whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
+    for name in registry.reductions():
+        saved = 1 - sum(lab.costs.macs(lab.plan.config(name)).values()) / whole
+        score = lab.load(name).summary["test"]["accuracy"]
+        rows.append({"model": name, "accuracy": score, "saved": saved, **lab.compare(unreduced, name)})
+    frame = pd.DataFrame(rows)
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
