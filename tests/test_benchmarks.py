@@ -17,6 +17,7 @@ from vitlab.analysis import metrics
 from vitlab.config import RunConfig
 from vitlab.data.splits import Source
 from vitlab.machine import ROOT
+from vitlab.models.reduce import ToMeViT
 from vitlab.parameters import as_profile, load_params
 from vitlab.runs import Run, identity
 
@@ -136,6 +137,43 @@ def test_attention_measures_one_layer_in_rounds(monkeypatch: pytest.MonkeyPatch,
     printed = capsys.readouterr().out
     assert "One layer, 16/2, Linformer k = 4, 2 rounds" in printed
     assert all(f"| {kind} |" in printed for kind in ("softmax", "kernelised", "Linformer", "InLine"))
+
+
+@pytest.mark.slow
+def test_tokens_prints_the_tables_of_every_way_and_departure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tokens = script("tokens")
+    for name, value in {"ROUNDS": 2, "BATCH": 2, "RATIOS": (0.9, 0.5)}.items():
+        monkeypatch.setattr(tokens, name, value)
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
+    small = ["image_size=8", "dim=16", "depth=4", "heads=2", "linformer_k=2", "epochs=1", "fine_tune_epochs=1"]
+    tokens.main(["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"])
+    printed = capsys.readouterr().out
+    for row in (
+        "As it is: conv tokenizer",
+        "| Top-K by norm |",
+        "| ToMe in every block |",
+        "| DynamicViT, fresh predictors |",
+        "| distilled, not pruned |",
+        "| pruned, not distilled |",
+        "| never a draw |",
+        "saving at half a point",
+        "Speed: patch tokenizer",
+    ):
+        assert row in printed
+    trained = {path.name for path in tmp_path.iterdir()}
+    tokens.main(["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"])
+    assert {path.name for path in tmp_path.iterdir()} == trained  # found, not trained again
+
+
+@pytest.mark.parametrize("keep_ratio", [0.9, 0.7, 0.5])
+def test_tokens_merges_as_many_in_every_block_as_at_three_stages(keep_ratio: float) -> None:
+    config = RunConfig(model="tome_vit", preset="tiny", image_size=32, keep_ratio=keep_ratio)
+    changed = config.replace(**script("tokens").gradual(config))
+    blocks = [sum(ToMeViT.patches_by_block(c)) for c in (config, changed)]
+    assert abs(blocks[1] - blocks[0]) <= 0.03 * blocks[0]
+    assert changed.stages == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

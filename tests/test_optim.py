@@ -55,6 +55,7 @@ def test_learning_rate_of_each_optimiser_is_a_share_of_its_own_peak(tiny: RunCon
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_weight_decay_shrinks_matrices_alone(optimizer: str, model: str, tiny: RunConfig) -> None:
     config = tiny.replace(optimizer=optimizer, model=model, tokenizer="conv", weight_decay=0.5, lr=0.1, muon_lr=0.1)
+    config = config.replace(backbone_rate=1.0)
     net = build_model(config, 10, 1)
     with torch.no_grad():
         for parameter in net.parameters():

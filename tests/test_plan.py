@@ -42,8 +42,11 @@ def differing(a: RunConfig, b: RunConfig) -> set[str]:
         ("ViT", "InLine ViT", {"model", "inline_map"}),
         ("ViT", "ViT, narrower, as DynamicViT", {"dim", "mlp_ratio", "epochs"}),
         ("ViT", "Linformer ViT", {"model", "linformer_k", "linformer_sharing"}),
-        ("ViT, fine-tuned", "DynamicViT", {"model", "keep_ratio", "ratio_weight", "distill_weight"}),
-        ("ViT", "ViT, fine-tuned", {"init_from", "epochs", "lr"}),
+        ("ViT, fine-tuned", "Random tokens", {"model", "keep_ratio", "stages"}),
+        ("Random tokens", "Top-K", {"model", "salience"}),
+        ("Top-K", "EViT", {"model", "proportional"}),
+        ("EViT", "ToMe", {"model", "salience"}),
+        ("ViT, conv tokenizer", "ViT, fine-tuned", {"init_from", "epochs", "lr"}),
     ],
 )
 def test_runs_differ_in_what_their_names_say_alone(one: str, other: str, names: set[str], plan: Plan) -> None:
@@ -55,10 +58,41 @@ def test_every_run_of_the_plan_has_its_own_directory(plan: Plan) -> None:
     assert len(paths) == len(plan.names) == 10
 
 
-def test_fine_tuning_starts_from_the_very_run_that_is_called_vit(plan: Plan) -> None:
-    start = Run.of(Path(), plan.config("ViT"), plan.source.digest).path.name
-    assert {name for name in plan.names if plan.config(name).init_from} == {"ViT, fine-tuned", "DynamicViT"}
-    assert {plan.config(name).init_from for name in ("ViT, fine-tuned", "DynamicViT")} == {start}
+@pytest.mark.parametrize(
+    ("changes", "backbone"),
+    [
+        ({}, "ViT, conv tokenizer"),
+        ({"backbone": "patch"}, "ViT"),
+        ({"long_epochs": 9}, "ViT, conv tokenizer, 9 epochs"),
+        ({"long_epochs": 9, "backbone": "patch"}, "ViT"),
+        ({"tokenizer": "conv"}, "ViT"),
+        ({"tokenizer": "conv", "backbone": "patch"}, "ViT, patch tokenizer"),
+    ],
+)
+def test_chapter_03_goes_on_from_the_vit_that_was_trained_best(changes: dict, backbone: str, few: Source) -> None:
+    plan = Plan(SMALL.replace(**changes), few)
+    start = plan.config(backbone)
+    assert plan.backbone == backbone
+    assert {name for name in plan.names if plan.config(name).init_from} == {*plan.chapters["03"]}
+    assert {config.init_from for config in plan.chapters["03"].values()} == {
+        Run.of(Path(), start, few.digest).path.name
+    }
+    assert {(c.tokenizer, c.cutout) for c in plan.chapters["03"].values()} == {(start.tokenizer, start.cutout)}
+
+
+def test_dynamic_vit_trains_what_is_new_at_the_full_rate(plan: Plan) -> None:
+    """Its other weights stay below it by `backbone_rate`."""
+    dynamic, start = plan.config("DynamicViT"), plan.config(plan.backbone)
+    assert (dynamic.lr, dynamic.muon_lr) == (start.lr, start.muon_lr)
+    own = {"keep_ratio", "stages", "ratio_weight", "distill_weight", "backbone_rate", "frozen", "settle"}
+    assert differing(plan.config("ViT, fine-tuned"), dynamic) == {"model", "lr"} | own
+
+
+def test_averaging_can_be_asked_for_in_fine_tuning_alone(few: Source) -> None:
+    plan = Plan(SMALL.replace(fine_tune_ema=0.9), few)
+    assert {config.ema for config in plan.chapters["03"].values()} == {0.9}
+    assert {config.ema for chapter in ("02", "04") for config in plan.chapters[chapter].values()} == {0.0}
+    assert {config.ema for config in Plan(SMALL.replace(ema=0.5), few).chapters["03"].values()} == {0.5}
 
 
 def test_chapter_02_trains_the_tokenizer_that_was_not_asked_for_as_well(few: Source) -> None:
@@ -162,8 +196,8 @@ def test_chapters_02_to_06_are_balanced_whatever_the_study_is(plan: Plan) -> Non
 
 def test_fine_tuning_lowers_muons_rate_as_it_lowers_adamws(few: Source) -> None:
     tuned = Plan(SMALL.replace(optimizer="muon", lr=1e-3, fine_tune_lr=1e-4, muon_lr=0.02), few)
-    assert tuned.config("DynamicViT").muon_lr == pytest.approx(0.002)
-    assert tuned.config("DynamicViT").lr == 1e-4
+    assert tuned.config("ToMe").muon_lr == pytest.approx(0.002)
+    assert tuned.config("ToMe").lr == 1e-4
 
 
 def test_fine_tuning_goes_by_epochs_and_at_full_size_where_the_others_do_not(few: Source) -> None:

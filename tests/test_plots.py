@@ -132,14 +132,23 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "mistakes": (
         lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
     ),
-    "pruning_stages": (
-        lambda: pictures.pruning_stages(
-            IMAGES[:2], [torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([[0], [3]])], 2, ["ant", "bee"]
+    "token_groups": (
+        lambda: pictures.token_groups(
+            IMAGES[:2], {"Top-K": torch.tensor([[0, 1, 2, -1]] * 2), "ToMe": torch.tensor([[0, 0, 1, 1]] * 2)}, 2,
+            ["ant", "bee"],
         ),
-        6, ["ant", "stage 1:\n3 of 4", "stage 2:\n1 of 4"],
+        6, ["ant", "bee", "input", "Top-K", "ToMe"],
     ),
-    "keep_ratio_curve": (
-        lambda: plots.keep_ratio_curve(KEPT, 0.92, 0.7), 2, ["accuracy", "images per second", "its teacher"],
+    "places_held": (
+        lambda: pictures.places_held({"Top-K": torch.rand(4, 4), "ToMe": torch.rand(4, 4)}),
+        3, ["Top-K", "ToMe", "tokens a patch"],
+    ),
+    "accuracy_over_tokens": (
+        lambda: plots.accuracy_over_tokens(
+            {"conv": KEPT.assign(method="ToMe", tokens=[64, 40]), "patch": KEPT.assign(method="EViT", tokens=[64, 40])},
+            {"conv": 0.92, "patch": 0.9}, pd.Series({"ToMe": 1.4, "EViT": 1.5}),
+        ),
+        3, ["accuracy", "conv", "patch", "ToMe", "EViT", "tokens a block, mean"],
     ),
     "attention_matrices": (
         lambda: pictures.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),
@@ -224,11 +233,22 @@ def test_patches_are_numbered_in_the_order_of_the_tokens() -> None:
 
 
 def test_dropped_patches_are_white() -> None:
-    figure = pictures.pruning_stages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [torch.tensor([[1]])], 2, ["black"])
+    black, where = torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.tensor([[-1, 0, -1, -1]])
+    figure = pictures.token_groups(black, {"Top-K": where}, 2, ["black"])
     pixels = figure.axes[1].images[0].get_array()
     assert pixels.tolist() == [[255, 255, 0, 0], [255, 255, 0, 0], [255] * 4, [255] * 4]
     hatched = [patch for patch in figure.axes[1].patches if patch.get_hatch()]
     assert [patch.get_xy() for patch in hatched] == [(-0.5, -0.5), (-0.5, 1.5), (1.5, 1.5)]
+
+
+def test_patches_of_one_token_have_its_mean_colour_and_a_border_around_them() -> None:
+    image = torch.tensor([[0, 0, 100, 100], [0, 0, 100, 100], [7, 8, 50, 50], [9, 10, 50, 50]], dtype=torch.uint8)
+    figure = pictures.token_groups(image[None, None], {"ToMe": torch.tensor([[0, 0, 1, 2]])}, 2, ["x"])
+    shown = figure.axes[1]
+    assert shown.images[0].get_array().tolist() == [[50] * 4, [50] * 4, [7, 8, 50, 50], [9, 10, 50, 50]]
+    borders = {tuple(map(tuple, line.get_xydata().tolist())) for line in shown.lines}
+    below = {((-0.5, 1.5), (1.5, 1.5)), ((1.5, 1.5), (3.5, 1.5))}
+    assert borders == below | {((1.5, 1.5), (1.5, 3.5))}  # none between the two that are one
 
 
 def test_confusion_is_coloured_by_the_share_of_the_true_class() -> None:

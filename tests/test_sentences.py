@@ -339,3 +339,42 @@ def test_convolution_or_attention_by_rule() -> None:
     assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text
     assert "is not the better choice: ahead of it, for no more work, is *Light*." in net(Light=0.1, narrower=0.1)
     assert "85.0%, 12.0 million multiply-adds, 3.00 ms an image" in text
+
+
+# ---------------------------------------------------------------- fewer tokens
+
+
+def way(name: str, difference: float, p: float, accuracy: float) -> dict:
+    return {"model": name, "difference": difference, "p": p, "accuracy": accuracy, "saved": 0.37}
+
+
+def test_reduction_to_take_is_the_most_accurate_without_a_shown_loss() -> None:
+    rows = pd.DataFrame([way("A", -0.03, 0.001, 0.87), way("B", -0.01, 0.3, 0.89), way("C", 0.002, 1.0, 0.902)])
+    text = sentences.which_reduction(rows, "the ViT")
+    assert "take **C**: 37% fewer multiply-adds, +0.2 points" in text
+    assert "(nor for *B*)" in text
+    assert "A loss against *the ViT* is shown for *A* (-3.0 points)." in text
+    alone = sentences.which_reduction(rows[2:], "the ViT")
+    assert "nor for" not in alone
+    assert "is shown for" not in alone
+
+
+def test_no_reduction_is_to_be_taken_where_all_of_them_lose() -> None:
+    text = sentences.which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]), "the ViT")
+    assert text.startswith("Every way to fewer tokens loses")
+    assert "take" not in text
+
+
+def test_gain_is_no_loss_however_clear() -> None:
+    assert "take **A**" in sentences.which_reduction(pd.DataFrame([way("A", 0.03, 0.001, 0.93)]), "the ViT")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "p", "words"),
+    [(12.0, 0.001, "more than random ones (6.0"), (2.0, 0.001, "less than random"), (12.0, 0.2, "no difference that")],
+)
+def test_choice_is_called_worse_than_chance_only_where_a_test_shows_it(chosen: float, p: float, words: str) -> None:
+    row = {"vit": "V", "chosen": chosen, "random": 6.0, "merged": 1.0, "alike": 0.2, "apart": 1.3, "p": p}
+    text = sentences.why_it_fails(pd.DataFrame([row]))
+    assert words in text
+    assert "a place is 1.30 times as far" in text

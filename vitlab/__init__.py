@@ -7,7 +7,8 @@ data/          folders, decode, sources, splits    batches, augment, pictures: o
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
 texts          names that users gave               typefaces   (analysis/) that have their letters
-analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study, plots, study_plots, pictures
+analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
+analysis/      plots, study_plots, pictures        one function a figure
 lab/           plan: which runs a chapter makes    workers, costs, results
 kernel         what a notebook's kernel offers     export      models for other programs
 report/        notebook: figures and prose         make, render: notebooks to HTML and PDF

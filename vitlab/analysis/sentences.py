@@ -279,20 +279,18 @@ def why_it_fails(rows: pd.DataFrame) -> str:
     """What the measurements say of the ViTs that tokens were taken from, a row a ViT.
 
     Columns vit, its name; chosen, random, merged: points lost by Top-K, random tokens, ToMe; alike: cosine of
-    neighbours; apart: how far the places that Top-K drops are from the nearest kept, over the same at random.
+    neighbours; apart: how far places are from the nearest that Top-K keeps, over the same at random; p: of McNemar's
+    test between Top-K and random tokens.
     """
     lines = []
     for row in rows.itertuples():
-        worse = "worse than" if row.chosen > row.random else "no worse than"
-        nearer = (
-            "further from what is kept than by chance"
-            if row.apart > 1
-            else "no further from what is kept than by chance"
-        )
+        worse = "more than" if row.chosen > row.random else "less than"
+        if row.p >= LEVEL:
+            worse = "no difference that these images can show to"
         lines.append(
-            f"*{row.vit}*: the tokens that Top-K chooses lose {row.chosen:z.1f} points, {worse} random ones "
-            f"({row.random:z.1f}), merging {row.merged:z.1f}. Neighbours have a cosine of {row.alike:.2f}; what Top-K "
-            f"drops is {row.apart:.2f} times as far from the nearest kept place as at random, so {nearer}."
+            f"*{row.vit}*: with the tokens that Top-K chooses {row.chosen:z.1f} points are lost, {worse} random ones "
+            f"({row.random:z.1f}, {p_text(row.p)}); merging loses {row.merged:z.1f}. Neighbours have a cosine of "
+            f"{row.alike:.2f}; a place is {row.apart:.2f} times as far from the nearest that Top-K keeps as at random."
         )
     return " ".join(lines)
 

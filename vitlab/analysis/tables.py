@@ -9,6 +9,7 @@ import pandas as pd
 
 from vitlab.analysis import metrics
 from vitlab.config import RunConfig
+from vitlab.models import registry
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
@@ -103,6 +104,20 @@ def flat(pairs: pd.DataFrame) -> pd.DataFrame:
         for i, end in enumerate(("low", "high"))
     }
     return pairs.drop(columns=["interval", "f1_interval"]).assign(**ends)
+
+
+def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
+    """A row for each way to fewer tokens, compared with the ViT trained on without: model, accuracy, saved, `compare`.
+
+    saved: the share of all multiply-adds; p is corrected for the number of ways (Holm).
+    """
+    whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
+    for name in registry.reductions():
+        saved = 1 - sum(lab.costs.macs(lab.plan.config(name)).values()) / whole
+        score = lab.load(name).summary["test"]["accuracy"]
+        rows.append({"model": name, "accuracy": score, "saved": saved, **lab.compare(unreduced, name)})
+    frame = pd.DataFrame(rows)
+    return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
 def recall_differences(lab: "Lab", reference: str, names: list[str] | None = None) -> pd.DataFrame:

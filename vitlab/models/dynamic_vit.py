@@ -43,9 +43,12 @@ class Predictor(nn.Module):
         else:  # a sampled decision may drop every token of an image
             weight = keep[:, :, None].to(pooled.dtype)
             pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        first, half = self.score[0], local.shape[-1]  # of [local, pooled]; pooled is the same for all: once an image
-        mixed = F.linear(local, first.weight[:, :half]) + F.linear(pooled, first.weight[:, half:], first.bias)
-        return self.score[1:](mixed)
+        first, *others = self.score
+        of_local, of_pooled = first.weight.split(local.shape[-1], dim=1)  # of [local, pooled], the same for all tokens
+        scores = F.linear(local, of_local) + F.linear(pooled, of_pooled, first.bias)
+        for layer in others:
+            scores = layer(scores)
+        return scores
 
     @staticmethod
     def macs(tokens: int, dim: int) -> int:

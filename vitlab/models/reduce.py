@@ -276,8 +276,8 @@ def _rounds(before: int, after: int) -> list[int]:
 
 def merge(values: Tensor, sizes: Tensor | None, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """(B, T, D) of tokens of `sizes` (B, T) patches -> (B, T − r, D): means weighted by sizes, and the new sizes."""
-    sizes = values.new_ones(values.shape[:2]) if sizes is None else sizes
-    weighted = torch.cat([values, torch.ones_like(values[..., :1])], -1) * sizes[..., None]  # (B, T, D + 1)
+    counts = values.new_ones(*values.shape[:2], 1) if sizes is None else sizes[..., None]
+    weighted = torch.cat([values if sizes is None else values * counts, counts], -1)  # (B, T, D + 1)
     odd = weighted[:, 1::2]
     into = flat(pairs.into, odd.shape[1])
     odd = odd.flatten(0, 1).index_add(0, into, rows(weighted, 2 * pairs.gone).flatten(0, 1)).view_as(odd)
