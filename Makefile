@@ -23,7 +23,7 @@ quick-test: $(VENV)/installed
 	@$(BIN)/python -m pytest tests -o addopts=-ra -m "not slow"
 
 lab: $(VENV)/installed
-	@$(BIN)/jupyter lab --ServerApp.kernel_spec_manager_class=vitlab.report.kernels.OwnKernels notebooks
+	@$(BIN)/python -m vitlab lab
 
 # Made again when a version has changed.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -9,7 +9,7 @@ runs, files    run directories between stages      machine     device, precision
 texts          names that users gave               typefaces   (analysis/) that have their letters
 analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
 analysis/      plots, study_plots, pictures        one function a figure
-lab/           plan: which runs a chapter makes    workers, costs, results
-kernel         what a notebook's kernel offers     export      models for other programs
-report/        notebook: figures and prose         make, render: notebooks to HTML and PDF
+lab/           plan: which runs a chapter makes    workers, costs, results; use: a trained model at work
+kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
+report/        notebook: figures and prose         explorer, saving, kernels  make, render: notebooks to HTML and PDF
 """

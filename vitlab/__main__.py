@@ -49,6 +49,16 @@ def train(arguments: argparse.Namespace) -> None:
             state.destroy_process_group()
 
 
+def lab(arguments: argparse.Namespace) -> None:
+    import subprocess
+
+    root = Path(__file__).resolve().parent.parent
+    first = min(root.glob("notebooks/01_*.ipynb")).relative_to(root).as_posix()
+    hook = "--FileContentsManager.pre_save_hook=vitlab.report.saving.without_widgets"
+    command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook]
+    subprocess.run([*command, *arguments.options], check=False, cwd=root)
+
+
 def predict(arguments: argparse.Namespace) -> None:
     from vitlab.lab.use import find_run, require_pictures_only
 
@@ -109,6 +119,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--params", required=True, help="a profile, such as params/cifar10_gpu.yaml")
     one.add_argument("--run", nargs="+", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"')
     one.set_defaults(work=train, read=add_overrides(one))
+    one = commands.add_parser("lab", help="open JupyterLab at chapter 01 (make lab)")
+    one.add_argument("options", nargs="*", help="for jupyter lab, after --: vitlab lab -- --no-browser --port=8889")
+    one.set_defaults(work=lab, read=_none)
     run_help = "a run's directory, or its name in runs/"
     one = commands.add_parser("predict", help="what a trained model answers to pictures")
     one.add_argument("run", metavar="RUN", help=run_help)

@@ -335,9 +335,12 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The repository's commit, marked where files differ from it; "unknown" outside a repository."""
+    """The repository's commit, marked where files differ from it; "unknown" outside a repository.
+
+    Notebooks don't count: saved ones hold outputs, and what a run depends on is the package and its configuration.
+    """
     git = ["git", "-C", str(ROOT)]
-    changed = [*git, "status", "--porcelain", "--untracked-files=no"]
+    changed = [*git, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)*.ipynb"]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         dirty = subprocess.run(changed, capture_output=True, text=True, check=True)

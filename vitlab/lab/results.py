@@ -18,10 +18,11 @@ from vitlab.config import LabConfig, Recipe, RunConfig, absolute
 from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
+from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.plan import Plan, how_to_make
-from vitlab.models.registry import build_model
+from vitlab.models.registry import MODELS, build_model
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
 from vitlab.texts import markdown, shown
@@ -46,7 +47,10 @@ class Lab:
     @classmethod
     def open(cls, namespace: Mapping[str, Any]) -> "Lab":
         """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
-        return cls.of(from_notebook(namespace))
+        lab = cls.of(from_notebook(namespace))
+        explain_names(LabConfig.help())
+        complete_strings({"load": lab.plan.configs, "config": lab.plan.configs, "compare": lab.plan.names})
+        return lab
 
     @classmethod
     def of(cls, params: LabConfig) -> "Lab":
@@ -151,7 +155,7 @@ class Lab:
         """What this lab calls a run, such as "ViT, conv tokenizer"."""
         path = self.run_of(config).path
         names = (name for name, other in self.plan.configs.items() if self.run_of(other).path == path)
-        return next(names, path.name)
+        return next(names, MODELS[config.model].title)
 
     def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
         """Keeps the training of a module of your own, on this lab's data, as a run beside the others."""
