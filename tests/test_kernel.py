@@ -1,4 +1,4 @@
-"""What a notebook's kernel offers its reader: names inside a call, help for parameters, and saved without dead controls."""
+"""What a notebook's kernel offers its reader: names inside a call, help for parameters, no dead controls in files."""
 
 import nbformat
 import pytest

@@ -55,7 +55,8 @@ def lab(arguments: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parent.parent
     first = min(root.glob("notebooks/01_*.ipynb")).relative_to(root).as_posix()
     hook = "--FileContentsManager.pre_save_hook=vitlab.report.saving.without_widgets"
-    command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook]
+    kernels = "--ServerApp.kernel_spec_manager_class=vitlab.report.kernels.OwnKernels"  # of this interpreter
+    command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook, kernels]
     subprocess.run([*command, *arguments.options], check=False, cwd=root)
 
 
