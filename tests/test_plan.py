@@ -40,7 +40,7 @@ def differing(a: RunConfig, b: RunConfig) -> set[str]:
         ("ViT", "ViT, conv tokenizer", {"tokenizer"}),
         ("ViT", "Linear ViT", {"model", "feature_map"}),
         ("ViT", "InLine ViT", {"model", "inline_map"}),
-        ("ViT", "ViT, narrower, as DynamicViT", {"dim", "mlp_ratio", "epochs"}),
+        ("ViT, conv tokenizer", "ViT, narrower, as DynamicViT", {"dim", "mlp_ratio", "epochs"}),
         ("ViT", "Linformer ViT", {"model", "linformer_k", "linformer_sharing"}),
         ("ViT, fine-tuned", "Random tokens", {"model", "keep_ratio", "stages"}),
         ("Random tokens", "Top-K", {"model", "salience"}),
@@ -55,7 +55,7 @@ def test_runs_differ_in_what_their_names_say_alone(one: str, other: str, names: 
 
 def test_every_run_of_the_plan_has_its_own_directory(plan: Plan) -> None:
     paths = {Run.of(Path(), plan.config(name), plan.source.digest).path for name in plan.names}
-    assert len(paths) == len(plan.names) == 10
+    assert len(paths) == len(plan.names) == 14
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,11 @@ def test_every_run_of_the_plan_has_its_own_directory(plan: Plan) -> None:
 )
 def test_chapter_03_goes_on_from_the_vit_that_was_trained_best(changes: dict, backbone: str, few: Source) -> None:
     plan = Plan(SMALL.replace(**changes), few)
-    start = plan.config(backbone)
+    start, smaller = plan.config(backbone), {name for _, name in plan.equal_cost}
     assert plan.backbone == backbone
-    assert {name for name in plan.names if plan.config(name).init_from} == {*plan.chapters["03"]}
-    assert {config.init_from for config in plan.chapters["03"].values()} == {
-        Run.of(Path(), start, few.digest).path.name
-    }
+    assert {name for name in plan.names if plan.config(name).init_from} == plan.chapters["03"].keys() - smaller
+    began = {config.init_from for name, config in plan.chapters["03"].items() if name not in smaller}
+    assert began == {Run.of(Path(), start, few.digest).path.name}
     assert {(c.tokenizer, c.cutout) for c in plan.chapters["03"].values()} == {(start.tokenizer, start.cutout)}
 
 
@@ -89,7 +88,7 @@ def test_dynamic_vit_trains_what_is_new_at_the_full_rate(plan: Plan) -> None:
 
 
 def test_averaging_can_be_asked_for_in_fine_tuning_alone(few: Source) -> None:
-    plan = Plan(SMALL.replace(fine_tune_ema=0.9), few)
+    plan = Plan(SMALL.replace(fine_tune_ema=0.9, equal_cost=[]), few)
     assert {config.ema for config in plan.chapters["03"].values()} == {0.9}
     assert {config.ema for chapter in ("02", "04") for config in plan.chapters[chapter].values()} == {0.0}
     assert {config.ema for config in Plan(SMALL.replace(ema=0.5), few).chapters["03"].values()} == {0.5}
@@ -137,17 +136,18 @@ def test_ablation_trains_the_attentions_that_are_named(few: Source) -> None:
 def test_smaller_vits_cost_what_the_model_costs_that_they_stand_beside(
     changes: dict, profile: Path, few: Source
 ) -> None:
-    params = load_params(profile, changes | {"equal_cost": ["dynamic_vit", "linear_vit", "inline_vit"]})
+    params = load_params(profile, changes | {"equal_cost": ["dynamic_vit", "linear_vit", "inline_vit"], "sizes": []})
     plan, shape = Plan(params, few), (1, 10)
-    whole = sum(macs(plan.config("ViT"), *shape).values())
     assert {"dynamic_vit"} <= {model for model, _ in plan.equal_cost}
     for model, name in plan.equal_cost:
         small, light = plan.config(name), plan.config(MODELS[model].title)
+        start = plan.config(plan.backbone if MODELS[model].chapter == "03" else "ViT")
+        whole = sum(macs(start, *shape).values())
         cost, target = (sum(macs(config, *shape).values()) for config in (small, light))
         assert target < whole
         assert abs(cost / target - 1) <= 0.03
         assert plan.chapter_of(name) == MODELS[model].chapter
-        assert (small.model, small.tokenizer, small.heads) == ("vit", params.tokenizer, params.heads)
+        assert (small.model, small.tokenizer, small.heads) == ("vit", start.tokenizer, start.heads)
         if "fewer blocks" in name:
             assert (small.dim, small.depth < params.depth) == (params.dim, True)
         else:
@@ -178,7 +178,7 @@ def test_every_run_of_the_chapters_is_repeated_with_each_seed(few: Source) -> No
         assert plan.config(f"{name}, seed 4") == second
         assert plan.chapter_of(f"{name}, seed 4") == plan.chapter_of(name)
         assert differing(first, second) - {"init_from"} == {"seed"}
-    start = Run.of(Path(), plan.config("ViT, seed 4"), plan.source.digest).path.name
+    start = Run.of(Path(), plan.config(f"{plan.backbone}, seed 4"), plan.source.digest).path.name
     assert plan.config("DynamicViT, seed 4").init_from == start  # of its own seed
 
 

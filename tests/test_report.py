@@ -83,7 +83,7 @@ def test_output_is_free_of_warnings_and_tracebacks(made):
 def test_results_hold_every_model_once(made, place):
     frame = pd.read_csv(place[0] / "results.csv")
     assert frame["model"].is_unique
-    assert len(frame) == 10
+    assert len(frame) == 14
     assert frame["accuracy"].between(frame["accuracy_low"], frame["accuracy_high"]).all()
     assert frame["accuracy"].is_monotonic_decreasing
     tex = (place[0] / "results.tex").read_text()

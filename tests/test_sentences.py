@@ -320,7 +320,7 @@ def test_smaller_vit_or_lighter_model_by_rule(difference: float, p: float, faste
     )
     assert taken in text
     assert text.count("**") == 2  # one is taken
-    assert "80.0% against 79.0% at 10.0 and 9.9 million multiply-adds" in text
+    assert "80.0% against 79.0% at 10.00 and 9.90 million multiply-adds" in text
     assert f"throughput is {faster:.2f} times" in text
     assert "fewer blocks" not in text  # the most accurate of the smaller ones is compared
 

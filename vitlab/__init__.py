@@ -6,9 +6,9 @@ models/        registry: name -> model
 data/          folders, decode, sources, splits    batches, augment, pictures: one of your own
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
-texts          names that users gave               typefaces   (analysis/) that have their letters
+texts          names that users gave
 analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
-analysis/      plots, study_plots, pictures        one function a figure
+analysis/      plots, study_plots, pictures        typefaces   that have the letters of users' names
 lab/           plan: which runs a chapter makes    workers, costs, results; use: a trained model at work
 kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
 report/        notebook: figures and prose         explorer, saving, kernels  make, render: notebooks to HTML and PDF
