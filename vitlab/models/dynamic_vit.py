@@ -28,9 +28,9 @@ class Predictor(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.score = nn.Sequential(
-            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
-        )
+        # a linear layer of [local, pooled] in two halves: what is pooled is the same for all tokens of an image
+        self.of_local, self.of_pooled = nn.Linear(dim // 2, dim // 2), nn.Linear(dim // 2, dim // 2, bias=False)
+        self.score = nn.Sequential(nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2))
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
         return F.log_softmax(self.logits(tokens, keep).float(), dim=-1)
@@ -43,12 +43,7 @@ class Predictor(nn.Module):
         else:  # a sampled decision may drop every token of an image
             weight = keep[:, :, None].to(pooled.dtype)
             pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        first, *others = self.score
-        of_local, of_pooled = first.weight.split(local.shape[-1], dim=1)  # of [local, pooled], the same for all tokens
-        scores = F.linear(local, of_local) + F.linear(pooled, of_pooled, first.bias)
-        for layer in others:
-            scores = layer(scores)
-        return scores
+        return self.score(self.of_local(local) + self.of_pooled(pooled))
 
     @staticmethod
     def macs(tokens: int, dim: int) -> int:
