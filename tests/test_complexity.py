@@ -114,7 +114,9 @@ def test_ptflops_misses_the_products_of_attention_and_adds_biases_norms_and_acti
 
 
 @pytest.mark.parametrize("tokenizer", ["patch", "conv"])
-@pytest.mark.parametrize("model", ["vit", "dynamic_vit", "evit", "tome_vit", "linear_vit", "linformer_vit", "inline_vit"])
+@pytest.mark.parametrize(
+    "model", ["vit", "dynamic_vit", "evit", "tome_vit", "linear_vit", "linformer_vit", "inline_vit"]
+)
 def test_what_ptflops_reports_is_explained_for_every_model(model: str, tokenizer: str) -> None:
     config = RunConfig(preset="tiny", model=model, tokenizer=tokenizer)
     hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))

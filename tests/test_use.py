@@ -33,7 +33,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(colours: Path, tiny: RunConfig, train: Callable[..., Run]) -> Run:
-    config = tiny.replace(dataset="folder", data_dir=str(colours), epochs=4, lr=0.01)
+    config = tiny.replace(dataset="folder", data_dir=str(colours), epochs=15, batch_size=8, lr=0.01)
     return train(config, load_source(config))
 
 

@@ -97,8 +97,9 @@ class Explorer:
             self.remark.value = "there is none"
             return
         later = places[places > self.image.value]
-        self.image.value = int(later[0] if len(later) else places[0])
-        self._image_chosen()
+        if (chosen := int((later if len(later) else places)[0])) == self.image.value:
+            self._image_chosen()  # an own picture may stand in its place
+        self.image.value = chosen
 
     def _image_chosen(self, _: Any = None) -> None:
         self.own, self.remark.value = None, ""
