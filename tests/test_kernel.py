@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """What a notebook's kernel offers its reader: names inside a call, help for parameters, no dead controls in files."""
-=======
-"""What a notebook's kernel offers its reader: names inside a call, help for parameters, no dead controls when saved."""
->>>>>>> student
 
 import nbformat
 import pytest

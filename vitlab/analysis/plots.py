@@ -102,6 +102,32 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     return figure
 
 
+def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) -> Figure:
+    """From the recall of each class under the first name to that under each other one: name -> (C,) recall."""
+    (first, base), *others = recalls.items()
+    columns = min(3, len(others))
+    rows = -(-len(others) // columns)
+    height = rows * (0.13 * min(len(classes), 30) + 0.7) + 0.3
+    figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
+    places = np.arange(len(classes))
+    for axis, (name, values) in zip(axes.flat, others, strict=False):
+        axis.hlines(places, base, values, color="0.6")
+        axis.plot(base, places, "o", color="black", fillstyle="none", markersize=4, label=first.replace("_", " "))
+        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
+        axis.set_title(name.replace("_", " "), fontsize=8)
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in axes.flat[len(others) :]:
+        axis.set_axis_off()
+    every = -(-len(classes) // 30)
+    axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
+    axes[0, 0].invert_yaxis()
+    for axis in axes.flat:
+        axis.tick_params(labelsize=7)
+    figure.supxlabel("test recall", fontsize=9)
+    _legend_outside(figure, axes[0, 0], 2)
+    return figure
+
+
 # ---------------------------------------------------------------- 02 ViT
 
 
