@@ -69,7 +69,7 @@ def by_heart(tiny: RunConfig) -> RunConfig:
 
 @pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
 def test_learns_32_images_by_heart(model: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
-    config = by_heart.replace(model=model, epochs=40, keep_ratio=0.9)
+    config = by_heart.replace(model=model, epochs=40, keep_ratio=0.9, backbone_rate=1.0, frozen=0.0)
     run = train(config, images_32)
     assert run.history["cls"].iloc[-5:].mean() < (0.5 if model == "dynamic_vit" else 0.05)
     correct = predict(run.model(), images_32.train, config).argmax(1) == images_32.train.labels

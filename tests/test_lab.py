@@ -110,8 +110,8 @@ def test_environment_can_move_the_runs(fresh: Lab, tmp_path: Path, monkeypatch: 
 
 
 def test_notebook_opens_its_lab_from_its_parameters() -> None:
-    opened = Lab.open({"__name__": "__main__", "image_size": 8, "epochs": 3})
-    assert opened.params == LabConfig(image_size=8, epochs=3)
+    opened = Lab.open({"__name__": "__main__", "image_size": 8, "linformer_k": 2, "epochs": 3})
+    assert opened.params == LabConfig(image_size=8, linformer_k=2, epochs=3)
     assert opened.source.train.images.shape[-1] == 8
 
 
@@ -232,4 +232,4 @@ def test_wrong_parameter_shows_before_any_work(values: dict, words: str) -> None
 
 def test_right_parameters_give_the_lab() -> None:
     lab = check(SMALL)
-    assert (lab.params, len(lab.plan.names)) == (SMALL, 10)
+    assert (lab.params, len(lab.plan.names)) == (SMALL, 14)

@@ -166,6 +166,17 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "accuracy_against_cost": (
         lambda: plots.accuracy_against_cost(RESULTS), 3, ["test accuracy", "million MACs", "Linear ViT", "frontier"],
     ),
+    "recall_by_class": (
+        lambda: plots.recall_by_class({"none": np.array([0.1, 0.5, 0.9]), "class_weights": [0.2, 0.4, 0.9]}, CLASSES),
+        1, ["test recall", "none", "class weights", "cat"],
+    ),
+    "explored": (
+        lambda: pictures.explored(
+            IMAGES[0], "an ant", pd.Series([0.2, 0.7, 0.1], CLASSES),
+            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[True, False], [False, False]])},
+        ),
+        6, ["an ant", "probability", "bee", "rollout", "stage 1: 1 of 4"],
+    ),
     "recall_differences": (
         lambda: plots.recall_differences(DIFFERENCES, pd.Series([0.5, 1.0], ["ant", "bee"], name="ViT")),
         2, ["Linear ViT", "bee\n100%", "+30*", "-10", "difference (points)", "class, and its recall by ViT"],
@@ -221,7 +232,8 @@ def test_every_figure_is_tested_here() -> None:
 
 
 def test_every_figure_is_shown_in_a_notebook() -> None:
-    shown = "".join(path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb"))
+    places = [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "vitlab" / "report" / "explorer.py"]  # it is in a notebook
+    shown = "".join(path.read_text() for path in places)
     assert not [call for call in figure_functions().values() if call not in shown]
 
 

@@ -128,7 +128,7 @@ FIGURES = {
     "samples": lambda: pictures.sample_grid(IMAGES, LABELS, CLASSES, 1),
     "mistakes": lambda: pictures.mistakes(IMAGES, list(CLASSES), list(CLASSES), [0.5] * 8),
     "attention": lambda: pictures.attention_maps(IMAGES, torch.ones(8, 1, 2, 2), torch.ones(8, 2, 2), list(CLASSES)),
-    "pruning": lambda: pictures.pruning_stages(IMAGES, [torch.zeros(8, 1, dtype=torch.long)], 2, list(CLASSES)),
+    "tokens": lambda: pictures.token_groups(IMAGES, {"Top-K": torch.zeros(8, 4, dtype=torch.long)}, 2, list(CLASSES)),
 }  # fmt: skip
 
 

@@ -66,12 +66,27 @@ class Folder:
         return shown(os.path.relpath(path, self.root))
 
 
-def look_into(root: Path) -> Folder:
-    """The parts, classes and images of a folder; LabError for a layout that cannot be read without guessing."""
+def evaluated(root: Path) -> dict[str, list[Row]]:
+    """Class -> images of a folder that a trained model is to be evaluated on: its test part, or all; one class will do."""
+    _require_folder(root)
+    found = Folder(root, {})
+    parts = _parts(found)
+    rows = _classes(found, parts.get("test", parts["train"]))
+    if not rows:
+        raise LabError(f"{shown(root)} holds no class folders with images: sort the images into a folder a class")
+    return {name: rows[name] for name in sorted(rows, key=_natural)}
+
+
+def _require_folder(root: Path) -> None:
     if root.is_file():
         raise LabError(f"{shown(root)} is a file, not a folder: unpack it and name the folder that holds the classes")
     if not root.is_dir():
         raise LabError(f"there is no folder {shown(root)}: name an existing one (relative paths start at {ROOT})")
+
+
+def look_into(root: Path) -> Folder:
+    """The parts, classes and images of a folder; LabError for a layout that cannot be read without guessing."""
+    _require_folder(root)
     found = Folder(root, {})
     found.parts = _parts(found)
     for part, place in found.parts.items():
