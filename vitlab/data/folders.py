@@ -67,7 +67,7 @@ class Folder:
 
 
 def evaluated(root: Path) -> dict[str, list[Row]]:
-    """Class -> images of a folder that a trained model is to be evaluated on: its test part, or all; one class will do."""
+    """Class -> images of a folder that a model is to be evaluated on: its test part, or all; one class will do."""
     _require_folder(root)
     found = Folder(root, {})
     parts = _parts(found)
