@@ -44,11 +44,16 @@ def namespace(few: Source, monkeypatch: pytest.MonkeyPatch) -> dict:
     stand_in = {
         "labels": torch.zeros(1).numpy(),
         "part": None,
-        "name": "validation",
+        "images_of": "validation",
         "predict": lambda *_: torch.zeros(1, 2),
     }
-    deep = {"model": SimpleNamespace(stages=[1, 2, 3]), "copy": SimpleNamespace(deepcopy=lambda model: model)}
-    return {"lab": lab, "config": config, "torch": torch, "vit": vit, "exercises": exercises} | stand_in | deep
+    trained = {"DynamicViT": SimpleNamespace(stages=[1, 2, 3])}
+    deep = {"trained": trained, "copy": SimpleNamespace(deepcopy=lambda model: model)}
+    runs = {
+        "dynamic": SimpleNamespace(config=config),
+        "yardstick": SimpleNamespace(config=lab.plan.config("ViT, fine-tuned")),
+    }
+    return {"lab": lab, "config": config, "torch": torch, "vit": vit, "exercises": exercises} | stand_in | deep | runs
 
 
 def test_each_chapter_has_two_or_three_and_each_has_a_check() -> None:

@@ -26,7 +26,11 @@ from PIL import Image
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.report.saving import WIDGET
 
-pytestmark = pytest.mark.slow
+asked = os.environ.get("VITLAB_JUPYTERLAB")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not asked, reason="runs all six notebooks in a browser: VITLAB_JUPYTERLAB=1 asks for it"),
+]
 PROGRESS = "progress"  # the element that a running training shows
 STOPPABLE = [
     "# Parameters of this chapter\nmore = {}",

@@ -30,10 +30,11 @@ def train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from vitlab.lab import Lab
-    from vitlab.machine import launched_processes
-    from vitlab.parameters import load_params
+    from vitlab.machine import launched_processes, require_as_launched
+    from vitlab.parameters import load_params, profile_path
 
-    params = load_params(arguments.params, arguments.overrides)
+    require_as_launched()
+    params = load_params(profile_path(arguments.params), arguments.overrides)
     state = PartialState(cpu=not torch.cuda.is_available()) if launched_processes() > 1 else None
     with state.main_process_first() if state else contextlib.nullcontext():  # it decodes the images for the others
         lab = Lab.of(params)
@@ -54,7 +55,8 @@ def lab(arguments: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parent.parent
     first = min(root.glob("notebooks/01_*.ipynb")).relative_to(root).as_posix()
     hook = "--FileContentsManager.pre_save_hook=vitlab.report.saving.without_widgets"
-    command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook]
+    kernels = "--ServerApp.kernel_spec_manager_class=vitlab.report.kernels.OwnKernels"  # of this interpreter
+    command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook, kernels]
     subprocess.run([*command, *arguments.options], check=False, cwd=root)
 
 
@@ -115,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", default="", help="where to put the report (OUT=…); default: reports/<profile>")
     one.set_defaults(work=report, read=add_overrides(one))
     one = commands.add_parser("train", help="train runs of a profile without a notebook")
-    one.add_argument("--params", type=Path, required=True, help="a profile, such as params/cifar10_gpu.yaml")
+    one.add_argument("--params", required=True, help="a profile, such as params/cifar10_gpu.yaml")
     one.add_argument("--run", nargs="+", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"')
     one.set_defaults(work=train, read=add_overrides(one))
     one = commands.add_parser("lab", help="open JupyterLab at chapter 01 (make lab)")
@@ -150,6 +152,9 @@ def _none(arguments: argparse.Namespace) -> dict:
 
 
 def main(words: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows another sign
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     arguments = parser().parse_args(words)
     try:
         arguments.overrides = arguments.read(arguments)

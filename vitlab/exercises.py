@@ -131,12 +131,12 @@ def _noticed(names: Sequence[str]) -> str:
 def _cheap_keep_ratio(lab: "Lab", keep_ratio: float) -> str:
     def share(ratio: float) -> float:
         macs = lab.costs.macs(lab.plan.config("DynamicViT").replace(keep_ratio=ratio))
-        return sum(macs.values()) / sum(lab.costs.macs(lab.plan.config("ViT")).values())
+        return sum(macs.values()) / sum(lab.costs.macs(lab.plan.config("ViT, fine-tuned")).values())
 
-    if share(keep_ratio) > 0.6:
+    if share(keep_ratio) > 0.75:
         return f"at {keep_ratio:g} it does {share(keep_ratio):.1%} of the ViT's multiply-adds"
     higher = round(keep_ratio + 0.05, 2)
-    return "" if higher > 1 or share(higher) > 0.6 else f"{higher:g} would still do, with {share(higher):.1%}"
+    return "" if higher > 1 or share(higher) > 0.75 else f"{higher:g} would still do, with {share(higher):.1%}"
 
 
 def _norm_score(predictor: type[nn.Module]) -> str:

@@ -22,7 +22,7 @@ def reader() -> InteractiveShell | None:
 
 
 def complete_strings(calls: Mapping[str, Callable[[], Iterable[str]]]) -> None:
-    """Have the kernel complete the first string of a call, as in `lab.load("`: method's name -> what gives the strings."""
+    """Have the kernel complete the first string of a call, as in `lab.load("`: method -> what gives the strings."""
     shell = get_ipython()
     if shell is None:
         return

@@ -1,5 +1,7 @@
 """One function a picture: images, and what a model sees in them. Each returns a matplotlib Figure without a title."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitlab.analysis.plots import PALETTE, WIDTH, canvas, own_names, use_theme
+from vitlab.analysis.plots import PALETTE, WIDTH, canvas, drawable, own_names, use_theme
 
 
 def _row_name(row: np.ndarray, name: str) -> None:
@@ -33,7 +35,7 @@ def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str
 
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
     """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
-    shown = classes[:10]
+    shown = drawable(classes[:10])
     figure, axes = canvas(len(shown), columns, height=0.62 * len(shown))
     for k, row in enumerate(axes):
         members = images[labels == k][:columns]
@@ -96,6 +98,7 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
 def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
     """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
     figure, axes = canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
+    titles = drawable(titles, 16)
     for i, row in enumerate(axes):
         _picture(row[0], images[i], titles[i])
         for axis, values, name in zip(
@@ -107,6 +110,25 @@ def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[s
     return figure
 
 
+def attention_side_by_side(images: Tensor, maps: dict[str, Tensor], titles: list[str]) -> Figure:
+    """Images (M, C, S, S), a row each, and what each model's attention gives to the patches: name -> (M, G, G).
+
+    All on one scale, where 1 is a patch's share if all were weighted alike; below 0 it takes away.
+    """
+    figure, axes = canvas(len(images), 1 + len(maps), height=1.1 * len(images) + 0.4)
+    relative = {name: values * values.shape[-1] ** 2 for name, values in maps.items()}
+    low = min(0.0, *(float(values.min()) for values in relative.values()))
+    high = max(float(values.max()) for values in relative.values())
+    for i, row in enumerate(axes):
+        _picture(row[0], images[i], titles[i], size=7)
+        for axis, (name, values) in zip(row[1:], relative.items(), strict=True):
+            shown = axis.imshow(values[i], cmap="magma", vmin=low, vmax=high)
+            axis.set_title("\n".join(textwrap.wrap(name, 16)) if i == 0 else "", fontsize=7)
+            axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="weight over the mean weight", shrink=0.8)
+    return figure
+
+
 def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: list[float]) -> Figure:
     """Up to twelve wrongly classified images (M, C, S, S) with truth, answer and confidence."""
     columns = 6
@@ -114,24 +136,57 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     figure, axes = canvas(rows, columns, height=1.75 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
+    truth, guess = ([label for name in names for label in drawable([name], 12)] for names in (truth, guess))
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
         _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure", size=7)
     return figure
 
 
-def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
-    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is hatched."""
-    figure, axes = canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
+def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: list[str]) -> Figure:
+    """Images (M, C, S, S), and below what each method makes of them: name -> (M, grid²) token of each patch, -1: none.
+
+    Patches of one token have their mean colour and a border around them; what was dropped is hatched.
+    """
+    figure, axes = canvas(1 + len(methods), len(images), height=0.95 * (1 + len(methods)))
     scale = images.shape[-1] // grid
-    for i, title in enumerate(titles):
+    for i, title in enumerate(drawable(titles, 12)):
         _picture(axes[0, i], images[i], title, size=7)
-        for stage, index in enumerate(kept):
-            mask = torch.zeros(grid * grid, dtype=torch.bool)
-            mask[index[i]] = True
-            _remains(axes[stage + 1, i], images[i], mask.view(grid, grid), scale)
-    names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
-    for row, name in zip(axes, names, strict=True):
+        for row, where in enumerate(methods.values(), 1):
+            token = where[i].view(grid, grid)
+            _picture(axes[row, i], _in_mean_colours(images[i], token, scale))
+            for r, c in (token < 0).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+                square = plt.Rectangle((c, r), scale, scale, fill=False, hatch="//////", linewidth=0)
+                axes[row, i].add_patch(square)
+            between = {"color": PALETTE[1], "linewidth": 0.5}
+            for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist():
+                axes[row, i].plot([(c + 1) * scale - 0.5] * 2, [r * scale - 0.5, (r + 1) * scale - 0.5], **between)
+            for r, c in (token[1:] != token[:-1]).nonzero().tolist():
+                axes[row, i].plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
+    for row, name in zip(axes, ["input", *methods], strict=True):
         _row_name(row, name)
+    return figure
+
+
+def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
+    """(C, S, S) uint8 with the pixels of patches that share a token averaged; token (grid, grid), -1: white."""
+    large = token.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    shown = torch.full_like(image, 255)
+    for one in token.unique():
+        if one >= 0:
+            inside, alone = large == one, int((token == one).sum()) == 1
+            pixels = image[:, inside]
+            shown[:, inside] = pixels if alone else pixels.float().mean(1, keepdim=True).to(image.dtype)
+    return shown
+
+
+def places_held(methods: dict[str, Tensor]) -> Figure:
+    """Maps of the part of a token that each place of the image has on average: name -> (grid, grid), 0 to 1."""
+    figure, [axes] = canvas(1, len(methods), height=1.9)
+    for axis, (name, values) in zip(axes, methods.items(), strict=True):
+        shown = axis.imshow(values, vmin=0, vmax=1, cmap="magma")
+        axis.set_title(name, fontsize=8)
+        axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="tokens a patch", shrink=0.8)
     return figure
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitlab.data.sources import eight_bits
+from vitlab.data.decode import Rule
 from vitlab.errors import LabError
 
 GREY, RGB = 1, 3  # channels
@@ -25,10 +25,16 @@ def as_pixels(picture: Any, channels: int, size: int) -> tuple[Tensor, str]:
     width, height = image.size
     cropped = "" if width == height else "cropped and "
     changed = [] if width == height == size else [f"{cropped}resized from {width}×{height} to {size}×{size}"]
-    image = eight_bits(ImageOps.exif_transpose(image))
+    image, rule = ImageOps.exif_transpose(image), Rule()
+    grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+    try:
+        rule.learn(image, wide=False)
+    except ValueError as error:
+        raise LabError(f"the picture cannot be shown: {error}") from None
+    image = rule.rgb(image)
     if channels not in (GREY, RGB):
         raise LabError(f"the model takes {channels} channels, and pictures have one or three: pass it tensors yourself")
-    if channels == GREY and image.mode not in ("1", "L"):
+    if channels == GREY and not grey:
         changed.append("made grey")
     image = image.convert("L" if channels == GREY else "RGB")
     if image.size != (size, size):

@@ -129,9 +129,9 @@ def analyze(
     if unknown:
         near = difflib.get_close_matches(unknown[0], MODELS, n=1, cutoff=0)[0]
         raise LabError(f"unknown model {unknown[0]!r}: did you mean {near!r}? All of them: {', '.join(MODELS)}")
-    rows = {}
-    for name, config in {name: lab.run(model=name) for name in models or MODELS}.items():
-        cost = complexity.measure(config, channels, num_classes)
+    rows, names = {}, list(models or MODELS)
+    costs = complexity.measure([lab.run(model=name) for name in names], channels, num_classes)  # in turns
+    for name, cost in zip(names, costs, strict=True):
         rows[MODELS[name].title] = {
             "parameters": f"{cost['parameters']:,}",
             "million MACs": f"{cost['macs'] / 1e6:,.2f}",

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def side_by_side(
                     view.update(statuses.get())
                 for one in done:
                     one.result()
+        except BrokenProcessPool:
+            raise LabError(
+                "a process that trained beside others was killed, most likely for want of memory: let them train one "
+                "after the other (OMP_NUM_THREADS=1), or lower batch_size; the same command goes on from there"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in active_children():

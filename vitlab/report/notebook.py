@@ -6,6 +6,7 @@ shows it readably and `render` can typeset the same thing for the report without
 
 import inspect
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from vitlab.analysis.typefaces import set_typefaces
 from vitlab.kernel import reader
+from vitlab.texts import unmarked, without_formulas
 
 # pygments' classes by the colour that JupyterLab's editor has for them
 KINDS = (
@@ -38,10 +41,13 @@ def show_figure(figure: Figure, number: str, caption: str, alt: str | None = Non
     The picture and its caption are two outputs; both carry `vitlab` metadata, and the report joins them.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, bbox_inches="tight", facecolor="white")
+    set_typefaces(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the lab's remarks say so, and what to install
+        figure.savefig(buffer, format="png", dpi=170, bbox_inches="tight", facecolor="white")
     plt.close(figure)
     width = round(figure.get_size_inches()[0] * 96)
-    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or caption, "width": width}
+    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or unmarked(caption), "width": width}
     image = Image(buffer.getvalue(), format="png", width=width, alt=meta["alt"])
     display(image, metadata={"image/png": {"width": width, "alt": meta["alt"]}, "vitlab": meta})
     display(Markdown(f"**Figure {number}.** {caption}"), metadata={"vitlab": {"kind": "caption"}})
@@ -49,7 +55,7 @@ def show_figure(figure: Figure, number: str, caption: str, alt: str | None = Non
 
 def show_table(frame: pd.DataFrame, number: str, caption: str, index: bool = True) -> None:
     """Show a table of already formatted cells with its number and caption."""
-    html = frame.to_html(border=0, index=index, escape=True)
+    html = without_formulas(frame.to_html(border=0, index=index, escape=True))
     display(Markdown(f"**Table {number}.** {caption}"), metadata={"vitlab": {"kind": "caption"}})
     display(HTML(html), metadata={"vitlab": {"kind": "table", "number": number, "caption": caption}})
 
@@ -82,6 +88,7 @@ class Picture:
     def draw(self, figure: Figure) -> None:
         """Show this figure instead of the one before."""
         buffer = io.BytesIO()
+        set_typefaces(figure)
         figure.savefig(buffer, format="png", dpi=140, facecolor="white")
         plt.close(figure)
         image = Image(buffer.getvalue(), format="png", width=round(figure.get_size_inches()[0] * 96))

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import struct
 import tempfile
 import unicodedata
@@ -23,8 +24,10 @@ from fontTools import subset
 from nbconvert.exporters import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+from vitlab.analysis.typefaces import covering
 from vitlab.errors import LabError
-from vitlab.files import writing
+from vitlab.files import reading, writing
+from vitlab.texts import literal
 
 TEMPLATES = Path(__file__).parent / "templates"
 PDF_IMAGE_BOX = (610, 520)  # CSS px: the width of the PDF's text, and a little more than half its height
@@ -59,7 +62,9 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
     html_path, pdf_path = out_dir / "report.html", out_dir / "report.pdf"
     notebook, chapters = merge(notebooks)
     exporter = HTMLExporter(
-        template_name="report", extra_template_basedirs=[str(TEMPLATES)], filters={"markdown2html": markdown_to_html}
+        template_name="report",
+        extra_template_basedirs=[str(TEMPLATES)],
+        filters={"markdown2html": markdown_to_html, "literal": literal},
     )
     content, _ = exporter.from_notebook_node(notebook, resources={"title": title})
     tree = BeautifulSoup(content, "html.parser")
@@ -91,7 +96,8 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
     """One notebook with the cells of all, and the element id of each notebook's chapter by file name."""
     merged, chapters = nbformat.v4.new_notebook(), {}
     for path in paths:
-        notebook = nbformat.read(path, as_version=4)
+        with reading(path, "delete it, and run the notebook again"):
+            notebook = nbformat.read(path, as_version=4)
         first = re.match(rf"#\s+{CHAPTER.pattern}", notebook.cells[0].source if notebook.cells else "")
         if not first:
             raise LabError(f"{path}: the first cell must be a heading with a chapter number: '# 2. Results'")
@@ -291,7 +297,10 @@ def check(html: str) -> None:
 
 
 def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
-    """The PDF of the report's tree, without the code, in the fonts that typst brings: the same everywhere."""
+    """The PDF of the report's tree, without the code, in the fonts that typst brings: the same everywhere.
+
+    Letters that these lack are set in installed ones.
+    """
     import typst  # here, so that a platform without it still gets the HTML
 
     tree = BeautifulSoup(str(tree), "html.parser")
@@ -325,11 +334,17 @@ def typeset(tree: BeautifulSoup, title: dict[str, Any]) -> bytes:
         Path(folder, "body.typ").write_text(body, encoding="utf-8")
         Path(folder, "summary.typ").write_text(_typst_markup(tree.select_one(".summary")), encoding="utf-8")
         Path(folder, "report.typ").write_bytes((TEMPLATES / "report.typ").read_bytes())
-        data = {name: title.get(name, "") for name in ("title", "subtitle")}
+        faces, _ = covering(tree.get_text() + json.dumps(title, ensure_ascii=False))
+        Path(folder, "fonts").mkdir()
+        for face in faces:
+            shutil.copy(face.path, Path(folder, "fonts"))
+        data: dict[str, Any] = {name: title.get(name, "") for name in ("title", "subtitle")}
+        data["faces"] = [face.family for face in faces]
         data["author"] = title.get("author", "vitlab")
         data["facts"] = [[str(label), str(value)] for label, value in title["facts"]]
         main, inputs = Path(folder, "report.typ"), {"report": json.dumps(data)}
-        return typst.compile(main, root=folder, ignore_system_fonts=True, sys_inputs=inputs)
+        fonts = [Path(folder, "fonts")]
+        return typst.compile(main, root=folder, font_paths=fonts, ignore_system_fonts=True, sys_inputs=inputs)
 
 
 def _typst_markup(tag: Tag) -> str:
@@ -345,4 +360,4 @@ def _typst_markup(tag: Tag) -> str:
         formula = re.sub(r"\bsect\b", "inter", formula)
         return re.sub(r'(?<!\()"([\w ]+)"', r'op("\1")', formula)  # named operators, spaced as such
 
-    return re.sub(r"(`+).*?\1|(?<!\\)\$[^$]+\$", mend, markup, flags=re.DOTALL)
+    return re.sub(r"(?<!\\)(`+).*?\1|(?<!\\)\$[^$]+\$", mend, markup, flags=re.DOTALL)

@@ -191,14 +191,17 @@ class RunSession(Session):
         # a graph holds the gradients of one piece alone, and no loader's thread may use the GPU while it is recorded
         alone = self.processes == recipe.accumulate == 1 and not recipe.compile
         self._record = device.type == "cuda" and alone and data.train.fits(device)
-        self._graphs: tuple[torch.Size, nn.Module] | None = None
+        self._graphs: tuple[tuple[torch.Size, str], nn.Module] | None = None
         self._precision = machine.PRECISIONS[recipe.precision]
         return self.accelerator.prepare_model(objective) if self.accelerator else objective
 
     def for_batch(self, called: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
         if self._record:
-            if self._graphs is None or self._graphs[0] != inputs.shape:  # the first batch, or images have grown
-                self._graphs = inputs.shape, recorded(called, inputs, targets, self._precision)
+            what = inputs.shape, getattr(called.model, "phase", "")
+            if (
+                self._graphs is None or self._graphs[0] != what
+            ):  # the first batch, or images have grown, or a model turns
+                self._graphs = what, recorded(called, inputs, targets, self._precision)
             return self._graphs[1], inputs, targets
         own = slice(self.process, None, self.processes)
         return called, inputs[own], targets[own]
