@@ -9,10 +9,10 @@ from nbclient import NotebookClient
 
 from vitlab.machine import ROOT
 
-PARAMETERS = '''# Parameters of this chapter
+PARAMETERS = """# Parameters of this chapter
 image_size = 8
 runs_dir = "{runs}"
-more = {{}}'''
+more = {{}}"""
 NET = """import torch
 from torch import nn
 from vitlab.lab import Lab

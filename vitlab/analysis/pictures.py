@@ -3,18 +3,19 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitlab.analysis.plots import PALETTE, WIDTH, canvas
+from vitlab.analysis.theme import PALETTE, SEQUENTIAL, SMALLEST, WIDTH, canvas, use_theme
 
 
 def _row_name(row: np.ndarray, name: str) -> None:
-    row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+    row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=SMALLEST)
 
 
-def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = 8) -> None:
+def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = SMALLEST) -> None:
     """Draw a uint8 (C, S, S) image without axes."""
     pixels = image.permute(1, 2, 0).numpy()
     axis.imshow(pixels.squeeze() if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
@@ -54,6 +55,7 @@ def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
     cut = cut.flatten(1, 2).transpose(0, 1)  # (N, C, P, P)
     per_row = min(16, len(cut))
     rows = -(-len(cut) // per_row)
+    use_theme()
     figure = plt.figure(figsize=(WIDTH, max(1.6, 0.42 * rows + 0.2)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 3.6])
     whole = left.subplots()
@@ -77,8 +79,8 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
     figure, axes = canvas(len(picks), len(picks), height=4.2)
     for row, i in zip(axes, picks, strict=True):
         for axis, j in zip(row, picks, strict=True):
-            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap="cividis")
-            axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=7)
+            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap=SEQUENTIAL)
+            axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=SMALLEST)
             axis.set_axis_off()
     figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.7)
     return figure
@@ -87,14 +89,13 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
 def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
     """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
     figure, axes = canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
+    names = ["rollout", *(f"head {h + 1}" for h in range(heads.shape[1]))]
     for i, row in enumerate(axes):
         _picture(row[0], images[i], titles[i])
-        for axis, values, name in zip(
-            row[1:], [rolled[i], *heads[i]], ["rollout", *(f"head {h + 1}" for h in range(heads.shape[1]))], strict=True
-        ):
+        for axis, values, name in zip(row[1:], [rolled[i], *heads[i]], names, strict=True):
             _picture(axis, images[i], name if i == 0 else "")
             over = torch.nn.functional.interpolate(values[None, None], size=images.shape[-1], mode="nearest")[0, 0]
-            axis.imshow(over, cmap="magma", alpha=0.75)
+            axis.imshow(over, norm=PowerNorm(0.5, vmin=0), cmap=SEQUENTIAL, alpha=0.7)  # the few largest hide no others
     return figure
 
 
@@ -106,7 +107,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
-        _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure", size=7)
+        _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure")
     return figure
 
 
@@ -115,7 +116,7 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
     figure, axes = canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
     scale = images.shape[-1] // grid
     for i, title in enumerate(titles):
-        _picture(axes[0, i], images[i], title, size=7)
+        _picture(axes[0, i], images[i], title)
         for stage, index in enumerate(kept):
             mask = torch.zeros(grid * grid, dtype=torch.bool)
             mask[index[i]] = True
@@ -132,12 +133,14 @@ def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[s
 
 def attention_matrices(weights: dict[str, Tensor]) -> Figure:
     """Maps of the attention that each query token (row) pays to each key token (column): name -> (T, T)."""
-    figure, [axes] = canvas(1, len(weights), height=2.7)
+    figure, [axes] = canvas(1, len(weights), height=2.9, sharey=True)
+    most = max(float(matrix.max()) for matrix in weights.values())  # one scale, so that flat looks flat
     for axis, (name, matrix) in zip(axes, weights.items(), strict=True):
-        shown = axis.imshow(matrix, cmap="magma", vmin=0)
-        axis.set(title=name, xlabel="key token", ylabel="query token")
+        shown = axis.imshow(matrix, cmap=SEQUENTIAL, vmin=0, vmax=most)
+        axis.set(title=name, xlabel="key token")
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(MaxNLocator(integer=True))
         axis.grid(visible=False)
-        figure.colorbar(shown, ax=axis, shrink=0.75, label="weight")
+    axes[0].set_ylabel("query token")
+    figure.colorbar(shown, ax=list(axes), shrink=0.75, label="weight")
     return figure

@@ -4,31 +4,43 @@ Every helper emits one rich output whose metadata carries number, caption and al
 shows it readably and `render` can typeset the same thing for the report without guessing.
 """
 
+import base64
 import inspect
-import io
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Markdown, display
 from ipywidgets import interact
 from matplotlib.figure import Figure
 
+from vitlab.report.figure_data import data_of
+from vitlab.report.vector import POINT, Drawing, drawing
 
-def show_figure(figure: Figure, number: str, caption: str, alt: str | None = None) -> None:
-    """Show a figure with its number ("2.3") and a caption that says what to see; alt defaults to the caption.
+VECTOR = "application/vnd.vitlab.drawing+svg"  # for the report; JupyterLab shows the PNG beside it
 
-    The picture and its caption are two outputs; both carry `vitlab` metadata, and the report joins them.
+
+def show_figure(figure: Figure | Drawing, number: str, caption: str, alt: str | None = None) -> None:
+    """Show a figure or a diagram with its number ("2.3") and a caption that says what to see; alt defaults to it.
+
+    The picture and its caption are two outputs; both carry `vitlab` metadata, and the report joins them. A figure's
+    metadata also has the numbers it shows, as CSV.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
-    width = round(figure.get_size_inches()[0] * 96)
-    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or caption, "width": width}
-    image = Image(buffer.getvalue(), format="png", width=width, alt=meta["alt"])
-    display(image, metadata={"image/png": {"width": width, "alt": meta["alt"]}, "vitlab": meta})
+    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or caption}
+    if isinstance(figure, Drawing):
+        shown, values = figure, pd.DataFrame()
+        data: dict[str, Any] = {"image/svg+xml": shown.on_white()}
+    else:
+        values = data_of(figure)
+        shown, png = drawing(figure)
+        data = {"image/png": base64.b64encode(png).decode()}
+    width = round(shown.width * POINT)
+    meta |= {"width": width, "size": [shown.width, shown.height], "panels": shown.panels}
+    meta["csv"] = values.to_csv(index=False, float_format="%.6g") if len(values) else ""
+    about = {"image/png": {"width": width, "alt": meta["alt"]}, "vitlab": meta}
+    display({"text/plain": meta["alt"], **data, VECTOR: shown.svg}, metadata=about, raw=True)
     display(Markdown(f"**Figure {number}.** {caption}"), metadata={"vitlab": {"kind": "caption"}})
 
 
