@@ -101,6 +101,15 @@ def _against_none(
     return Difference(mean - base, low, high, spread, abs(mean - base) > spread and not low <= 0 <= high)
 
 
+def price_and_gain(
+    scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]
+) -> tuple[Difference | None, str, Difference]:
+    """Macro F1 of `balanced` over none, if it was trained; the best remedy; and its own over none."""
+    best = _best(scores)
+    price = _against_none("balanced", scores, resampled_scores) if "balanced" in scores else None
+    return price, best, _against_none(best, scores, resampled_scores, _picked(scores))
+
+
 def best_remedy(scores: dict[str, list[float]], resampled_scores: dict[str, np.ndarray]) -> str:
     """One sentence on remedy -> macro F1 of each seed: a gain over `none` counts only beyond all of the noise.
 

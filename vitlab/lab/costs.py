@@ -45,6 +45,15 @@ class Costs:
             raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
+    def latest(self, what: str) -> pd.DataFrame:
+        """The measurement of this kind, of whatever shape, that was taken last on this machine."""
+        machine = self._place(what, None)[1]["machine"]
+        paths = sorted(self.folder.glob(f"{what}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for content in (json.loads(path.read_text(encoding="utf-8")) for path in paths):
+            if content["machine"] == machine:
+                return pd.DataFrame(content["result"])
+        raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
+
     def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
         here = environment()
