@@ -83,7 +83,7 @@ def tokens(results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: 
         row = tried.loc[free[0]]
         return (
             f"{text} *{free[0]}* leaves out tokens worth {1 - row['macs'] / base['macs']:.0%} of the multiply-adds, "
-            f"and no loss against *{reference}* can be shown ({100 * (row['accuracy'] - base['accuracy']):+z.1f} points)."
+            f"and no loss against *{reference}* shows ({100 * (row['accuracy'] - base['accuracy']):+z.1f} points)."
         )
     row = tried.loc[tried["accuracy"].idxmax()]
     return (

@@ -16,8 +16,8 @@ from IPython.display import HTML, Markdown, display
 from ipywidgets import interact
 from matplotlib.figure import Figure
 
-from vitlab.report.figure_data import data_of
-from vitlab.report.vector import POINT, Drawing, drawing
+from vitlab.analysis.drawing import POINT, Drawing, drawing
+from vitlab.analysis.figure_data import data_of
 
 VECTOR = "application/vnd.vitlab.drawing+svg"  # for the report; JupyterLab shows the PNG beside it
 

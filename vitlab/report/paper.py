@@ -16,9 +16,9 @@ import pypandoc
 from bs4 import BeautifulSoup, NavigableString, Tag
 from fontTools.ttLib import TTFont
 
+from vitlab.analysis.drawing import Drawing
 from vitlab.analysis.theme import FONTS, WIDTH
 from vitlab.report.pages import Block, arranged
-from vitlab.report.vector import Drawing
 
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_BOX = (WIDTH * 96, 530)  # CSS px: the width of the text, and a little more than half its height

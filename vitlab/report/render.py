@@ -15,6 +15,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbconvert.exporters import HTMLExporter
 
+from vitlab.analysis.drawing import Drawing, dark_series, embedded, light_series
 from vitlab.errors import LabError
 from vitlab.files import writing
 from vitlab.report import page
@@ -22,7 +23,6 @@ from vitlab.report.formulas import markdown_to_html, set_formulas
 from vitlab.report.notebook import VECTOR
 from vitlab.report.paper import typeset
 from vitlab.report.typefaces import math_font, text_faces
-from vitlab.report.vector import Drawing, dark_series, embedded, light_series
 
 TEMPLATES = Path(__file__).parent / "templates"
 RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")

@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 
 from vitlab.analysis import complexity, findings, plots, sentences, tables
+from vitlab.analysis.drawing import drawing
+from vitlab.analysis.figure_data import data_of
 from vitlab.config import LabConfig
 from vitlab.lab.results import Lab
 from vitlab.machine import environment
 from vitlab.models.registry import MODELS
-from vitlab.report.figure_data import data_of
-from vitlab.report.vector import drawing
 
 TITLE = "Vision Transformers, built, trained and measured"
 SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
@@ -34,7 +34,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     hero["alt"] = "Test accuracy of each model over images per second and over million multiply-adds."
     table = {
         "html": findings.shortlist_table(results).to_html(border=0),
-        "caption": "**The models in short**, most accurate first. Chapter 6 has all of them, and how they were measured.",
+        "caption": "**The models in short**, most accurate first. Chapter 6 has all, and how they were measured.",
     }
     runs = [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]
     environments = [environment for run in runs for environment in run.environments]
@@ -58,8 +58,8 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     """The question, and the answers: Markdown."""
     vit, pairs = results.set_index("model").loc["ViT"], tables.pairs(lab)
     question = (
-        f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_name} without pre-training, "
-        "and what do fewer tokens or cheaper attention buy? The yardstick is a ViT of "
+        f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_name} without "
+        "pre-training, and what do fewer tokens or cheaper attention buy? The yardstick is a ViT of "
         f"{vit['parameters']:,} parameters, at {vit['accuracy']:.1%}."
     )
     by_chapter = {chapter: list(runs) for chapter, runs in lab.plan.chapters.items()}
