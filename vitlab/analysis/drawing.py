@@ -146,7 +146,7 @@ def embedded(shown: Drawing, name: str, title: str) -> str:
         f'xmlns:xlink="http://www.w3.org/1999/xlink"><g id="{name}-all">{inner}</g></svg>'
     )
     if not shown.panels:
-        return whole
+        return f'<div class="picture">{whole}</div>'
     return f'{whole}<div class="panels" aria-hidden="true">{"".join(_panel(p, name) for p in shown.panels)}</div>'
 
 

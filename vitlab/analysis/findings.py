@@ -39,11 +39,12 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if peers.empty:
         return f"{text}, ahead of each of the other {len(others)} beyond chance."
     light = peers[peers["macs"] < best["macs"]].sort_values("macs")
-    text += f"; {len(peers)} of the other {len(others)} cannot be told from it on these images"
+    some = "none of the" if len(peers) == len(others) else f"{len(others) - len(peers)} of the"
+    text += f"; {some} other {len(others)} can be told from it on these images"
     if light.empty:
-        return f"{text}, none of which is lighter."
+        return f"{text}, and none of the rest is lighter."
     share = light["macs"].iloc[0] / best["macs"]
-    return f"{text}, the lightest of them *{light['model'].iloc[0]}* with {share:.0%} of its multiply-adds."
+    return f"{text}, and *{light['model'].iloc[0]}* of the rest needs only {share:.0%} of its multiply-adds."
 
 
 def imbalance(ratio: float, price: Difference | None, remedy: str, gain: Difference) -> str:
@@ -104,8 +105,12 @@ def linear(
     models = rows.loc[[name for name in linear if name in rows.index]]
     faster = models[models["images_per_second"] > vit["images_per_second"]]
     worse = [n for n, row in models.iterrows() if row["accuracy"] < vit["accuracy"] and _differ(pairs, "ViT", n)]
-    here = f"in batches {_names(list(faster.index))} beat softmax" if len(faster) else "none beats softmax in batches"
-    loses = f"and {_names(worse)} lose accuracy" if worse else "and no loss of accuracy can be shown"
+    here = (
+        f"in batches {_names(list(faster.index))} {_s('beat', faster)} softmax"
+        if len(faster)
+        else "none beats softmax in batches"
+    )
+    loses = f"and {_names(worse)} {_s('lose', worse)} accuracy" if worse else "and no loss of accuracy can be shown"
     finite = {kind: at for kind, at in crossovers.items() if math.isfinite(at)}
     first = min(finite, key=finite.get, default="")
     clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
@@ -123,19 +128,21 @@ def worth(results: pd.DataFrame, reference: str = "ViT") -> str:
     prompt = lighter[lighter["latency_ms"] < base["latency_ms"]]
     light = lighter.loc[lighter["macs"].idxmin()]
     share, time = light["macs"] / base["macs"], base["images_per_second"] / light["images_per_second"]
+    example = (
+        f"*{light.name}*, with {share:.0%} of the work, takes {time:.0%} of the time in batches and "
+        f"{light['latency_ms'] / base['latency_ms']:.0%} for one image"
+    )
+    if len(lighter) == 1:
+        return f"{text} Not its share of the time: {example}." if time > 1.1 * share else f"{text} Its time: {example}."
+    batches, single = (f"{len(found) or 'none'} {'is' if len(found) < 2 else 'are'}" for found in (quick, prompt))
     return (
-        f"{text} {_count(len(quick), len(lighter))} lighter than *{reference}* {_are(len(quick))} faster in batches, "
-        f"{_count(len(prompt), len(lighter))} at a single image: *{light.name}*, with {share:.0%} of the work, takes "
-        f"{time:.0%} of the time in batches and {light['latency_ms'] / base['latency_ms']:.0%} for one image."
+        f"{text} Of {len(lighter)} models lighter than *{reference}* {batches} faster in batches and {single} at a single "
+        f"image: {example}."
     )
 
 
-def _count(some: int, of: int) -> str:
-    return f"{some or 'None'} of {of} models"
-
-
-def _are(some: int) -> str:
-    return "is" if some <= 1 else "are"
+def _s(verb: str, subjects: pd.DataFrame | list[str]) -> str:
+    return verb + "s" * (len(subjects) == 1)
 
 
 def shortlist(results: pd.DataFrame) -> pd.DataFrame:

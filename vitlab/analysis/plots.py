@@ -286,8 +286,9 @@ def hero(frame: pd.DataFrame) -> Figure:
             best[column] / unit, best["accuracy"], color=MUTED, linewidth=1, linestyle=":", zorder=0, label="frontier"
         )
         axis.set(xlabel=label, xscale="log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+        wide = known[column].max() > 30 * known[column].min()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.1)
     axes[0].set_ylabel("test accuracy")

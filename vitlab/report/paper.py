@@ -32,10 +32,9 @@ CONCLUSION = re.compile(r"\bconclusion", re.IGNORECASE)
 
 
 def typeset(tree: BeautifulSoup, title: dict[str, Any], drawings: dict[str, Drawing]) -> bytes:
-    """The PDF of the report's tree, in the fonts that typst and the package bring: the same everywhere."""
+    """The PDF of the report's tree, which is taken apart, in the fonts that typst and the package bring."""
     import typst  # here, so that a platform without it still gets the HTML
 
-    tree = BeautifulSoup(str(tree), "html.parser")
     for tag in tree.select("details, hr, .tools"):
         tag.decompose()
     for anchor in tree.select("a.anchor"):

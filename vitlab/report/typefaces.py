@@ -17,7 +17,11 @@ TEXT_FACES = {"Regular": (400, "normal"), "It": (400, "italic"), "Semibold": (60
 def text_faces(text: str) -> list[dict[str, object]]:
     """The glyphs of the report's typeface that a text needs: weight, style and base64 WOFF of each face."""
     return [
-        {"weight": weight, "style": style, "font": _subset(FONTS / f"SourceSansPro-{face}.ttf", set(text), ["*"])}
+        {
+            "weight": weight,
+            "style": style,
+            "font": _subset(FONTS / f"SourceSansPro-{face}.ttf", set(text), ["kern", "lnum", "tnum"]),
+        }
         for face, (weight, style) in TEXT_FACES.items()
     ]
 
