@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 
-def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "") -> dict[str, Any]:
+def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "", ask: str = "0") -> dict[str, Any]:
     """Open an HTML file offline in a window `width` CSS px wide; skip the test where there is no browser.
 
-    `click` is a selector to click once. Returns `requests` (addresses asked for besides the file; not data:),
+    `click` is a selector to click once, `ask` an expression in JavaScript. Returns `answer` (its value), `requests` (addresses asked for besides the file; not data:),
     `errors` (of the console and of scripts), `text` (all that is visible), `empty_images` (number of images
     without size), `overflow` (CSS px by which the page is wider than the window), `open_details` (number of
     unfolded blocks in the text).
@@ -44,6 +44,7 @@ def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str =
                 open_details: document.querySelectorAll("main details[open]").length,
             })"""
         )
+        result["answer"] = page.evaluate(ask)
         browser.close()
     foreign = [url for url in requests if url != address and not url.startswith("data:")]
     return result | {"requests": foreign, "errors": errors}

@@ -136,8 +136,8 @@ def worth(results: pd.DataFrame, reference: str = "ViT") -> str:
         return f"{text} Not its share of the time: {example}." if time > 1.1 * share else f"{text} Its time: {example}."
     batches, single = (f"{len(found) or 'none'} {'is' if len(found) < 2 else 'are'}" for found in (quick, prompt))
     return (
-        f"{text} Of {len(lighter)} models lighter than *{reference}* {batches} faster in batches and {single} at a single "
-        f"image: {example}."
+        f"{text} Of {len(lighter)} models lighter than *{reference}* {batches} faster in batches and {single} at one "
+        f"image alone: {example}."
     )
 
 

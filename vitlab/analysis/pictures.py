@@ -26,7 +26,7 @@ def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = SMALL
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
     """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
     shown = classes[:10]
-    figure, axes = canvas(len(shown), columns, height=0.62 * len(shown))
+    figure, axes = canvas(len(shown), columns, height=0.52 * len(shown))
     for k, row in enumerate(axes):
         members = images[labels == k][:columns]
         for axis in row:
