@@ -10,10 +10,10 @@ import pytest
 def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "", ask: str = "0") -> dict[str, Any]:
     """Open an HTML file offline in a window `width` CSS px wide; skip the test where there is no browser.
 
-    `click` is a selector to click once, `ask` an expression in JavaScript. Returns `answer` (its value), `requests` (addresses asked for besides the file; not data:),
-    `errors` (of the console and of scripts), `text` (all that is visible), `empty_images` (number of images
-    without size), `overflow` (CSS px by which the page is wider than the window), `open_details` (number of
-    unfolded blocks in the text).
+    `click` is a selector to click once, `ask` an expression in JavaScript. Returns `answer` (its value), `requests`
+    (addresses asked for besides the file; not data:), `errors` (of the console and of scripts), `text` (all that is
+    visible), `empty_images` (number of images without size), `overflow` (CSS px by which the page is wider than the
+    window), `open_details` (number of unfolded blocks in the text).
     """
     names = ("chromium", "chromium-browser", "google-chrome")
     browser_path = next(filter(None, map(shutil.which, names)), None)

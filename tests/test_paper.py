@@ -99,12 +99,12 @@ def test_charts_are_drawn_in_the_pages_colours_with_their_numbers_beside_them(re
 
 def test_wide_table_says_how_many_columns_are_hidden_and_keeps_its_first_in_sight(report: Path) -> None:
     ask = """(() => { const box = document.querySelector("#table-1-1 .scroll"); box.scrollLeft = 200;
-        const first = box.querySelector("tbody th");
-        return [box.nextElementSibling.textContent, first.getBoundingClientRect().left >= box.getBoundingClientRect().left - 1]; })()"""
+        const left = (part) => part.getBoundingClientRect().left;
+        return [box.nextElementSibling.textContent, left(box.querySelector("tbody th")) - left(box)]; })()"""
     for width in (1280, 400):
-        hint, pinned = open_offline(report / "report.html", width, ask=ask)["answer"]
+        hint, moved = open_offline(report / "report.html", width, ask=ask)["answer"]
         assert re.search(r"\d more column", hint)
-        assert pinned
+        assert moved >= -1
 
 
 def test_panels_stand_below_each_other_on_a_narrow_screen_alone(report: Path) -> None:
@@ -182,7 +182,7 @@ def test_pdf_is_tagged_and_has_bookmarks(pdf: pdfplumber.PDF) -> None:
     catalog = pdf.doc.catalog
     assert "StructTreeRoot" in catalog
     bookmarks = [title for _, title, *_ in pdf.doc.get_outlines()]
-    assert ["1. Chapter 1", "2. Chapter 2"] == [title for title in bookmarks if re.match(r"\d\. ", title)]
+    assert [title for title in bookmarks if re.match(r"\d\. ", title)] == ["1. Chapter 1", "2. Chapter 2"]
 
 
 def test_wide_table_is_split_and_each_part_names_its_rows(texts: list[str]) -> None:

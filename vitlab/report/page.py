@@ -93,7 +93,7 @@ def link_references(tree: BeautifulSoup, chapters: dict[str, str]) -> None:
     for link in tree.select("a[href]"):
         if chapter := chapters.get(Path(link["href"]).name):
             link["href"] = f"#{chapter}"
-        elif not re.match(r"https?:|mailto:|#", link["href"]):
+        elif not re.match(r"https?:|mailto:|data:|#", link["href"]):
             link.unwrap()  # a file beside the notebook is not beside the report
 
 
