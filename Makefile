@@ -3,11 +3,15 @@ PYTHON  ?= python3
 PROFILE ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
+# as they were typed: make itself would read $ in them
+override DATA := $(value DATA)
+override SET := $(value SET)
+override OUT := $(value OUT)
 export DATA SET OUT
 
 .PHONY: report test quick-test lab constraints clean
 report: $(VENV)/installed
-	@$(BIN)/python -m vitlab report --profile "$(PROFILE)" --data "$$DATA" --out "$$OUT" --set $(SET)
+	@$(BIN)/python -m vitlab report --profile "$(PROFILE)" --data "$$DATA" --out "$$OUT" --words "$$SET"
 
 test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .
@@ -19,12 +23,13 @@ quick-test: $(VENV)/installed
 	@$(BIN)/python -m pytest tests -o addopts=-ra -m "not slow"
 
 lab: $(VENV)/installed
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/python -m vitlab lab
 
 # Made again when a version has changed.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vitlab needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": name another one with make PYTHON=python3.12 …")'
 	@echo "Setting up $(VENV): a few minutes, once."
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e '.[test]'
 	@touch $@

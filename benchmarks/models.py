@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitlab import machine
-from vitlab.analysis import complexity
+from vitlab.analysis import complexity, timing
 from vitlab.config import RunConfig
 from vitlab.models.registry import build_model
 from vitlab.models.vit import Attention, split_heads
 
 SHAPE = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4.0, "image_size": 32, "patch_size": 4, "pool": "mean"}
 BATCH, ROUNDS = 128, 20
-TOKENS = [64, 128, 256, 512, 1024, 2048, 4096]
+TOKENS = [side**2 for side in (8, 12, 16, 24, 32, 48, 64)]  # of square images
 LINFORMER_K = 64
 BATCH_TOKENS = 8192  # of all images of a batch, in which the two kernels are compared
 
@@ -72,7 +72,7 @@ def pruning() -> None:
 
 def growth() -> None:
     """One attention layer by number of tokens: time as the model uses it, fitted, and where the curves meet."""
-    frame = complexity.growth(RunConfig(**SHAPE, linformer_k=LINFORMER_K), TOKENS)
+    frame = complexity.medians(complexity.growth(RunConfig(**SHAPE, linformer_k=LINFORMER_K), TOKENS))
     times = frame.pivot(index="tokens", columns="attention", values="seconds")
     rows = []
     for kind, part in frame.groupby("attention", sort=False):
@@ -125,8 +125,8 @@ def kernels() -> None:
         for kernel, kind in {"explicit": Explicit, "fused": Fused}.items():
             layer = kind(SHAPE["dim"], SHAPE["heads"], tokens).to(device)
             with torch.inference_mode():
-                one = complexity.seconds(partial(run, layer))[0]
-            both = complexity.seconds(lambda run=run, layer=layer: run(layer).float().sum().backward())[0]
+                one = timing.seconds(partial(run, layer))[0]
+            both = timing.seconds(lambda run=run, layer=layer: run(layer).float().sum().backward())[0]
             row |= {f"{kernel}, inference (ms)": f"{one * 1e3:.1f}", f"{kernel}, training (ms)": f"{both * 1e3:.1f}"}
         rows.append(row)
     table(rows)

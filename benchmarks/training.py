@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from vitlab import machine
-from vitlab.analysis.complexity import macs, seconds
+from vitlab.analysis.complexity import macs
+from vitlab.analysis.timing import seconds
 from vitlab.config import RunConfig
 from vitlab.data.augment import augment
 from vitlab.data.splits import Data, Split

@@ -7,6 +7,15 @@ from typing import Any
 import pytest
 
 
+def chromium() -> str:
+    """The browser's path; skip the test where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(names)} is on PATH")
+    return path
+
+
 def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "", ask: str = "0") -> dict[str, Any]:
     """Open an HTML file offline in a window `width` CSS px wide; skip the test where there is no browser.
 
@@ -15,10 +24,7 @@ def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str =
     visible), `empty_images` (number of images without size), `overflow` (CSS px by which the page is wider than the
     window), `open_details` (number of unfolded blocks in the text).
     """
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser_path = next(filter(None, map(shutil.which, names)), None)
-    if browser_path is None:
-        pytest.skip(f"none of {', '.join(names)} is on PATH")
+    browser_path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     address = path.resolve().as_uri()
     requests: list[str] = []

@@ -8,13 +8,18 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
+from conftest import SMALL
 from PIL import Image
 
 from vitlab import machine
+from vitlab.analysis import metrics
 from vitlab.config import RunConfig
-from vitlab.data import sources
 from vitlab.data.splits import Source
 from vitlab.machine import ROOT
+from vitlab.models.reduce import ToMeViT
+from vitlab.parameters import as_profile, load_params
+from vitlab.runs import Run, identity
 
 
 def script(name: str) -> ModuleType:
@@ -26,17 +31,17 @@ def script(name: str) -> ModuleType:
 
 def test_models_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     models = script("models")
-    for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 512, 1024], "BATCH_TOKENS": 65}.items():
+    for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 576, 1024], "BATCH_TOKENS": 65}.items():
         monkeypatch.setattr(models, name, value)
     with torch.inference_mode():
         models.pruning()
     models.growth()
     models.course()
-    monkeypatch.setattr(models.complexity, "seconds", lambda work: (work() is not None or 1.0, 1.0, 1.0))
+    monkeypatch.setattr(models.timing, "seconds", lambda work: (work() is not None or 1.0, 1.0, 1.0))
     models.kernels()
     printed = capsys.readouterr().out
     for row in (
-        "| DynamicViT, ρ = 0.7 | 112.2 M |",
+        "| DynamicViT, ρ = 0.7 | 111.0 M |",
         "| Linformer |",
         f"| bfloat16 | 65 | {'explicit' if machine.device().type == 'cpu' else 'fused'} |",
         "| ViT-Base 512/6/8 |",
@@ -62,13 +67,113 @@ def test_fine_tune_compares_pruning_with_training_on(
     fine_tune = script("fine_tune")
     small = {"image_size": 8, "preset": "nano", "dim": 16, "batch_size": 8, "crop": 1, "linformer_k": 2}
     monkeypatch.setattr(fine_tune, "PARAMS", fine_tune.PARAMS | small)
-    monkeypatch.setattr(sources, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else Path(p))
+    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
     fine_tune.PER_CLASS = 8
     fine_tune.main(str(tmp_path / "photos"), 2, 1)
     printed = capsys.readouterr().out
     assert "| DynamicViT, ρ = 0.7 |" in printed
     assert "points (wanted: no less than −1)." in printed
+
+
+def test_study_compares_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    profile = tmp_path / "small.yaml"
+    profile.write_text(yaml.safe_dump(as_profile(SMALL)))
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    chosen = ["study_remedies=sampler, class_weights, post_hoc", "study_seeds=2", "epochs=1", "study_ratio=9"]
+    script("study").main([str(profile), "2", "1", "--set", *chosen])
+    printed = capsys.readouterr().out
+    assert printed.index("# 1 epochs") < printed.index("# 2 epochs")
+    assert printed.count("Sampler and class weights minimise the same expected loss") == 2
+    assert "The balanced reference reaches" in printed
+    assert "linear 9:1, from 1 to 2 epochs: the best is" in printed
+
+
+SMALL_PROFILE = """
+image_size: 8
+batch_size: 64
+precision: fp32
+more: {dim: 16, depth: 4, heads: 2, mlp_ratio: 2.0, linformer_k: 2, epochs: 1, fine_tune_epochs: 1}
+"""
+
+
+def test_attention_prints_differences_of_means_and_trains_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    attention = script("attention")
+    (tmp_path / "small.yaml").write_text(SMALL_PROFILE)
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    attentions = attention.attentions
+    monkeypatch.setitem(attention.GROUPS, "attentions", lambda params: dict([*attentions(params).items()][:3]))
+    words = ["--params", str(tmp_path / "small.yaml"), "--seeds", "2", "--only", "attentions"]
+    attention.main(words)
+    printed = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")][2:] == [
+        "| softmax", "| kernelised", "| injective, same φ",
+    ]  # fmt: skip
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/summary.json")}
+    assert len(made) == 6
+    both = [Run(path.parent) for path in made if "linear_vit" in path.parent.name]
+    mean, spread = metrics.mean_and_spread([run.summary["val_accuracy"] for run in both])
+    assert f"| kernelised | {100 * mean:.2f} ± {100 * spread:.2f} |" in printed
+    attention.main(words)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/summary.json")} == made
+
+
+def test_attention_plans_runs_of_every_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = script("attention")
+    for profile in (ROOT / "params").glob("*.yaml"):
+        params = load_params(profile)
+        for group in attention.GROUPS.values():
+            configs = [params.run(**changes) for changes in group(params).values()]
+            assert len({str(identity(config, "data")) for config in configs}) == len(configs)
+
+
+def test_attention_measures_one_layer_in_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    attention = script("attention")
+    monkeypatch.setattr(attention, "TOKENS", [64, 576, 1024])
+    monkeypatch.setattr(attention, "ROUNDS", 2)
+    attention.speed(RunConfig(dim=16, heads=2, linformer_k=4, image_size=32))
+    printed = capsys.readouterr().out
+    assert "One layer, 16/2, Linformer k = 4, 2 rounds" in printed
+    assert all(f"| {kind} |" in printed for kind in ("softmax", "kernelised", "Linformer", "InLine"))
+
+
+@pytest.mark.slow
+def test_tokens_prints_the_tables_of_every_way_and_departure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tokens = script("tokens")
+    for name, value in {"ROUNDS": 2, "BATCH": 2, "RATIOS": (0.9, 0.5)}.items():
+        monkeypatch.setattr(tokens, name, value)
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
+    small = ["image_size=8", "dim=16", "depth=4", "heads=2", "linformer_k=2", "epochs=1", "fine_tune_epochs=1"]
+    tokens.main(["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"])
+    printed = capsys.readouterr().out
+    for row in (
+        "As it is: conv tokenizer",
+        "| Top-K by norm |",
+        "| ToMe in every block |",
+        "| DynamicViT, fresh predictors |",
+        "| distilled, not pruned |",
+        "| pruned, not distilled |",
+        "| never a draw |",
+        "saving at half a point",
+        "Speed: patch tokenizer",
+    ):
+        assert row in printed
+    trained = {path.name for path in tmp_path.iterdir()}
+    tokens.main(["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"])
+    assert {path.name for path in tmp_path.iterdir()} == trained  # found, not trained again
+
+
+@pytest.mark.parametrize("keep_ratio", [0.9, 0.7, 0.5])
+def test_tokens_merges_as_many_in_every_block_as_at_three_stages(keep_ratio: float) -> None:
+    config = RunConfig(model="tome_vit", preset="tiny", image_size=32, keep_ratio=keep_ratio)
+    changed = config.replace(**script("tokens").gradual(config))
+    blocks = [sum(ToMeViT.patches_by_block(c)) for c in (config, changed)]
+    assert abs(blocks[1] - blocks[0]) <= 0.03 * blocks[0]
+    assert changed.stages == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow

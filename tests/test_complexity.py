@@ -1,8 +1,7 @@
 """The formula counts what the model multiplies, and savings show where they should and nowhere else."""
 
 import math
-from collections.abc import Callable, Iterable
-from itertools import chain, cycle
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -10,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vitlab.analysis import complexity
+from vitlab.analysis import complexity, timing
 from vitlab.analysis.complexity import COURSE, counted_macs, crossover, exponent, macs, ptflops_macs
 from vitlab.config import RunConfig
+from vitlab.errors import LabError
+from vitlab.models.dynamic_vit import DynamicViT
 from vitlab.models.registry import MODELS, Row, build_model
 
 VARIANTS = [
@@ -22,6 +23,8 @@ VARIANTS = [
     {"model": "linear_vit"},
     {"model": "linear_vit", "feature_map": "relu"},
     *({"model": "linformer_vit", "linformer_sharing": s} for s in ("headwise", "key_value", "layerwise")),
+    *({"model": "inline_vit", "inline_map": phi} for phi in ("identity", "elu", "relu")),
+    *({"model": model} for model in ("injective_vit", "local_vit", "local_linear_vit")),
 ]
 SHAPE = {"dim": 32, "depth": 4, "heads": 4, "mlp_ratio": 2.0}
 
@@ -43,7 +46,7 @@ def attention_macs(model: str, tokens: int, dim: int, heads: int, linformer_k: i
 
 @pytest.mark.parametrize("image_size", [16, 32])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("tokenizer", ["patch", "conv"])
+@pytest.mark.parametrize("tokenizer", ["patch", "conv", "light"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(variant.values()))
 def test_formula_is_what_torch_counts(variant: dict, tokenizer: str, pool: str, image_size: int) -> None:
     config = RunConfig(**variant, tokenizer=tokenizer, pool=pool, image_size=image_size, **SHAPE)
@@ -52,7 +55,14 @@ def test_formula_is_what_torch_counts(variant: dict, tokenizer: str, pool: str, 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"patch_size": 8}, {"patch_size": 1, "tokenizer": "conv"}, {"depth": 6}, {"dim": 48}]
+    "changes",
+    [
+        {"patch_size": 8},
+        {"patch_size": 1, "tokenizer": "conv"},
+        {"patch_size": 2, "tokenizer": "light"},
+        {"depth": 6},
+        {"dim": 48},
+    ],
 )
 @pytest.mark.parametrize("keep_ratio", [0.3, 0.85])
 def test_formula_follows_other_shapes_of_dynamic_vit(changes: dict, keep_ratio: float) -> None:
@@ -75,6 +85,18 @@ def test_the_courses_figures_fit_none_of_its_models_parameters_and_its_flops_are
         assert abs(formula(config) - flops) < abs(2 * formula(config) - flops)
 
 
+def test_light_tokenizer_adds_a_third_of_what_the_convolutional_one_adds() -> None:
+    tiny = RunConfig(preset="tiny", image_size=32)
+    patch, conv, light = (formula(tiny.replace(tokenizer=name)) for name in ("patch", "conv", "light"))
+    assert light - patch == pytest.approx((conv - patch) / 3, rel=0.03)
+    assert light - patch == pytest.approx(10e6, rel=0.06)
+
+
+def test_no_shape_of_that_cost_is_one_sentence() -> None:
+    with pytest.raises(LabError, match=r"no ViT of smaller depth than 4 needs 0\.00 million MACs"):
+        complexity.smaller_vit(RunConfig(**SHAPE), 1000, "depth", 3, 10)
+
+
 def test_batch_does_not_change_the_count_of_an_image() -> None:
     model = build_model(RunConfig(**SHAPE), 10, 3)
     assert counted_macs(model, torch.randn(1, 3, 16, 16)) == counted_macs(model, torch.randn(5, 3, 16, 16))
@@ -92,7 +114,9 @@ def test_ptflops_misses_the_products_of_attention_and_adds_biases_norms_and_acti
 
 
 @pytest.mark.parametrize("tokenizer", ["patch", "conv"])
-@pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
+@pytest.mark.parametrize(
+    "model", ["vit", "dynamic_vit", "evit", "tome_vit", "linear_vit", "linformer_vit", "inline_vit"]
+)
 def test_what_ptflops_reports_is_explained_for_every_model(model: str, tokenizer: str) -> None:
     config = RunConfig(preset="tiny", model=model, tokenizer=tokenizer)
     hooked = ptflops_macs(build_model(config, 10, 3), (3, 16, 16))
@@ -130,18 +154,19 @@ def test_linformer_is_cheaper_beyond_twice_its_projection_alone() -> None:
         assert (linformer < softmax) == (tokens > 16)
 
 
-@pytest.mark.parametrize(("model", "power"), [("vit", 2), ("linear_vit", 1), ("linformer_vit", 1)])
+@pytest.mark.parametrize(("model", "power"), [("vit", 2), ("linear_vit", 1), ("linformer_vit", 1), ("inline_vit", 1)])
 def test_attention_grows_with_the_tokens_as_it_claims(model: str, power: int) -> None:
-    assert attention_macs(model, 2000, 64, 4, 8) == 2**power * attention_macs(model, 1000, 64, 4, 8)
+    assert attention_macs(model, 4096, 64, 4, 8) == 4**power * attention_macs(model, 1024, 64, 4, 8)
 
 
 def test_pruning_saves_more_the_less_it_keeps_and_costs_its_predictors() -> None:
     full = formula(RunConfig(image_size=32))
-    pruned = [formula(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=r)) for r in (0.3, 0.5, 0.7, 0.9, 1.0)]
+    pruned = [formula(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=r)) for r in (0.3, 0.5, 0.7, 0.9)]
     assert pruned == sorted(set(pruned))
-    assert pruned[2] < full
-    everything = macs(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=1), 3, 10)
-    assert pruned[-1] - full == everything["predictors"] > 0
+    assert pruned[2] < full == formula(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=1))  # nobody is asked
+    by_chance = formula(RunConfig(image_size=32, model="random_vit", keep_ratio=0.7))
+    predictors = macs(RunConfig(image_size=32, model="dynamic_vit", keep_ratio=0.7), 3, 10)["predictors"]
+    assert pruned[2] - by_chance == predictors > 0
 
 
 def test_dynamic_vit_at_0_7_saves_at_least_30_percent_of_192_wide_models() -> None:
@@ -177,32 +202,6 @@ def test_crossover_is_the_last_one_and_has_its_limits() -> None:
     assert 64 < noisy < 256
 
 
-class Clock:
-    """Stands in for the module `time`: it goes on only while work is done, for as long as the next duration says."""
-
-    def __init__(self, durations: Iterable[float]) -> None:
-        self.now, self.durations = 0.0, iter(durations)
-
-    def perf_counter(self) -> float:
-        return self.now
-
-    def work(self) -> None:
-        self.now += next(self.durations)
-
-
-def test_seconds_are_a_median_between_its_quartiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(chain([1000.0], cycle([5.0, 1.0, 3.0, 2.0, 40.0])))  # the first call is slow and not counted
-    monkeypatch.setattr(complexity, "time", clock)
-    assert complexity.seconds(clock.work, at_least=0, repeats=5) == (3.0, 1.5, 22.5)
-
-
-def test_seconds_repeat_until_enough_time_was_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(cycle([1.0]))
-    monkeypatch.setattr(complexity, "time", clock)
-    complexity.seconds(clock.work, at_least=100, repeats=5)
-    assert 100 < clock.now < 104
-
-
 def test_peak_memory_sees_what_is_held_at_once() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     megabyte = 2**20
@@ -226,7 +225,7 @@ def test_file_holds_four_bytes_a_parameter() -> None:
 
 def test_measure_is_one_consistent_row() -> None:
     config = RunConfig(**SHAPE)
-    row = complexity.measure(config, num_classes=10, channels=3)
+    [row] = complexity.measure([config], num_classes=10, channels=3)
     assert row["parameters"] == sum(p.numel() for p in build_model(config, 10, 3).parameters())
     assert row["macs"] == row["macs_counted"] == formula(config)
     assert row["macs_ptflops"] < row["macs"]
@@ -257,50 +256,87 @@ def test_model_without_a_formula_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     config = RunConfig(model="toy", **SHAPE)
     expected = 16 * 4 * 4 * 3 * 32 + 32 * 10  # 16 patches of 48 numbers, the head
     assert sum(macs(config, 3, 10).values()) == expected
-    row = complexity.measure(config, channels=3, num_classes=10)
+    [row] = complexity.measure([config], channels=3, num_classes=10)
     assert row["macs"] == row["macs_counted"] == expected
     assert row["macs_hidden"] == 0
 
 
-@pytest.mark.parametrize(
-    ("seconds_of", "batch"),
-    [
-        (lambda n: 1e-3 * n, 8),  # a larger batch gains nothing
-        (lambda n: 1e-3 * max(n, 32), 32),
-        (lambda n: 0.05 + 1e-6 * n, 2048),  # all time is overhead
-        (lambda n: 0.1 + 1e-6 * n, 8),  # four times that is too long
-    ],
-)
-def test_throughput_is_that_of_the_best_batch(
-    seconds_of: Callable[[int], float], batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(complexity, "seconds", lambda work: np.array([1.0, 0.5, 2.0]) * seconds_of(work()))
-    best, median, low, high = complexity.throughput(len, torch.zeros(3, 4, 4))
-    assert best == batch
-    assert [median, low, high] == pytest.approx([batch / seconds_of(batch) * f for f in (1, 0.5, 2)])
+def test_models_of_a_table_are_measured_in_the_same_rounds() -> None:
+    config = RunConfig(**SHAPE)
+    rows = complexity.measure([config, config.replace(model="linear_vit")], channels=3, num_classes=10)
+    lengths = {len(row[name]) for row in rows for name in ("latency_rounds_ms", "images_per_second_rounds")}
+    assert min(lengths) >= timing.ROUNDS
+    for name in ("latency_rounds_ms", "images_per_second_rounds"):
+        assert len(rows[0][name]) == len(rows[1][name])
+    assert rows[0]["latency_ms"] == pytest.approx(np.median(rows[0]["latency_rounds_ms"]), rel=1e-2)
+
+
+def in_no_time(works: dict, *_: object, **__: object) -> pd.DataFrame:
+    """Two rounds in which every work is done once and takes as many seconds as there are works before it."""
+    answers.extend(work() for work in works.values())
+    return pd.DataFrame([[1.0 + i for i in range(len(works))]] * 2, columns=list(works))
+
+
+answers: list = []
 
 
 def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = []
-    monkeypatch.setattr(complexity, "throughput", lambda model, image: (4, 1.0, 1.0, 1.0))
-    monkeypatch.setattr(complexity, "seconds", lambda work: (tokens.append(work()) or len(tokens), 0, 0))
+    seen: list[tuple[float, int]] = []
+    forward = DynamicViT.forward
+    monkeypatch.setattr(
+        DynamicViT, "forward", lambda self, x, *a: (seen.append((self.keep_ratio, len(x))), forward(self, x, *a))[1]
+    )
+    monkeypatch.setattr(complexity, "best_batch", lambda model, image: 4)
+    monkeypatch.setattr(complexity, "in_turns", in_no_time)
     frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE | {"pool": "mean"}), (1.0, 0.5), 3, 10)
     assert frame["keep_ratio"].tolist() == [1.0, 0.5]
     assert frame["macs"][0] > frame["macs"][1]
-    one, many, one_pruned, many_pruned = sorted(tokens[:2], key=len) + sorted(tokens[2:], key=len)
-    assert (len(one), len(one_pruned)) == (1, 1)
-    assert len(many) == len(many_pruned) > 1
-    assert not torch.equal(many, many_pruned)  # it really ran at another ratio
+    assert seen == [(1.0, 1), (0.5, 1), (1.0, 4), (0.5, 4)]  # it really ran at either ratio, single and in batches
+    assert frame["images_per_second"].tolist() == [4.0, 2.0]
 
 
-def test_growth_measures_every_kind_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(complexity, "seconds", lambda work: (work() is not None and 2.0, 1.0, 3.0))
-    frame = complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 64, 256])
-    assert len(frame) == 9
-    power = {kind: exponent(rows["tokens"], rows["bytes"]) for kind, rows in frame.groupby("attention")}
+def test_growth_measures_every_kind_at_every_size_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complexity, "in_turns", in_no_time)
+    frame = complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 64, 256], rounds=2)
+    names = {"softmax": "vit", "kernelised": "linear_vit", "Linformer": "linformer_vit", "InLine": "inline_vit"}
+    assert len(frame) == 4 * 3 * 2
+    assert set(frame["round"]) == {0, 1}
+    medians = complexity.medians(frame)
+    assert len(medians) == 4 * 3
+    power = {kind: exponent(rows["tokens"], rows["bytes"]) for kind, rows in medians.groupby("attention")}
     assert power["softmax"] == pytest.approx(1, abs=0.2)  # the fused kernel never holds the square matrix
     assert power["kernelised"] == pytest.approx(1, abs=0.2)
-    for _, row in frame.iterrows():
-        kind = {"softmax": "vit", "kernelised": "linear_vit", "Linformer": "linformer_vit"}[row["attention"]]
-        assert row["macs"] == 4 * row["tokens"] * 16**2 + attention_macs(kind, row["tokens"], 16, 2, 4)
-    assert np.isfinite(frame[["macs", "seconds", "low", "high", "bytes"]].to_numpy(float)).all()
+    for _, row in medians.iterrows():
+        own = attention_macs(names[row["attention"]], row["tokens"], 16, 2, 4)
+        assert row["macs"] == 4 * row["tokens"] * 16**2 + own
+    assert np.isfinite(frame[["macs", "seconds", "bytes"]].to_numpy(float)).all()
+    assert (frame["seconds"] > 0).all()
+
+
+def test_growth_is_measured_again_where_more_tokens_took_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+
+    def disturbed(works: dict, holds: Callable, rounds: int) -> pd.DataFrame:
+        """Of the first round the shortest sequences took longest."""
+        keys = pd.MultiIndex.from_tuples(works)
+        bad = pd.DataFrame([[1.0 / tokens for _, tokens in works]], columns=keys)
+        good = pd.DataFrame([[float(tokens) for _, tokens in works]] * 3, columns=keys)
+        held.extend([holds(bad), holds(pd.concat([bad, good]))])
+        return good
+
+    monkeypatch.setattr(complexity, "in_turns", disturbed)
+    complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 64])
+    assert held == [False, True]
+
+
+def test_what_rounds_say_has_a_median_and_quartiles_also_beyond_all_sizes() -> None:
+    tokens = [16, 64, 256, 1024]
+    crossings = [30.0, 100.0, 100.0, 300.0, 1e9]  # in the last round softmax stays faster
+    rounds = [
+        times(tokens, [1e-6 * n**2 for n in tokens], [1e-6 * at * n for n in tokens]).assign(round=i)
+        for i, at in enumerate(crossings)
+    ]
+    middle, low, high = complexity.over_rounds(pd.concat(rounds), lambda one: crossover(one, "kernelised"))
+    assert (middle, low, high) == pytest.approx((100, 100, 300))
+    middle, low, high = complexity.over_rounds(pd.concat(rounds[3:]), lambda one: crossover(one, "kernelised"))
+    assert (middle, high) == (pytest.approx(300), math.inf)

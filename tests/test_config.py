@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from vitlab.config import PRESETS, Common, LabConfig, Recipe, RunConfig, Training, absolute, parse
+from vitlab.config import PRESETS, STUDIED, Common, LabConfig, Recipe, RunConfig, Training, absolute, parse
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS, SHARED
@@ -100,6 +100,62 @@ def test_longer_training_is_longer() -> None:
     assert parse(LabConfig, {"epochs": 40, "long_epochs": 0}).long_epochs == 0
 
 
+def test_run_that_ends_with_its_last_epoch_waits_for_no_better_one() -> None:
+    with pytest.raises(LabError, match="patience 3 waits for a best epoch"):
+        parse(Recipe, {"patience": 3, "keep_epoch": "last"})
+
+
+# ---------------------------------------------------------------- the imbalance study
+
+
+def test_study_may_have_further_class_sizes() -> None:
+    params = LabConfig(study_imbalance="linear", study_ratio=10, study_more=" linear 100,exponential 2.5, linear 10")
+    assert params.study_shapes == [("linear", 10), ("linear", 100), ("exponential", 2.5)]
+    assert LabConfig().study_shapes == [("exponential", 50)]
+
+
+@pytest.mark.parametrize("text", ["linera 10", "linear", "10", "linear 10:1", "linear 0.5", "linear 10; linear 20"])
+def test_class_sizes_that_nobody_can_read_are_one_sentence(text: str) -> None:
+    with pytest.raises(LabError, match=f'study_more has .{text}.: write it as "linear 10, exponential 100"'):
+        parse(LabConfig, {"study_more": text})
+
+
+def test_study_has_all_remedies_or_those_that_are_named() -> None:
+    assert LabConfig().remedies == list(STUDIED)
+    chosen = LabConfig(study_remedies="post_hoc, sampler")
+    assert chosen.remedies == ["none", "sampler", "post_hoc"]  # none is what they are compared with
+
+
+@pytest.mark.parametrize(("text", "words"), [("samplr", "did you mean 'sampler'"), ("none", "none alone")])
+def test_remedies_that_make_no_study_are_one_sentence(text: str, words: str) -> None:
+    with pytest.raises(LabError, match=words):
+        parse(LabConfig, {"study_remedies": text})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ablations": ["local_vti"]}, "ablations names 'local_vti': choose of injective_vit"),
+        ({"ablations": "linear_vit"}, "ablations names 'linear_vit'"),  # it is trained anyway
+        ({"equal_cost": ["vit"]}, "equal_cost names 'vit': choose of dynamic_vit"),
+        ({"equal_cost": ["resnet20"]}, "equal_cost names 'resnet20'"),
+        ({"sizes": "nano,small"}, "sizes names nano, which is the preset itself"),
+        ({"sizes": ["huge"]}, "parameter sizes is 'huge'"),
+        ({"tokenizers": "patch,cone"}, "parameter tokenizers is 'cone'"),
+        ({"tokenizers": ["patch"], "long_epochs": 50}, "name it in tokenizers"),
+        ({"seeds": 0}, "seeds is 0"),
+    ],
+)
+def test_lists_name_what_there_is(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(LabError) as caught:
+        parse(LabConfig, values)
+    assert words in str(caught.value)
+
+
+def test_list_may_be_written_with_commas() -> None:
+    assert parse(LabConfig, {"sizes": "tiny, small"}).sizes == parse(LabConfig, {"sizes": ["tiny", "small"]}).sizes
+
+
 def test_processes_share_a_batch_evenly() -> None:
     with pytest.raises(LabError, match="batch_size 64 cannot be shared evenly by 3 processes"):
         parse(LabConfig, {"batch_size": 64, "processes": 3})
@@ -172,6 +228,8 @@ def test_every_declared_field_is_read_outside_config(name: str) -> None:
     if name == "preset":  # it is read in config.py itself, where it fills the shape: see the tests of presets
         assert RunConfig(preset="base").dim != RunConfig(preset="nano").dim
         return
+    through = {"study_ratio": "study_shapes", "study_more": "study_shapes", "study_remedies": "remedies"}
+    name = through.get(name, name)  # what a property of LabConfig makes of it
     by_name = {*SHARED, *(option for row in MODELS.values() for option in row.options)}  # read by build_model
     source = "".join(path.read_text() for path in (ROOT / "vitlab").rglob("*.py") if path.name != "config.py")
     assert name in by_name or re.search(rf"\b(config|params|recipe|p)\.{name}\b", source)

@@ -1,5 +1,6 @@
 """What models cost is measured once for a shape, a machine and this code."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,22 @@ def test_failed_measurement_is_not_kept(kept: Costs) -> None:
     assert kept.measured("speed", 1, lambda: 2) == 2
 
 
-def test_equal_shapes_share_their_cost(kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured: list[tuple] = []
-    monkeypatch.setattr(complexity, "measure", lambda *what: measured.append(what) or {"macs": len(measured)})
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """What `complexity.measure` was asked for, one call after another; each model's cost is a number of its own."""
+    calls: list[tuple] = []
+
+    def measure(configs: list[RunConfig], channels: int, num_classes: int) -> list[dict]:
+        calls.append((configs, channels, num_classes))
+        return [{"macs": 10 * len(calls) + i, "latency_rounds_ms": [1.0 + i, 2.0 + 2 * i]} for i in range(len(configs))]
+
+    monkeypatch.setattr(complexity, "measure", measure)
+    return calls
+
+
+def test_equal_shapes_share_their_cost(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:
     first = kept.of(tiny)
-    assert measured == [(tiny, 1, 10)]  # channels, classes
+    assert measured == [([tiny], 1, 10)]  # channels, classes
     for change in ({"init_from": "another", "epochs": 9}, {"lr": 1.0, "keep_ratio": 0.2}, {"dropout": 0.5}):
         assert kept.of(tiny.replace(**change)) == first
     pruned = tiny.replace(model="dynamic_vit")
@@ -96,16 +108,36 @@ def test_equal_shapes_share_their_cost(kept: Costs, tiny: RunConfig, monkeypatch
     assert Costs(kept.folder, num_classes=10, channels=3).of(tiny) != first
 
 
-def test_cost_that_may_only_be_read_is_not_measured(
-    kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(complexity, "measure", lambda *_: {"macs": 5})
+def test_models_that_are_compared_are_measured_together(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:
+    tuned, linear = tiny.replace(lr=1.0), tiny.replace(model="linear_vit")
+    group = Costs(kept.folder, 10, 1, together=(tiny, tuned, linear))
+    rows = [group.of(config) for config in (linear, tiny, tuned)]
+    assert measured == [([tiny, linear], 1, 10)]  # one of each shape, when the first was asked for
+    assert rows[1] == rows[2] != rows[0]
+    assert group.path_of(tiny) == group.path_of(linear)
+    middle, _ = group.ratio(linear, tiny, "latency")
+    assert middle == 2.0
+    group.of(tiny.replace(model="dynamic_vit"))  # no part of the comparison
+    assert measured[1:] == [([tiny.replace(model="dynamic_vit")], 1, 10)]
+
+
+def test_another_number_of_the_measurement_measures_anew(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:
+    kept.of(tiny)
+    again = replace(kept, measurement=1)
+    again.of(tiny)
+    again.of(tiny)
+    assert len(measured) == 2
+    assert kept.of(tiny) != again.of(tiny)
+
+
+def test_cost_that_may_only_be_read_is_not_measured(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:
     with pytest.raises(LabError, match="has not been measured"):
         kept.of(tiny, only_read=True)
     assert not kept.path_of(tiny).exists()
-    kept.of(tiny)
+    row = kept.of(tiny)
     assert kept.path_of(tiny).exists()
-    assert kept.of(tiny, only_read=True) == {"macs": 5}
+    assert kept.of(tiny, only_read=True) == row
+    assert len(measured) == 1
 
 
 def test_tables_of_costs_are_the_same_read_as_measured(

@@ -10,6 +10,7 @@ import torch
 from conftest import lively
 from torch import Tensor
 
+from vitlab.analysis import attention
 from vitlab.config import RunConfig
 from vitlab.data.batches import to_float
 from vitlab.data.sources import load_source
@@ -19,14 +20,26 @@ from vitlab.models.dynamic_vit import DynamicViT
 from vitlab.models.registry import build_model, start_from
 from vitlab.models.vit import Attention, Block
 from vitlab.runs import Run
-from vitlab.training.fit import fit_run
+from vitlab.training.fit import fit, fit_run
 from vitlab.training.losses import Objective
+from vitlab.training.optim import build_optimizers, hidden_matrices, lr_factor, set_lr
+from vitlab.training.session import RunSession
 
 CONFIG = RunConfig(model="dynamic_vit", image_size=16, patch_size=4, dim=32, depth=4, heads=4, mlp_ratio=2.0)
 
 
 def build(**changes) -> DynamicViT:
     return lively(build_model(CONFIG.replace(**changes), 10, 3))
+
+
+def kept(model: DynamicViT, images: Tensor) -> tuple[list[list[list[int]]], list[Tensor]]:
+    """After each stage, of each image, the patches that are left; as lists in the image's order, and as 0 and 1."""
+    trace: dict = {"reduced": []}
+    with torch.inference_mode():
+        model(images, trace)
+    made = attention.composition(trace["reduced"], trace["attention"])
+    there = [attention.groups(made[stage], model.grid) >= 0 for stage in model.stages]
+    return [[row.nonzero()[:, 0].tolist() for row in left] for left in there], there
 
 
 def pictures(batch: int = 4, size: int = 16) -> Tensor:
@@ -71,6 +84,7 @@ def on_digits(tmp_path_factory: pytest.TempPathFactory, sixteen: Source) -> Call
     def run(keep_ratio: float, epochs: int) -> tuple[Run, DynamicViT]:
         plain = RunConfig(image_size=16, patch_size=2, dim=16, heads=2, epochs=1, ratio_weight=10, lr=4e-3)
         dynamic = plain.replace(model="dynamic_vit", keep_ratio=keep_ratio, epochs=epochs)
+        dynamic = dynamic.replace(backbone_rate=1.0, frozen=0.0)  # a ViT of one epoch has to learn on
         where, teacher = tmp_path_factory.getbasetemp(), None
         for config in (plain, dynamic):
             place = Run.of(where, config, sixteen.digest)
@@ -157,36 +171,19 @@ def test_dropped_token_has_no_influence_whatever_it_holds(size: float) -> None:
         assert (layer(tokens)[:, kept] - layer(changed)[:, kept]).abs().max() > 1e-2
 
 
-class BestTokens:
-    """In place of the Gumbel draw: keep the best-scored of the tokens still there, as inference does."""
-
-    def __init__(self, model: DynamicViT) -> None:
-        self.left = list(model.tokens_per_stage())
-        self.keep: Tensor | None = None
-
-    def __call__(self, scores: Tensor, hard: bool) -> Tensor:
-        assert hard
-        ranked = scores[..., 0].detach()
-        if self.keep is not None:
-            ranked = ranked.masked_fill(self.keep == 0, -torch.inf)
-        best = ranked.topk(self.left.pop(0)).indices
-        self.keep = torch.zeros_like(ranked).scatter(1, best, 1.0)
-        return torch.stack([self.keep, 1 - self.keep], -1)
-
-
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("keep_ratio", [0.3, 0.7])
-def test_masked_training_equals_pruned_inference(pool: str, keep_ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(pool=pool, keep_ratio=keep_ratio)
+def test_masked_training_equals_pruned_inference(pool: str, keep_ratio: float) -> None:
+    model = build(pool=pool, keep_ratio=keep_ratio, settle=1.0)
     with torch.inference_mode():
-        gone: dict = {}
-        pruned = model(pictures(), gone)
-        monkeypatch.setattr(dynamic_vit.F, "gumbel_softmax", BestTokens(model))
+        gone, index = kept(model, pictures())
+        pruned = model(pictures())
+        model.train().at(0.0)
         masked_trace: dict = {}
-        masked = model.train()(pictures(), masked_trace)
-    for decision, index in zip(masked_trace["keep"], gone["kept"], strict=True):
-        assert decision.nonzero()[:, 1].view(4, -1).tolist() == index.tolist()
-    assert len({tuple(row) for row in gone["kept"][-1].tolist()}) > 1  # the images keep different tokens
+        masked = model(pictures(), masked_trace)
+    for decision, left in zip(masked_trace["keep"], gone, strict=True):
+        assert decision.nonzero()[:, 1].view(4, -1).tolist() == left
+    assert len({tuple(row) for row in index[-1].tolist()}) > 1  # the images keep different tokens
     torch.testing.assert_close(masked, pruned, atol=1e-4, rtol=1e-4)
 
 
@@ -206,11 +203,9 @@ def test_tokens_of_each_stage_are_exact_and_really_gone(image_size: int, patch_s
     seen: list[int] = []
     for block in model.blocks:
         block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1] - 1))
-    trace: dict = {}
     with torch.inference_mode():
-        model(pictures(2, image_size), trace)
+        model(pictures(2, image_size))
     assert model.tokens_per_stage() == expected
-    assert [index.shape[1] for index in trace["kept"]] == expected
     assert seen == [model.num_patches, *expected]
 
 
@@ -238,24 +233,20 @@ def test_decisions_are_hard_and_only_remove() -> None:
 
 
 def test_what_inference_keeps_at_a_stage_it_had_kept_before() -> None:
-    trace: dict = {}
-    with torch.inference_mode():
-        build()(pictures(8), trace)
-    for before, after in pairwise(trace["kept"]):
-        assert all(set(b.tolist()) <= set(a.tolist()) for a, b in zip(before, after, strict=True))
-        assert (after.diff(dim=1) > 0).all()  # in the image's order
+    for before, after in pairwise(kept(build(), pictures(8))[0]):
+        assert all(set(b) <= set(a) for a, b in zip(before, after, strict=True))
 
 
 def test_inference_keeps_the_tokens_that_the_predictor_scores_highest() -> None:
     model = build()
-    scores = []
-    model.predictors[0].register_forward_hook(lambda *args: scores.append(args[-1][..., 0]))
-    trace: dict = {}
+    seen = []
+    model.blocks[0].register_forward_hook(lambda *args: seen.append(args[-1][:, 1:]))  # what the first predictor reads
+    left = kept(model, pictures(4))[0][0]
     with torch.inference_mode():
-        model(pictures(4), trace)
-    for values, kept in zip(scores[0], trace["kept"][0], strict=True):
-        dropped = [i for i in range(16) if i not in kept.tolist()]
-        assert values[kept].min() >= values[dropped].max()
+        scores = model.predictors[0](seen[0], torch.ones(4, 16))[..., 0]
+    for values, stay in zip(scores, left, strict=True):
+        dropped = [i for i in range(16) if i not in stay]
+        assert values[stay].min() >= values[dropped].max()
 
 
 def test_inference_draws_nothing_and_training_does() -> None:
@@ -273,9 +264,8 @@ def test_keep_ratio_can_be_changed_at_inference() -> None:
     with torch.inference_mode():
         before = model(pictures())
         model.keep_ratio = 0.3
-        trace: dict = {}
-        assert not torch.equal(model(pictures(), trace), before)
-        assert trace["kept"][-1].shape[1] == 1
+        assert not torch.equal(model(pictures()), before)
+        assert {len(row) for row in kept(model, pictures())[0][-1]} == {1}
         model.keep_ratio = 0.7
         assert torch.equal(model(pictures()), before)
 
@@ -311,3 +301,95 @@ def test_image_that_loses_every_token_is_survived(monkeypatch: pytest.MonkeyPatc
         logits.sum().backward()
         assert logits.isfinite().all()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+# ---------------------------------------------------------------- departures, each switched on by its parameter
+
+
+def rates(model: DynamicViT, config: RunConfig, done: float) -> dict[str, float]:
+    """Name of every weight -> the rate it learns at when the share `done` of training is behind it."""
+    optimizers = build_optimizers(model, config)
+    set_lr(optimizers, lr_factor(done, config), done)
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: g["lr"] for o in optimizers for g in o.param_groups for p in g["params"]}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_what_comes_from_the_vit_stands_still_and_then_learns_at_its_share_of_the_rate(optimizer: str) -> None:
+    config = CONFIG.replace(optimizer=optimizer, lr=1e-2, muon_lr=0.1, backbone_rate=0.25, frozen=0.5, hold=0.9)
+    model = build_model(config, 10, 3)
+    early, late = (rates(model, config, done) for done in (0.4, 0.6))
+    assert early.keys() == late.keys() == dict(model.named_parameters()).keys()
+    for name, rate in late.items():
+        new = name.startswith("predictors.")
+        peak = config.muon_lr if optimizer == "muon" and name in hidden_matrices(model) else config.lr
+        assert rate == pytest.approx(peak if new else 0.25 * peak)
+        assert early[name] == (rate if new else 0.0)
+
+
+def test_published_recipe_is_the_default() -> None:
+    config = RunConfig(model="dynamic_vit")
+    assert (config.backbone_rate, config.settle, config.stages) == (0.01, 0.0, [])
+    assert config.frozen == pytest.approx(5 / 30, abs=0.01)
+    assert (config.ratio_weight, config.distill_weight) == (2.0, 0.5)
+
+
+def test_frozen_weights_do_not_move_while_predictors_learn(few: Source) -> None:
+    config = CONFIG.replace(image_size=8, frozen=0.99, backbone_rate=1.0, epochs=1, batch_size=32, precision="fp32")
+    model = build_model(config, 10, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model, _ = fit(model, split(few, config), config)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("predictors.") for name in moved)
+
+
+def test_late_in_training_nothing_is_drawn_and_predictors_still_learn() -> None:
+    model = build(settle=0.25).train()
+    answers = []
+    for done in (0.5, 0.5, 0.75, 0.75):
+        model.at(done)
+        trace: dict = {}
+        model(pictures(), trace)
+        answers.append(trace["keep"])
+    assert not torch.equal(answers[0][0], answers[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(answers[2], answers[3], strict=True))
+    assert [int(keep[0].sum().round()) for keep in answers[3]] == model.tokens_per_stage()
+    logits, terms = model.terms(pictures())
+    (logits.square().mean() + terms["ratio"]).backward()
+    assert silent(model.predictors.named_parameters()) == []
+
+
+def test_a_training_turns_from_drawn_to_best_tokens_on_its_way(few, train) -> None:
+    phases = []
+
+    class Watched(RunSession):
+        def for_batch(self, called, inputs, targets):
+            phases.append(called.model.phase)
+            return super().for_batch(called, inputs, targets)
+
+    config = CONFIG.replace(image_size=8, depth=4, epochs=2, batch_size=32, settle=0.5, precision="fp32")
+    train(config, session=Watched)
+    half = len(phases) // 2
+    assert set(phases[:half]) == {"sampled"}
+    assert set(phases[half:]) == {"settled"}
+
+
+def test_without_distillation_the_teacher_is_not_asked() -> None:
+    model = build(distill_weight=0.0).train()
+    _, terms = model.terms(pictures(), teacher=lambda *_: pytest.fail("asked"))
+    assert set(terms) == {"ratio"}
+
+
+def test_control_is_distilled_and_drops_nothing() -> None:
+    plain = lively(build_model(CONFIG.replace(model="vit"), 10, 3))
+    control = build_model(CONFIG.replace(model="distilled_vit"), 10, 3).eval()
+    start_from(control, plain.state_dict())
+    logits, terms = control.terms(pictures(), plain)
+    torch.testing.assert_close(logits, plain(pictures()))
+    assert {name: float(term.detach()) for name, term in terms.items()} == pytest.approx(
+        {"kl": 0, "distill": 0}, abs=1e-6
+    )
+    for weights in (plain.blocks[0].mlp.fc1.weight, plain.head.weight):
+        weights.data += torch.randn_like(weights)
+    assert all(term > 0 for term in control.terms(pictures(), plain)[1].values())

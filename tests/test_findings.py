@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from vitlab.analysis import findings
-from vitlab.analysis.sentences import Difference
 
 RESULTS = pd.DataFrame(
     {
@@ -26,7 +25,8 @@ RESULTS = pd.DataFrame(
 
 def pairs(p: float) -> pd.DataFrame:
     names = list(RESULTS["model"])
-    return pd.DataFrame([{"a": a, "b": b, "p": p} for i, a in enumerate(names) for b in names[i + 1 :]])
+    both = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return pd.DataFrame([{"a": a, "b": b, "difference": -0.05, "p": p} for a, b in both])
 
 
 def test_best_model_is_named_with_what_is_as_good_and_lighter() -> None:
@@ -40,23 +40,27 @@ def test_best_model_is_ahead_where_tests_say_so() -> None:
     assert "ahead of each of the other 3 beyond chance" in findings.best_model(RESULTS, pairs(0.01))
 
 
-SHOWN, NOT_SHOWN = Difference(0.1, 0.05, 0.15, 0.0, True), Difference(0.01, -0.05, 0.07, 0.0, False)
+def gain(value: float, low: float, high: float, name: str = "sampler") -> pd.DataFrame:
+    return pd.DataFrame({"score": 0.8, "gain": value, "low": low, "high": high}, index=[name])
+
+
+SHOWN, NOT_SHOWN = gain(0.1, 0.05, 0.15), gain(0.01, -0.05, 0.07)
 
 
 def test_imbalance_costs_and_a_remedy_gives() -> None:
-    text = findings.imbalance(10, SHOWN, "sampler", SHOWN)
+    text = findings.imbalance(10, SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]))
     assert "10 images of the commonest class to one of the rarest macro F1 falls by 10.0 points (5.0 to 15.0)" in text
-    assert "take *sampler*, which gives 10.0 points" in text
+    assert "take *sampler*, which gives 10.0 points (5.0 to 15.0)" in text
 
 
 def test_neither_cost_nor_gain_is_claimed_inside_the_noise() -> None:
-    text = findings.imbalance(10, NOT_SHOWN, "sampler", NOT_SHOWN)
-    assert "no loss of macro F1 can be shown; no remedy shows a gain" in text
-    assert "no even training data" in findings.imbalance(10, None, "sampler", SHOWN)
+    text = findings.imbalance(10, NOT_SHOWN.iloc[0], NOT_SHOWN)
+    assert "no loss of macro F1 can be shown; no remedy shows a gain (the best, *sampler*: 1.0 points" in text
+    assert "the cost cannot be measured" in findings.imbalance(10, None, SHOWN)
 
 
 def test_remedy_that_harms_is_not_recommended() -> None:
-    assert "take" not in findings.imbalance(10, SHOWN, "both", Difference(-0.1, -0.2, -0.05, 0.0, True))
+    assert "take" not in findings.imbalance(10, SHOWN.iloc[0], gain(-0.1, -0.2, -0.05))
 
 
 @pytest.mark.parametrize(

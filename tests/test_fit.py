@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import CLOCK, KilledError, assert_same_run, killed_before, same_weights
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from vitlab.config import Recipe, Remedy, RunConfig
@@ -22,9 +23,11 @@ from vitlab.models.registry import build_model
 from vitlab.runs import Run
 from vitlab.training.evaluate import predict, validate
 from vitlab.training.fit import fit, fit_run
+from vitlab.training.losses import Objective, class_weights
 from vitlab.training.optim import lr_factor
 from vitlab.training.progress import State
 from vitlab.training.session import RunSession, Session
+from vitlab.training.step import step
 
 Train = Callable[..., Run]
 RECIPE = Recipe(epochs=3, batch_size=32, precision="fp32", lr=0.01)
@@ -66,7 +69,7 @@ def by_heart(tiny: RunConfig) -> RunConfig:
 
 @pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
 def test_learns_32_images_by_heart(model: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
-    config = by_heart.replace(model=model, epochs=40, keep_ratio=0.9)
+    config = by_heart.replace(model=model, epochs=40, keep_ratio=0.9, backbone_rate=1.0, frozen=0.0)
     run = train(config, images_32)
     assert run.history["cls"].iloc[-5:].mean() < (0.5 if model == "dynamic_vit" else 0.05)
     correct = predict(run.model(), images_32.train, config).argmax(1) == images_32.train.labels
@@ -81,10 +84,41 @@ def test_each_optimiser_lowers_the_loss(optimizer: str, by_heart: RunConfig, ima
 
 
 def test_no_two_remedies_learn_the_same(tiny: RunConfig, train: Train) -> None:
-    config = tiny.replace(imbalance="exponential", imbalance_ratio=10, epochs=1)
+    config = tiny.replace(imbalance="exponential", imbalance_ratio=10, steps=6, keep_epoch="last")  # drw acts late
     runs = [train(config.replace(remedy=remedy)) for remedy in get_args(Remedy)]
-    assert len(runs) == 6
+    assert len(runs) == 8
     assert not any(same_weights(a, b) for a, b in combinations(runs, 2))
+
+
+@pytest.mark.parametrize("remedy", ["drw", "ldam_drw"])
+def test_deferred_weights_count_from_four_fifths_of_the_steps_on(
+    remedy: str, tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(objective: Objective, *rest: Any) -> dict:
+        seen.append(objective.weights.tolist())
+        return step(objective, *rest)
+
+    monkeypatch.setattr("vitlab.training.fit.step", look)
+    config = tiny.replace(remedy=remedy, imbalance="linear", imbalance_ratio=4, steps=10)
+    run = train(config)
+    final = class_weights(remedy, torch.tensor(run.record["counts"])).tolist()
+    assert seen == [[1.0] * 10] * 8 + [final] * 2
+
+
+@pytest.mark.parametrize("keep_epoch", ["best", "last"])
+def test_run_ends_with_the_epoch_it_was_asked_for(keep_epoch: str, tiny: RunConfig, train: Train) -> None:
+    run = train(tiny.replace(keep_epoch=keep_epoch, epochs=3), session=dictated(0.9, 0.5, 0.4))
+    assert run.summary["epoch"] == {"best": 1, "last": 3}[keep_epoch]
+
+
+def test_history_has_the_macro_f1_of_the_validation_images(tiny: RunConfig, train: Train, few: Source) -> None:
+    run = train(tiny.replace(keep_epoch="last"))
+    val = split(few, run.config).val
+    answers = predict(run.model(), val, run.config).argmax(1)
+    expected = f1_score(val.labels, answers, average="macro", labels=range(10), zero_division=0)
+    assert run.history["val_macro_f1"].iloc[-1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("option", [{"mixup": 0.5}, {"cutmix": 0.5}, {"cutout": 0.5}, {"flip": True}, {"crop": 0}])

@@ -192,7 +192,14 @@ def test_cpu_without_instructions_for_bf16_is_not_tried(monkeypatch: pytest.Monk
 )
 def test_the_faster_kernel_is_taken_on_a_cpu(tokens: int, gradients: bool, dtype: torch.dtype, fused: bool) -> None:
     with torch.set_grad_enabled(gradients):
-        assert fused_attention_pays(torch.empty(1, 1, tokens, 8, dtype=dtype)) is fused
+        assert fused_attention_pays(torch.empty(32, 1, tokens, 8, dtype=dtype)) is fused
+
+
+@pytest.mark.parametrize("tokens", [21, 31, 44])
+def test_for_a_few_images_one_kernel_is_faster_than_several_calls(tokens: int) -> None:
+    with torch.inference_mode():
+        assert fused_attention_pays(torch.empty(1, 1, tokens, 8))
+        assert not fused_attention_pays(torch.empty(64, 1, tokens, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

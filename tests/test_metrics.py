@@ -1,5 +1,6 @@
 """Scores agree with scikit-learn and with formulas written out."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -263,6 +264,43 @@ def test_comparison_is_antisymmetric_and_finds_nothing_between_equals() -> None:
     assert there["f1_interval"][0] < there["f1_difference"] < there["f1_interval"][1]
     same = metrics.compare(a, a, labels)
     assert (same["difference"], same["interval"], same["f1_interval"], same["p"]) == (0, (0, 0), (0, 0), 1)
+
+
+def test_votes_of_several_seeds_are_tested_exactly() -> None:
+    rng = np.random.default_rng(0)
+    for votes in (rng.integers(-3, 4, 11), rng.integers(0, 4, 9), np.array([2, 2, -1]), np.zeros(4, int)):
+        sums = [abs(np.dot(signs, votes)) for signs in itertools.product((1, -1), repeat=len(votes))]
+        assert metrics.sign_test(votes) == pytest.approx(np.mean(np.array(sums) >= abs(votes.sum())))
+
+
+def test_several_seeds_are_compared_within_seeds() -> None:
+    first, second, labels = pair(50, 4, 20, 7)
+    found = metrics.compare(np.stack([first, first]), np.stack([second, second]), labels)
+    one = metrics.compare(first, second, labels)
+    assert (found["seeds"], found["spread"], one["seeds"], one["spread"]) == (2, 0, 1, 0)
+    assert (found["only_a"], found["only_b"]) == (2 * one["only_a"], 2 * one["only_b"])
+    assert found["difference"] == pytest.approx(one["difference"])
+    assert found["interval"] == pytest.approx(one["interval"])
+    assert found["p"] == pytest.approx(one["p"])  # the same answers twice are no more evidence than once
+
+
+def test_mean_of_the_seeds_is_compared_and_the_larger_spread_is_kept() -> None:
+    first, second, labels = pair(50, 4, 20, 7)
+    n = len(labels)
+    found = metrics.compare(np.stack([first, first]), np.stack([first, second]), labels)
+    assert found["difference"] == pytest.approx(16 / n / 2)
+    assert found["spread"] == pytest.approx(16 / n / math.sqrt(2))  # the deviation of two values
+    assert found["p"] < metrics.LEVEL
+    assert not metrics.shown(found)  # the spread exceeds the difference
+
+
+def test_difference_is_shown_beyond_images_and_seeds_alone() -> None:
+    frame = pd.DataFrame(
+        {"difference": [0.02, -0.02, 0.02, 0.02], "spread": [0.01, 0.01, 0.03, 0.01], "p": [0.01, 0.01, 0.01, 0.05]}
+    )
+    assert metrics.shown(frame).tolist() == [True, True, False, False]
+    assert [bool(metrics.shown(row)) for row in frame.to_dict("records")] == [True, True, False, False]
+    assert metrics.shown({"difference": 0.01, "p": 0.01})  # of one seed
 
 
 def test_spread_is_the_sample_deviation_and_nan_for_one_seed() -> None:

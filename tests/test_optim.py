@@ -55,6 +55,7 @@ def test_learning_rate_of_each_optimiser_is_a_share_of_its_own_peak(tiny: RunCon
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_weight_decay_shrinks_matrices_alone(optimizer: str, model: str, tiny: RunConfig) -> None:
     config = tiny.replace(optimizer=optimizer, model=model, tokenizer="conv", weight_decay=0.5, lr=0.1, muon_lr=0.1)
+    config = config.replace(backbone_rate=1.0)
     net = build_model(config, 10, 1)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -103,6 +104,11 @@ def test_muon_takes_the_hidden_layers(tiny: RunConfig) -> None:
 
 
 def test_muon_leaves_what_meets_pixels_and_classes_in_a_module_that_is_no_vit() -> None:
+    assert not [name for name in hidden_matrices(build_model(RunConfig(model="inline_vit"), 10, 1)) if "local" in name]
+    resnet = build_model(RunConfig(model="resnet20"), 10, 1)  # its first kernel meets one channel, as a depthwise one
+    taken = hidden_matrices(resnet)
+    assert len(taken) == 18
+    assert not {"conv.weight", "head.weight"} & taken
     assert hidden_matrices(convolutional()) == {"2.weight", "4.weight"}  # neither the first kernel nor the last matrix
 
 

@@ -12,7 +12,7 @@ from vitlab.machine import ROOT
 PARAMETERS = """# Parameters of this chapter
 image_size = 8
 runs_dir = "{runs}"
-more = {{}}"""
+more = {{"linformer_k": 2}}"""
 NET = """import torch
 from torch import nn
 from vitlab.lab import Lab

@@ -50,7 +50,7 @@ def test_scientific_notation_that_yaml_reads_as_text_becomes_a_number(profile: C
     assert load_params(profile("lr: 1e-3\n")).lr == 0.001  # without a dot YAML 1.1 reads a string
 
 
-@pytest.mark.parametrize("name", ["mixup", "crop", "epochs", "dim", "runs_dir", "optimizer"])
+@pytest.mark.parametrize("name", ["mixup", "crop", "epochs", "dim", "optimizer"])
 def test_yamls_no_is_refused_where_a_number_or_word_is_meant(name: str, profile: Callable[[str], Path]) -> None:
     with pytest.raises(LabError, match=f"{name} is False"):
         load_params(profile(f"{name}: no\n"))

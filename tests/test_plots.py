@@ -10,24 +10,31 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vitlab.analysis import pictures, plots, theme
+from vitlab.analysis import pictures, plots, study_plots, theme
+from vitlab.analysis.study import SCORES
 from vitlab.machine import ROOT
 
 IMAGES = torch.arange(6 * 8 * 8).remainder(251).view(6, 1, 8, 8).to(torch.uint8)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 CLASSES = ("ant", "bee", "cat")
-HISTORY = pd.DataFrame({"epoch": [1, 2, 3], "cls": [2.0, 1.5, 1.2], "val_accuracy": [0.3, 0.6, 0.5]})
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2, 3], "cls": [2.0, 1.5, 1.2], "val_accuracy": [0.3, 0.6, 0.5], "seconds": [30.0, 60.0, 90.0]}
+)
 STUDY = pd.DataFrame(
     {
         "remedy": ["none", "none", "class_weights", "class_weights"],
         "macro_f1": [0.5, 0.6, 0.7, 0.8],
+        "accuracy": [0.6, 0.6, 0.7, 0.8],
+        "calibration_error": [0.1, 0.3, 0.2, 0.2],
         "recall_common": 0.9,
+        "recall_middle": 0.5,
         "recall_rare": 0.2,
     }
 )
 EFFECTS = pd.DataFrame(
     {"remedy": ["none"] * 3 + ["both"] * 3, "class": [*CLASSES] * 2, "drawn": 0.3, "weight": 1.0, "share": 0.3}
-)
+).assign(margin=0.0)
+CURVE = pd.DataFrame({"step": [10, 20, 30], "val_macro_f1": [0.2, 0.4, 0.5]})
 DIFFERENCES = pd.DataFrame({"model": "Linear ViT", "class": ["ant", "bee"], "difference": [-0.1, 0.3], "p": [1, 0.01]})
 RELIABILITY = pd.DataFrame(
     {"images": [30, 70], "confidence": [0.5, 0.9], "accuracy": [0.4, 0.95], "low": [0.3, 0.9], "high": [0.6, 0.98]}
@@ -76,21 +83,34 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: pictures.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
     ),
     "remedy_effects": (
-        lambda: plots.remedy_effects(EFFECTS), 3, ["share of the images drawn", "weight in the loss", "none", "bee"],
+        lambda: study_plots.remedy_effects(EFFECTS),
+        4, ["share of the images drawn", "weight in the loss", "margin asked for (logits)", "none", "bee"],
     ),
     "remedy_scores": (
-        lambda: plots.remedy_scores(STUDY), 3, ["macro F1", "recall, rarest", "none", "class weights", "one seed"],
+        lambda: study_plots.remedy_scores(STUDY),
+        4, ["macro F1", "recall, middle", "recall, rarest", "none", "class weights", "one seed", "without a remedy"],
     ),
-    "recall_by_class": (
-        lambda: plots.recall_by_class({"none": np.array([0.1, 0.5, 0.9]), "class_weights": [0.2, 0.4, 0.9]}, CLASSES),
-        1, ["test recall", "none", "class weights", "cat"],
+    "confusions": (
+        lambda: study_plots.confusions(
+            {"none": np.array([[3, 1], [0, 0]]), "ldam_drw": np.eye(2)}, ["9 images", "1 image"]
+        ),
+        2, ["none", "LDAM-DRW", "75", "25", "100", "9 images", "answer", "true class"],
+    ),
+    "f1_over_training": (
+        lambda: study_plots.f1_over_training({"none": CURVE, "class_weights": CURVE}, 0.8),
+        1, ["training step", "macro F1, validation", "class weights", "deferred weights begin"],
+    ),
+    "accuracy_against_calibration": (
+        lambda: study_plots.accuracy_against_calibration(STUDY),
+        1, ["none", "class weights", "test accuracy: up is better"],
     ),
     "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
     "position_similarity": (
         lambda: pictures.position_similarity(torch.randn(4, 8), 2), 5, ["row 1, column 2", "cosine similarity"],
     ),
     "training_curves": (
-        lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}), 2, ["epoch", "validation accuracy", "ViT"],
+        lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}),
+        3, ["epoch", "validation accuracy", "minutes of training"],
     ),
     "confusion": (
         lambda: plots.confusion(np.array([[5, 1, 0], [0, 7, 2], [0, 0, 3]]), CLASSES), 2, ["true class", "7", "bee"],
@@ -103,17 +123,32 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: pictures.attention_maps(IMAGES[:2], torch.rand(2, 3, 2, 2), torch.rand(2, 2, 2), ["ant", "bee"]),
         10, ["rollout", "head 3", "bee"],
     ),
+    "attention_side_by_side": (
+        lambda: pictures.attention_side_by_side(
+            IMAGES[:2], {"softmax": torch.rand(2, 2, 2), "InLine": torch.rand(2, 2, 2)}, ["ant", "bee"]
+        ),
+        7, ["softmax", "InLine", "bee", "weight over the mean weight"],
+    ),
     "mistakes": (
         lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
     ),
-    "pruning_stages": (
-        lambda: pictures.pruning_stages(
-            IMAGES[:2], [torch.tensor([[0, 1, 2], [1, 2, 3]]), torch.tensor([[0], [3]])], 2, ["ant", "bee"]
+    "token_groups": (
+        lambda: pictures.token_groups(
+            IMAGES[:2], {"Top-K": torch.tensor([[0, 1, 2, -1]] * 2), "ToMe": torch.tensor([[0, 0, 1, 1]] * 2)}, 2,
+            ["ant", "bee"],
         ),
-        6, ["ant", "stage 1:\n3 of 4", "stage 2:\n1 of 4"],
+        6, ["ant", "bee", "input", "Top-K", "ToMe"],
     ),
-    "keep_ratio_curve": (
-        lambda: plots.keep_ratio_curve(KEPT, 0.92, 0.7), 2, ["accuracy", "images per second", "its teacher"],
+    "places_held": (
+        lambda: pictures.places_held({"Top-K": torch.rand(4, 4), "ToMe": torch.rand(4, 4)}),
+        3, ["Top-K", "ToMe", "tokens a patch"],
+    ),
+    "accuracy_over_tokens": (
+        lambda: plots.accuracy_over_tokens(
+            {"conv": KEPT.assign(method="ToMe", tokens=[64, 40]), "patch": KEPT.assign(method="EViT", tokens=[64, 40])},
+            {"conv": 0.92, "patch": 0.9}, pd.Series({"ToMe": 1.4, "EViT": 1.5}),
+        ),
+        3, ["accuracy", "conv", "patch", "ToMe", "EViT", "tokens a block, mean"],
     ),
     "attention_matrices": (
         lambda: pictures.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),
@@ -130,6 +165,17 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "cost_by_keep_ratio": (lambda: plots.cost_by_keep_ratio(KEPT), 1, ["MACs", "latency, batch 1", "throughput"]),
     "accuracy_against_cost": (
         lambda: plots.accuracy_against_cost(RESULTS), 3, ["test accuracy", "million MACs", "Linear ViT", "frontier"],
+    ),
+    "recall_by_class": (
+        lambda: plots.recall_by_class({"none": np.array([0.1, 0.5, 0.9]), "class_weights": [0.2, 0.4, 0.9]}, CLASSES),
+        1, ["test recall", "none", "class weights", "cat"],
+    ),
+    "explored": (
+        lambda: pictures.explored(
+            IMAGES[0], "an ant", pd.Series([0.2, 0.7, 0.1], CLASSES),
+            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[True, False], [False, False]])},
+        ),
+        6, ["an ant", "probability", "bee", "rollout", "stage 1: 1 of 4"],
     ),
     "hero": (
         lambda: plots.hero(RESULTS), 2, ["test accuracy", "million multiply-adds", "Linear ViT", "frontier"],
@@ -176,7 +222,7 @@ def test_figure_has_its_axes_and_its_words(name: str) -> None:
 def figure_functions() -> dict[str, str]:
     """Name -> how a notebook calls it."""
     found = {}
-    for module in (plots, pictures):
+    for module in (plots, study_plots, pictures):
         for name, f in inspect.getmembers(module, inspect.isfunction):
             own = f.__module__ == module.__name__ and not name.startswith("_")
             if own and f.__annotations__.get("return") in (Figure, "Figure"):
@@ -189,8 +235,9 @@ def test_every_figure_is_tested_here() -> None:
 
 
 def test_every_figure_is_shown_in_a_notebook_or_on_page_one() -> None:
-    pages = [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "vitlab" / "report" / "title.py"]
-    shown = "".join(path.read_text() for path in pages)
+    used = (ROOT / "vitlab" / "report" / name for name in ("explorer.py", "title.py"))  # one is in a notebook
+    places = [*(ROOT / "notebooks").glob("*.ipynb"), *used]
+    shown = "".join(path.read_text() for path in places)
     assert not [call for call in figure_functions().values() if call not in shown]
 
 
@@ -202,11 +249,22 @@ def test_patches_are_numbered_in_the_order_of_the_tokens() -> None:
 
 
 def test_dropped_patches_are_white() -> None:
-    figure = pictures.pruning_stages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [torch.tensor([[1]])], 2, ["black"])
+    black, where = torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.tensor([[-1, 0, -1, -1]])
+    figure = pictures.token_groups(black, {"Top-K": where}, 2, ["black"])
     pixels = figure.axes[1].images[0].get_array()
     assert pixels.tolist() == [[255, 255, 0, 0], [255, 255, 0, 0], [255] * 4, [255] * 4]
     hatched = [patch for patch in figure.axes[1].patches if patch.get_hatch()]
     assert [patch.get_xy() for patch in hatched] == [(-0.5, -0.5), (-0.5, 1.5), (1.5, 1.5)]
+
+
+def test_patches_of_one_token_have_its_mean_colour_and_a_border_around_them() -> None:
+    image = torch.tensor([[0, 0, 100, 100], [0, 0, 100, 100], [7, 8, 50, 50], [9, 10, 50, 50]], dtype=torch.uint8)
+    figure = pictures.token_groups(image[None, None], {"ToMe": torch.tensor([[0, 0, 1, 2]])}, 2, ["x"])
+    shown = figure.axes[1]
+    assert shown.images[0].get_array().tolist() == [[50] * 4, [50] * 4, [7, 8, 50, 50], [9, 10, 50, 50]]
+    borders = {tuple(map(tuple, line.get_xydata().tolist())) for line in shown.lines}
+    below = {((-0.5, 1.5), (1.5, 1.5)), ((1.5, 1.5), (3.5, 1.5))}
+    assert borders == below | {((1.5, 1.5), (1.5, 3.5))}  # none between the two that are one
 
 
 def test_confusion_is_coloured_by_the_share_of_the_true_class() -> None:
@@ -219,11 +277,37 @@ def test_curve_rings_the_epoch_that_was_kept() -> None:
     figure = plots.training_curves({"ViT": HISTORY}, {"ViT": 2})
     ring = figure.axes[1].lines[-1]
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([2], [0.6])
+    ring = figure.axes[2].lines[-1]
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([HISTORY["seconds"][1] / 60], [0.6])
+
+
+def test_further_seeds_are_drawn_thin_in_their_models_colour() -> None:
+    figure = plots.training_curves({"ViT": HISTORY}, {"ViT": 2}, {"ViT": [HISTORY, HISTORY]})
+    model, first, second, _ = figure.axes[1].lines
+    assert {line.get_color() for line in (model, first, second)} == {model.get_color()}
+    assert first.get_linewidth() < model.get_linewidth()
+
+
+def test_runs_of_several_seeds_are_dots_beside_their_mean() -> None:
+    runs = pd.DataFrame({"model": ["ViT", "ViT", "Linear ViT"], "accuracy": [0.9, 0.94, 0.8]})
+    without, axis = (plots.accuracy_against_cost(RESULTS, seeds).axes[0] for seeds in (None, runs))
+    [dots] = [line for line in axis.lines if line.get_marker() == "."]  # none of the model that has one run
+    assert list(dots.get_ydata()) == [0.9, 0.94]
+    assert len(set(dots.get_xdata())) == 1
+    assert len(axis.lines) == len(without.lines) + 1
+
+
+def test_attentions_share_one_scale_on_which_a_mean_share_is_one() -> None:
+    maps = {"softmax": torch.full((1, 2, 2), 0.25), "InLine": torch.tensor([[[0.5, -0.1], [0.3, 0.3]]])}
+    figure = pictures.attention_side_by_side(IMAGES[:1], maps, ["ant"])
+    _, softmax, inline = (axis.images[0] for axis in figure.axes[:3])
+    assert softmax.get_array().tolist() == [[1, 1], [1, 1]]
+    assert softmax.get_clim() == inline.get_clim() == pytest.approx((-0.4, 2))
 
 
 def test_curves_without_validation_are_drawn_too() -> None:
     figure = plots.training_curves({"ViT": HISTORY.drop(columns="val_accuracy")}, {"ViT": 3})
-    assert [len(axis.lines) for axis in figure.axes] == [1, 0]
+    assert [len(axis.lines) for axis in figure.axes] == [1, 0, 0]
 
 
 def test_cost_is_relative_to_keeping_everything() -> None:
@@ -246,32 +330,30 @@ def test_more_classes_than_fit_are_still_readable() -> None:
 
 def test_ninth_line_is_drawn_as_well() -> None:
     nine = pd.concat([EFFECTS[:3].assign(remedy=str(k)) for k in range(9)])
-    assert [len(axis.lines) for axis in plots.remedy_effects(nine).axes] == [9, 9, 9]
+    assert [len(axis.lines) for axis in study_plots.remedy_effects(nine).axes] == [9, 9, 9, 9]
 
 
-def test_recall_moves_from_the_first_name_to_each_of_the_others() -> None:
-    recalls = {
-        "none": np.array([0.1, 0.5, 0.9]),
-        "a": [0.2, 0.4, 0.9],
-        "b": [0.3, 0.3, 0.3],
-        "c": [0, 0, 0],
-        "d": [1] * 3,
-    }
-    figure = plots.recall_by_class(recalls, CLASSES)
-    shown = [axis for axis in figure.axes if axis.axison]
-    assert [axis.get_title() for axis in shown] == ["a", "b", "c", "d"]
-    for axis in shown:
-        before, after = axis.lines
-        assert list(before.get_xdata()) == [0.1, 0.5, 0.9]
-        assert list(after.get_xdata()) == list(recalls[axis.get_title()])
+def test_seeds_are_small_beside_their_mean() -> None:
+    marks = study_plots.accuracy_against_calibration(STUDY).axes[0].lines
+    assert [line.get_xdata().tolist() if line.get_markersize() < 5 else line.get_xdata() for line in marks] == [
+        [0.1, 0.3], [pytest.approx(0.2)], [0.2, 0.2], [pytest.approx(0.2)],
+    ]  # fmt: skip
+
+
+def test_deferred_weights_begin_where_their_share_of_the_steps_is_over() -> None:
+    axis = study_plots.f1_over_training({"none": CURVE}, 0.8).axes[0]
+    assert axis.lines[-1].get_xdata()[0] == 24
+
+
+def test_confusion_leaves_out_what_is_less_than_one_percent() -> None:
+    figure = study_plots.confusions({"a": np.array([[999, 1], [0, 5]]), "b": np.eye(2)}, ["x", "y"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["100", "", "", "100"]
 
 
 def test_single_seed_is_drawn_with_its_interval_several_with_their_mean() -> None:
-    one = STUDY.iloc[[0, 2]].assign(
-        **{f"{name}_{end}": 0.5 for name in ("macro_f1", "recall_common", "recall_rare") for end in ("low", "high")}
-    )
-    assert "95% interval" in texts(plots.remedy_scores(one))
-    assert {"mean", "one seed"} <= texts(plots.remedy_scores(STUDY))
+    one = STUDY.iloc[[0, 2]].assign(**{f"{name}_{end}": 0.5 for name in SCORES for end in ("low", "high")})
+    assert "95% interval" in texts(study_plots.remedy_scores(one))
+    assert {"mean", "one seed"} <= texts(study_plots.remedy_scores(STUDY))
 
 
 def test_frontier_joins_the_models_that_none_beats() -> None:

@@ -32,7 +32,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @in_two_processes
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, tmp_path: Path) -> None:
-    lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2))
+    lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2, backbone="patch"))
     run = lab.train_one(lab.plan.config("ViT"))
     one = alone.load("ViT")
     assert run.path.name == one.path.name  # how many processes is no part of what was run

@@ -58,10 +58,13 @@ def test_readme_names_the_commands_of_the_makefile(target):
 def test_commands_of_the_readme_are_understood():
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     blocks += re.findall(r"^    .*\n", __main__.__doc__, re.MULTILINE)
-    commands = re.findall(r"\bvitlab ((?:report|train) [^\n#]+)", "".join(blocks))
-    assert {command.split()[0] for command in commands} == {"report", "train"}
+    kinds = ("report", "train", "predict", "evaluate", "analyze", "export")
+    commands = re.findall(rf"\bvitlab ((?:{'|'.join(kinds)}) [^\n#]+)", "".join(blocks))
+    assert {command.split()[0] for command in commands} == {*kinds}
     for command in commands:
         arguments = __main__.parser().parse_args(shlex.split(command))
+        if arguments.command not in ("report", "train"):
+            continue
         profile = f"params/{arguments.profile}.yaml" if arguments.command == "report" else arguments.params
         assert (ROOT / profile).exists()
 

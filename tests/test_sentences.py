@@ -28,6 +28,16 @@ def test_verdict_names_the_better_model_and_by_how_much() -> None:
     assert all(part in got for part in ("A is ahead of B by 20.0 points", "95% interval 10.0 to 30.0", "p < 0.001"))
 
 
+def test_verdict_claims_no_difference_that_the_spread_over_seeds_exceeds() -> None:
+    several = found(0.031, 0.001, 0.005, 0.057) | {"seeds": 3, "spread": 0.035}
+    text = sentences.verdict("A", "B", several)
+    assert "no difference that these test images and seeds can show" in text
+    assert "p = 0.001, spread over 3 seeds 3.5" in text
+    text = sentences.verdict("A", "B", several | {"spread": 0.03})
+    assert "B is ahead of A by 3.1 points" in text
+    assert "spread over 3 seeds 3.0" in text
+
+
 MODELS = pd.DataFrame(
     {
         "model": ["a", "b", "c"],
@@ -42,7 +52,8 @@ PAIRS = [("a", "b"), ("a", "c"), ("b", "c")]
 
 def leaders(*p: float) -> str:
     return sentences.leaders(
-        MODELS, pd.DataFrame([{"a": a, "b": b, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)])
+        MODELS,
+        pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)]),
     )
 
 
@@ -54,8 +65,14 @@ def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
     assert "*c*" not in text
 
 
+def test_leader_is_no_leader_within_the_spread_over_seeds() -> None:
+    pairs = pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "spread": 0.03, "p": 0.001} for a, b in PAIRS])
+    assert "no difference between it and *b*; *c*;" in sentences.leaders(MODELS, pairs)
+    assert sentences.verdicts(pairs).startswith("In 3 of 3 pairs there is no difference")
+
+
 def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
-    pairs = pd.DataFrame([{"a": "a", "b": "b", "p": 0.3}])
+    pairs = pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}])
     text = sentences.leaders(MODELS.assign(macs=1), pairs)
     assert "*b*, none of which needs fewer" in text
     assert "the fewest" not in text
@@ -65,7 +82,7 @@ def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
 def test_leader_is_compared_with_no_cost_that_nobody_knows(unknown: str) -> None:
     """What a module of the reader's own costs is not measured."""
     results = MODELS.assign(macs=[math.nan if name == unknown else 1 for name in MODELS["model"]])
-    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": "b", "p": 0.3}]))
+    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}]))
     assert "no difference between it and *b*" in text
     assert "none of which is known to need fewer" in text
     assert "nan" not in text
@@ -73,7 +90,7 @@ def test_leader_is_compared_with_no_cost_that_nobody_knows(unknown: str) -> None
 
 def test_cheapest_peer_is_one_whose_cost_is_known() -> None:
     results = MODELS.assign(macs=[3, math.nan, 2])
-    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": b, "p": 0.3} for b in "bc"]))
+    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": b, "difference": -0.02, "p": 0.3} for b in "bc"]))
     assert "no difference between it and *b*; *c*" in text
     assert "**c** needs the fewest multiply-adds" in text
 
@@ -96,42 +113,6 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "noise", "expected"),
-    [
-        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.01, "a gain beyond the spread over seeds (0.014)"),
-        ({"none": [0.5, 0.52], "sampler": [0.6, 0.61]}, 0.1, "No remedy shows a gain"),  # too few test images
-        ({"none": [0.5, 0.6], "sampler": [0.56, 0.6]}, 0.001, "No remedy shows a gain"),  # seeds differ by more
-        ({"none": [0.5, 0.6], "sampler": [0.4, 0.5]}, 0.001, "No remedy raised the measured"),
-        ({"none": [0.5], "sampler": [0.6]}, 0.01, "a gain beyond the test images' noise; one seed says nothing"),
-        ({"none": [0.5], "sampler": [0.6]}, 0.1, "No remedy shows a gain"),
-        ({"none": [0.5], "sampler": [0.4]}, 0.001, "No remedy raised the measured"),
-    ],
-)
-def test_sentence_on_remedies_claims_no_gain_inside_the_noise(scores: dict, noise: float, expected: str) -> None:
-    spread = np.random.default_rng(0).normal(0, noise, 1000)
-    drawn = {remedy: np.mean(f1) + spread * (remedy != "none") for remedy, f1 in scores.items()}
-    assert expected in sentences.best_remedy(scores, drawn)
-
-
-def test_who_gains_names_the_classes_of_the_best_remedy() -> None:
-    recall = pd.DataFrame({"none": [0.9, 0.5, 0.2], "sampler": [0.85, 0.5, 0.4], "both": [0.9, 0.9, 0.9]}, list("abc"))
-    got = sentences.who_gains(recall, {"none": [0.5], "sampler": [0.6, 0.6], "both": [0.7, 0.3], "balanced": [0.9]})
-    assert "sampler gives most to the class c (+20.0 points) and takes most from the class a (-5.0 points)" in got
-    assert "1 of 3 classes gain" in got
-    assert "takes from none" in sentences.who_gains(recall, {"none": [0.5], "both": [0.6]})
-    assert "gives to none" in sentences.who_gains(recall.assign(both=0.1), {"none": [0.5], "both": [0.6]})
-
-
-def test_interval_of_the_best_remedy_is_widened_for_having_been_picked() -> None:
-    scores = {name: [0.5] for name in ("none", *"abcd")} | {"e": [0.6]}
-    drawn = {name: np.linspace(f1[0] - 0.1, f1[0] + 0.1, 1000) for name, f1 in scores.items()}
-    drawn["none"] = np.full(1000, 0.5)
-    scores["balanced"], drawn["balanced"] = [0.9], np.full(1000, 0.9)  # is none of them
-    text = sentences.best_remedy(scores, drawn)
-    assert all(part in text for part in ("99% interval", "because the best was picked", "+0.001 to +0.199"))
-
-
-@pytest.mark.parametrize(
     ("profile", "counts", "words"),
     [("linear", [40, 10], ["linear", "4:1"]), ("none", [300, 90], ["as they come", "3.33:1"])],
 )
@@ -139,31 +120,102 @@ def test_imbalance_is_named_with_the_ratio_that_was_reached(profile: str, counts
     assert all(word in sentences.imbalance(profile, np.array(counts)) for word in words)
 
 
+# ---------------------------------------------------------------- the imbalance study
+
+
+def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
+    """Name -> gain, low, high, over a base of 0.5."""
+    columns = ["gain", "low", "high"]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return frame.assign(score=0.5 + frame["gain"])
+
+
+UP, FLAT, DOWN = (0.1, 0.04, 0.16), (0.02, -0.04, 0.08), (-0.1, -0.16, -0.04)
+
+
 @pytest.mark.parametrize(
-    ("noise", "expected"),
-    [(0.001, "Trained on all the images the model scores better"), (1, "no difference can be shown")],
+    ("rows", "expected", "not_said"),
+    [
+        ({"sampler": UP, "both": FLAT}, "The best remedy is **sampler**: macro F1 0.600 against 0.500", "Worse"),
+        ({"sampler": UP, "both": FLAT}, "1 of 2 remedies gain beyond the noise: *sampler* +10.0 points", "*both*"),
+        ({"sampler": UP, "both": DOWN}, "Worse than none: *both* -10.0 points, -16.0 to -4.0", "No remedy"),
+        ({"class_weights": FLAT, "both": DOWN}, "No remedy shows a gain against 0.500", "best remedy is"),
+        ({"class_weights": FLAT}, "the best is class weights, 0.520 (+2.0 points, -4.0 to +8.0)", "Worse"),
+    ],
 )
-def test_price_of_imbalance_is_named_only_beyond_the_noise(noise: float, expected: str) -> None:
-    drawn = {"none": np.zeros(1000), "balanced": 0.1 + noise * np.linspace(-1, 1, 1000)}
-    scores = {"none": [0.6, 0.62], "balanced": [0.7, 0.72], "sampler": [0.64, 0.66], "both": [0.6, 0.6]}
-    drawn["sampler"] = np.full(1000, 0.04)
-    text = sentences.price_of_imbalance(scores, drawn, missing=1200)
+def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, expected: str, not_said: str) -> None:
+    text = sentences.best_remedy(gains(**rows), seeds=3)
     assert expected in text
-    assert "(+10.0 points of macro F1, 95% interval" in text
-    won = "sampler, wins 4.0 of these points back"
-    assert (won in text) == ("better" in text) == ("1,200 missing images" in text)
-    drawn["sampler"] = np.linspace(-0.04, 0.12, 1000)  # a gain inside the noise
-    assert won not in sentences.price_of_imbalance(scores, drawn, missing=1200)
-    wide = sentences.price_of_imbalance({"none": [0.5, 0.72], "balanced": [0.7, 0.72]}, drawn, missing=1200)
-    assert "no difference can be shown" in wide  # seeds differ by more
+    assert "over seeds and test images" in text
+    assert not_said not in text
+    assert "one seed says nothing" in sentences.best_remedy(gains(**rows), seeds=1)
 
 
-def test_conclusion_on_the_study_is_of_one_mind() -> None:
-    """A gain inside the best remedy's own spread over seeds is a gain in neither sentence."""
-    scores = {"none": [0.5, 0.51], "balanced": [0.7, 0.71], "sampler": [0.49, 0.56]}
-    drawn = {name: np.full(1000, np.mean(f1)) for name, f1 in scores.items()}
-    assert "No remedy shows a gain" in sentences.best_remedy(scores, drawn)
-    assert "wins" not in sentences.price_of_imbalance(scores, drawn, missing=9)
+def test_remedies_as_good_as_the_best_are_those_that_no_interval_parts_from_it() -> None:
+    text = sentences.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
+    assert "No difference to the best, LDAM-DRW, can be shown for *sampler*" in text
+    assert "both" not in text
+    assert "Every other remedy is measurably behind" in sentences.as_good("ldam_drw", gains(both=DOWN))
+
+
+def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
+    better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
+    text = sentences.who_pays(better, common, better, few=3)
+    assert "Under sampler the recall of the 3 rarest classes changes by +10.0 points" in text
+    assert "pay measurably under *sampler* -10.0 points" in text
+    assert "no loss is shown under *post hoc*" in text
+    assert "both" not in text  # it gains nothing
+    assert "No remedy that gains is shown to cost" in sentences.who_pays(better, better, better, few=3)
+    assert "nobody has to pay" in sentences.who_pays(gains(both=FLAT), common, better, few=3)
+
+
+@pytest.mark.parametrize(
+    ("row", "to_best", "expected"),
+    [
+        (UP, FLAT, ["it gains (+10.0", "a difference to *sampler*, the best that is trained, can't be shown"]),
+        (UP, DOWN, ["it gains (+10.0", "measurably behind *sampler*"]),
+        (FLAT, UP, ["it shows no gain", "measurably ahead of *sampler*"]),
+        (DOWN, None, ["it loses (-10.0"]),
+    ],
+)
+def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple | None, expected: list[str]) -> None:
+    trained = None if to_best is None else gains(sampler=to_best).iloc[0]
+    text = sentences.what_is_free(gains(post_hoc=row), trained)
+    assert all(words in text for words in expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"), [(UP, "and differ in"), (DOWN, "and differ in"), (FLAT, "can't be told apart")]
+)
+def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, expected: str) -> None:
+    noise = pd.Series({"sampler": 1.234, "class_weights": 3.456})
+    text = sentences.same_gradient(gains(class_weights=row).iloc[0], noise)
+    assert expected in text
+    assert "3.5 times as long" in text
+    assert "1.2 times under the sampler" in text
+
+
+@pytest.mark.parametrize(
+    ("gap", "expected"),
+    [(UP, "Trained on all the images the model scores better"), (FLAT, "no difference can be shown"), (DOWN, "worse")],
+)
+def test_price_of_imbalance_is_named_only_beyond_the_noise(gap: tuple, expected: str) -> None:
+    row = gains(balanced=gap).iloc[0]
+    text = sentences.price_of_imbalance(row, gains(sampler=UP, both=FLAT), missing=1200)
+    assert expected in text
+    won = "the best remedy, sampler, wins 10.0 of these points back"
+    assert (won in text) == ("1,200 missing images" in text) == ("better" in text)
+    assert "wins" not in sentences.price_of_imbalance(row, gains(both=FLAT), missing=1200)
+
+
+def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
+    text = sentences.elsewhere(
+        {"linear 10:1": gains(sampler=UP, drw=FLAT), "linear 99:1": gains(sampler=UP, drw=(0.3, 0.1, 0.5))}
+    )
+    assert "linear 10:1: *sampler* (+10.0 points" in text
+    assert "linear 99:1: *DRW* (+30.0 points" in text
+    assert text.endswith("at all these class sizes: *sampler*.")
+    assert sentences.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
 
 
 @pytest.mark.parametrize(
@@ -214,3 +266,115 @@ def test_predictors_are_said_to_know_what_the_test_shows(difference: float, p: f
     assert expected in text
     others = {"what they have learned", "stays open", "worse than chance"} - {expected}
     assert not [other for other in others if other in text]
+
+
+# ---------------------------------------------------------------- yardsticks
+
+
+def history(seconds: list[float], accuracy: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"seconds": seconds, "val_accuracy": accuracy})
+
+
+def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
+    text = sentences.at_equal_minutes(
+        {
+            "short": history([60, 120], [0.5, 0.6]),
+            "long": history([50, 110, 170], [0.4, 0.7, 0.9]),
+            "slow": history([130, 260], [0.8, 0.9]),
+        }
+    )
+    assert "After 2.0 minutes" in text
+    assert "*long* 70.0%; *short* 60.0%" in text  # the best first
+    assert "slow" not in text  # no epoch of it was over
+
+
+RIVALS = pd.DataFrame(
+    {
+        "model": ["Light", "ViT, fewer blocks", "ViT, narrower", "Net"],
+        "accuracy": [0.80, 0.78, 0.79, 0.85],
+        "macs": [10e6, 10.1e6, 9.9e6, 12e6],
+        "latency_ms": [2.0, 1.0, 1.0, 3.0],
+        "images_per_second": [100.0, 120.0, 80.0, 60.0],
+    }
+)
+
+
+def rival_pairs(difference: float, p: float, a: str = "Light", b: str = "ViT, narrower") -> pd.DataFrame:
+    return pd.DataFrame([{"a": a, "b": b, "difference": difference, "spread": 0.0, "p": p}])
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "faster", "taken"),
+    [
+        (-0.01, 0.01, 2.0, "**Light** is the better choice"),
+        (0.01, 0.01, 0.5, "**ViT, narrower**, is the better choice"),
+        (-0.01, 0.5, 1.0, "**ViT, narrower** is the better choice"),
+        (-0.01, 0.5, 0.8, "**Light** is the better choice where throughput counts"),
+    ],
+)
+def test_smaller_vit_or_lighter_model_by_rule(difference: float, p: float, faster: float, taken: str) -> None:
+    speed = RIVALS["images_per_second"].where(RIVALS["model"] != "ViT, narrower", 100 * faster)
+    results = RIVALS.assign(images_per_second=speed)
+    text = sentences.smaller_or_lighter(
+        "Light", ["ViT, fewer blocks", "ViT, narrower"], results, rival_pairs(difference, p)
+    )
+    assert taken in text
+    assert text.count("**") == 2  # one is taken
+    assert "80.0% against 79.0% at 10.00 and 9.90 million multiply-adds" in text
+    assert f"throughput is {faster:.2f} times" in text
+    assert "fewer blocks" not in text  # the most accurate of the smaller ones is compared
+
+
+def net(**ahead: float) -> str:
+    """What is said of Net where each model named is `ahead` of it by so much, significantly."""
+    names = {"Light": "Light", "narrower": "ViT, narrower", "blocks": "ViT, fewer blocks"}
+    pairs = [rival_pairs(ahead.get(key, 0.0), 0.01, "Net", name) for key, name in names.items()]
+    return sentences.convolution_or_attention("Net", RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6]), pd.concat(pairs))
+
+
+def test_convolution_or_attention_by_rule() -> None:
+    assert "is the better choice: no model is shown to be ahead of it. It is shown to be ahead of none." in net()
+    assert "It is ahead of *Light*; *ViT, narrower*." in net(Light=-0.1, narrower=-0.1)
+    text = net(blocks=0.1, narrower=0.1)
+    assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text
+    assert "is not the better choice: ahead of it, for no more work, is *Light*." in net(Light=0.1, narrower=0.1)
+    assert "85.0%, 12.0 million multiply-adds, 3.00 ms an image" in text
+
+
+# ---------------------------------------------------------------- fewer tokens
+
+
+def way(name: str, difference: float, p: float, accuracy: float) -> dict:
+    return {"model": name, "difference": difference, "p": p, "accuracy": accuracy, "saved": 0.37}
+
+
+def test_reduction_to_take_is_the_most_accurate_without_a_shown_loss() -> None:
+    rows = pd.DataFrame([way("A", -0.03, 0.001, 0.87), way("B", -0.01, 0.3, 0.89), way("C", 0.002, 1.0, 0.902)])
+    text = sentences.which_reduction(rows, "the ViT")
+    assert "take **C**: 37% fewer multiply-adds, +0.2 points" in text
+    assert "(nor for *B*)" in text
+    assert "A loss against *the ViT* is shown for *A* (-3.0 points)." in text
+    alone = sentences.which_reduction(rows[2:], "the ViT")
+    assert "nor for" not in alone
+    assert "is shown for" not in alone
+
+
+def test_no_reduction_is_to_be_taken_where_all_of_them_lose() -> None:
+    text = sentences.which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]), "the ViT")
+    assert text.startswith("Every way to fewer tokens loses")
+    assert "take" not in text
+
+
+def test_gain_is_no_loss_however_clear() -> None:
+    assert "take **A**" in sentences.which_reduction(pd.DataFrame([way("A", 0.03, 0.001, 0.93)]), "the ViT")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "p", "words"),
+    [(12.0, 0.001, "more than random ones (6.0"), (2.0, 0.001, "less than random"), (12.0, 0.2, "no difference that")],
+)
+def test_choice_is_called_worse_than_chance_only_where_a_test_shows_it(chosen: float, p: float, words: str) -> None:
+    row = {"vit": "V", "chosen": chosen, "random": 6.0, "merged": 1.0, "alike": 0.2, "apart": 1.3, "p": p}
+    text = sentences.why_it_fails(pd.DataFrame([row]))
+    assert words in text
+    assert "a place is 1.30 times as far" in text

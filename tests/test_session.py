@@ -53,6 +53,7 @@ EVERYTHING = {
         ({"optimizer": "muon", "ema": 0.9}, 7),
         ({"optimizer": "sgd", "model": "dynamic_vit"}, 7),
         ({"precision": "fp16"}, 7),
+        ({"remedy": "ldam_drw", "imbalance": "linear", "keep_epoch": "last", "steps": 10}, 9),  # weights change at 8
         ({"channels_last": True, "tokenizer": "conv", "optimizer": "muon"}, 7),
     ],
 )

@@ -46,8 +46,7 @@ def test_test_part_of_digits_is_balanced_and_the_same_for_every_seed(digits: Sou
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Decoded folders go here instead of into the repository."""
-    real = sources.absolute
-    monkeypatch.setattr(sources, "absolute", lambda p: tmp_path / "cache" if p == "data/cache" else real(p))
+    monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -64,7 +63,7 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         for part in parts:
             for k, name in enumerate(classes):
                 for i in range(n):
-                    write(tmp_path / "photos" / part / name / f"{i}.png", (20 * k, 20 * k, i))
+                    write(tmp_path / "photos" / part / name / f"{i}.png", (20 * k, 20 * k + len(part), i))
         return tmp_path / "photos"
 
     return make
@@ -166,7 +165,7 @@ def test_imbalanced_folder_without_a_sibling_gives_up_some_images_for_testing(co
 def test_balanced_sibling_that_holds_training_images_is_told_on(course: Path) -> None:
     shown = course.parent / "CIFAR10_balance" / "3" / "0.png"
     shown.write_bytes((course / "3" / "0.png").read_bytes())
-    assert "1 of them are training images as well" in load(course).notes[0]
+    assert "1 of the 20 test images are training images as well, so scores are too good." in load(course).notes
 
 
 def test_sibling_with_other_classes_is_refused(course: Path) -> None:
@@ -226,7 +225,7 @@ def test_other_files_and_hidden_or_empty_folders_are_passed_over(folder: Callabl
 def test_folder_is_decoded_once(folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     root = folder()
     first = load(root)
-    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(sources, "decode", lambda *_: pytest.fail("decoded again"))
     second = load(root)
     assert (second.digest, second.classes, second.notes) == (first.digest, first.classes, first.notes)
     assert torch.equal(second.train.images, first.train.images)
@@ -389,7 +388,7 @@ def test_disk_too_small_for_a_folder_larger_than_memory_is_one_sentence(
     def full(*arguments: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100, total=2**34))
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(LabError, match=r"No space left on device.*free some space"):
         load_source(RunConfig(dataset="folder", data_dir=str(folder()), image_size=8))
@@ -402,13 +401,13 @@ def test_folder_larger_than_memory_is_mapped_from_the_disk_with_the_same_content
     inside = load_source(config)
     for path in cache.glob("*.pt"):
         path.unlink()
-    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100, total=2**34))
     memmap, shapes = np.memmap, []
     monkeypatch.setattr(np, "memmap", lambda *a, shape: shapes.append(shape) or memmap(*a, shape=shape))
     load, loaded = torch.load, []
     monkeypatch.setattr(torch, "load", lambda *a, mmap, **k: loaded.append(mmap) or load(*a, mmap=mmap, **k))
     decoded, mapped = load_source(config), load_source(config)
-    assert shapes == [(8, 3, 8, 8)] * 2  # train and test, decoded once
+    assert shapes == [(16, 3, 8, 8)]  # train and test, decoded once
     assert not mapped.train.fits(torch.device("cpu"))
     assert loaded == [True]
     for source in (decoded, mapped):

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pypandoc
 import pytest
-import torch
+from conftest import SMALL
 
 from vitlab.analysis import metrics, tables
 from vitlab.data.splits import Source
+from vitlab.errors import LabError
 from vitlab.lab import Lab
 from vitlab.lab.costs import Costs
-from vitlab.lab.plan import BALANCED, REMEDIES
 
 RESULTS = pd.DataFrame(
     {
@@ -33,7 +33,6 @@ RESULTS = pd.DataFrame(
         "training_seconds": [60.0, 90.0],
     }
 )
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "recall_common", "recall_rare")
 COST = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
 
 # ---------------------------------------------------------------- computed
@@ -53,6 +52,67 @@ def test_results_are_those_of_the_runs_the_best_first(done: Lab, monkeypatch: py
         assert (row["run"], row["macs"], row["test_images"]) == (run.path.name, 6, 60)
 
 
+@pytest.fixture(scope="module")
+def seeds(few: Source, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab of two seeds in which chapters 02 and 04 are done."""
+    params = SMALL.replace(runs_dir=str(tmp_path_factory.mktemp("seeds")), seeds=2, epochs=1, equal_cost=[])
+    lab = Lab(params, few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VITLAB_RUNS", raising=False)
+        assert {run.config.seed for run in lab.train_chapter("02").values()} == {0}
+        lab.train_chapter("04")
+    return lab
+
+
+def test_results_have_a_row_a_run_and_models_their_mean_and_spread(seeds: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Costs, "of", lambda *_, **__: COST)
+    made = [*seeds.plan.chapters["02"], *seeds.plan.chapters["04"]]
+    monkeypatch.setattr(Lab, "compared", property(lambda self: made))
+    runs = tables.results(seeds)
+    assert len(runs) == 2 * len(made)
+    assert runs["run"].is_unique
+    assert set(runs["seed"]) == {0, 1}
+    models = tables.by_model(runs)
+    assert set(models["model"]) == set(made)
+    assert models["accuracy"].is_monotonic_decreasing
+    row = models.set_index("model").loc["Linear ViT"]
+    both = [run.summary["test"]["accuracy"] for run in seeds.load_seeds("Linear ViT")]
+    assert (row["accuracy"], row["accuracy_spread"]) == pytest.approx((np.mean(both), np.std(both, ddof=1)))
+    assert (row["seeds"], row["parameters"]) == (2, 5)
+    one = tables.by_model(runs[runs["seed"] == 0])
+    assert one["accuracy_spread"].isna().all()
+    assert "±" not in tables.scores_table(one).to_string()
+    shown = tables.scores_table(models).loc["Linear ViT", "accuracy (%)"]
+    assert shown == f"{100 * np.mean(both):.1f} ± {100 * np.std(both, ddof=1):.1f}"
+
+
+def test_chapters_show_the_mean_of_their_seeds(seeds: Lab) -> None:
+    tests = [run.summary["test"] for run in seeds.load_seeds("ViT")]
+    mean, spread = metrics.mean_and_spread([test["accuracy"] for test in tests])
+    assert tables.chapter_scores(seeds, "ViT")["test accuracy"] == f"{mean:.1%} ± {100 * spread:.1f}"
+    recalls = np.mean([test["per_class"]["recall"] for test in tests], 0)
+    assert tables.recalls(seeds, "ViT") == pytest.approx(recalls)
+
+
+def test_models_are_compared_within_seeds(seeds: Lab) -> None:
+    found = seeds.compare("ViT", "Linear ViT")
+    first, second = ([run.summary["test"]["accuracy"] for run in seeds.load_seeds(m)] for m in ("ViT", "Linear ViT"))
+    assert found["difference"] == pytest.approx(np.mean(second) - np.mean(first))
+    assert found["spread"] == pytest.approx(max(np.std(first, ddof=1), np.std(second, ddof=1)))
+    assert found["seeds"] == 2
+    frame = tables.recall_differences(seeds, "ViT", ["Linear ViT"])
+    expected = tables.recalls(seeds, "Linear ViT") - tables.recalls(seeds, "ViT")
+    assert frame["difference"].to_numpy() == pytest.approx(expected)
+    assert (frame["spread"] >= 0).all()
+    assert frame["spread"].any()
+
+
+def test_run_of_a_further_seed_that_is_missing_is_named(seeds: Lab, few: Source) -> None:
+    more = Lab(seeds.params.replace(seeds=3), few)
+    with pytest.raises(LabError, match=r"'ViT, seed 2'.*02_vit\.ipynb"):
+        more.load_seeds("ViT")
+
+
 def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
     pairs = tables.pairs(done)
     assert {frozenset(pair) for pair in zip(pairs["a"], pairs["b"], strict=True)} == {
@@ -61,6 +121,23 @@ def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
     alone = np.array([done.compare(a, b)["p"] for a, b in zip(pairs["a"], pairs["b"], strict=True)])
     assert pairs["p"].tolist() == pytest.approx(metrics.holm(alone).tolist())
     assert (pairs["p"] >= alone).all()
+
+
+def test_pairs_of_many_models_are_a_matrix_of_points(done: Lab) -> None:
+    pairs = pd.DataFrame(
+        [
+            {"a": "x", "b": "y", "difference": 0.031, "spread": 0.0, "p": 0.01},
+            {"a": "x", "b": "z", "difference": -0.02, "spread": 0.0, "p": 0.2},
+            {"a": "y", "b": "z", "difference": -0.051, "spread": 0.06, "p": 0.01},
+        ]
+    )
+    matrix = tables.pairs_matrix(pairs, ["y", "x", "z"])
+    assert list(matrix.index) == ["1. y", "2. x", "3. z"]
+    assert matrix.to_numpy().tolist() == [["", "+3.1*", "+5.1"], ["-3.1*", "", "+2.0"], ["-5.1", "-2.0", ""]]
+    file = tables.flat(tables.pairs(done))
+    first = done.compare(*file.loc[0, ["a", "b"]])
+    assert tuple(file.loc[0, ["interval_low", "interval_high"]]) == first["interval"]
+    assert tuple(file.loc[0, ["f1_interval_low", "f1_interval_high"]]) == first["f1_interval"]
 
 
 def test_recall_differences_add_up_to_the_differences_of_recall(done: Lab) -> None:
@@ -74,84 +151,7 @@ def test_recall_differences_add_up_to_the_differences_of_recall(done: Lab) -> No
     assert some["difference"].tolist() == frame.loc[frame["model"] == "Linear ViT", "difference"].tolist()
 
 
-def test_study_scores_tell_common_from_rare_classes(done: Lab) -> None:
-    frame = tables.study_scores(done).set_index("remedy")
-    assert list(frame.index) == [BALANCED, *REMEDIES]
-    order = tables.study_counts(done).argsort(descending=True, stable=True)
-    test = done.load_study()["sampler", 0].summary["test"]
-    recall = np.array(test["per_class"]["recall"])
-    row = frame.loc["sampler"]
-    assert row["recall_common"] == pytest.approx(recall[order[:3]].mean())
-    assert row["recall_rare"] == pytest.approx(recall[order[-3:]].mean())
-    assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == (test["accuracy"], *test["interval"])
-    assert row["macro_f1"] == pytest.approx(test["f1"]["macro"])
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "recall_common", "recall_rare"):
-        assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
-
-
-def test_rare_classes_are_each_seeds_own_where_the_seed_draws_them(fresh: Lab, few: Source) -> None:
-    drawn = Lab(fresh.params.replace(study_order="random", study_ratio=9), few)
-    drawn.train(drawn.plan.study)
-    frame = tables.study_scores(drawn).set_index(["remedy", "seed"])
-    counts = {seed: drawn.data_of(drawn.plan.study["none", seed]).class_counts for seed in (0, 1)}
-    assert not torch.equal(counts[0], counts[1])
-    for seed in (0, 1):
-        recall = np.array(drawn.load_study()["none", seed].summary["test"]["per_class"]["recall"])
-        rarest = counts[seed].argsort(descending=True, stable=True)[-3:]
-        assert frame.loc[("none", seed), "recall_rare"] == pytest.approx(recall[rarest].mean())
-    assert tables.study_recall(drawn).index[0] == f"{counts[0].max()} images"
-
-
-def test_effects_of_the_remedies_are_drawn_and_computed(fresh: Lab, few: Source) -> None:
-    frame = tables.remedy_effects(Lab(fresh.params.replace(study_ratio=9), few)).set_index(["remedy", "class"])
-    images = frame.loc["none", "images"]
-    assert images.is_monotonic_decreasing
-    assert frame.loc["none", "drawn"].tolist() == pytest.approx((images / images.sum()).tolist())  # an epoch is all
-    first, last = images.index[[0, -1]]
-
-    def against(remedy: str, column: str) -> float:
-        return frame.loc[(remedy, last), column] / frame.loc[(remedy, first), column]
-
-    ratio = images[first] / images[last]
-    assert against("class_weights", "share") == pytest.approx(1)
-    assert against("both", "weight") == pytest.approx(ratio)
-    assert against("both", "share") == pytest.approx(against("both", "drawn") * ratio)
-    assert against("sampler", "drawn") > 2 / ratio  # drawn for real, so only about 1
-    shift = frame.loc["logit_adjustment", "shift"]
-    assert shift[first] - shift[last] == pytest.approx(np.log(ratio), rel=1e-4)
-    assert frame.loc["sampler", "shift"].eq(0).all()
-
-
-def test_recall_by_remedy_starts_at_none_and_the_commonest_class(done: Lab) -> None:
-    frame = tables.study_recall(done)
-    assert list(frame.columns) == ["none", BALANCED, *REMEDIES[1:]]
-    assert list(frame.index) == [
-        str(k) for k in tables.study_counts(done).argsort(descending=True, stable=True).tolist()
-    ]
-    recall = done.load_study()["both", 0].summary["test"]["per_class"]["recall"]
-    assert frame["both"].tolist() == pytest.approx([recall[int(k)] for k in frame.index])
-
-
-def test_macro_f1_of_the_study_and_its_resamples(done: Lab) -> None:
-    f1, drawn = tables.study_f1(done)
-    assert f1.keys() == drawn.keys() == {BALANCED, *REMEDIES}
-    assert f1["sampler"] == pytest.approx([done.load_study()["sampler", 0].summary["test"]["f1"]["macro"]])
-    assert drawn["sampler"].shape == (metrics.RESAMPLES,)
-    assert drawn["sampler"].std() > 0
-
-
 # ---------------------------------------------------------------- for reading
-
-
-def study(seeds: int) -> pd.DataFrame:
-    rows = [
-        {"remedy": remedy, "seed": seed, "calibration_error": 0.1}
-        | dict.fromkeys(SCORES, value + seed / 10)
-        | {f"{name}_{end}": value + shift for name in SCORES for end, shift in (("low", -0.2), ("high", 0.3))}
-        for remedy, value in (("none", 0.4), ("class_weights", 0.5))
-        for seed in range(seeds)
-    ]
-    return pd.DataFrame(rows)
 
 
 def test_every_score_stands_beside_its_interval() -> None:
@@ -170,10 +170,6 @@ def test_cost_that_nobody_measured_is_a_dash() -> None:
     assert "nan" not in tables.readme_table(own)
 
 
-def test_commonest_and_rarest_classes_are_three_or_fewer_and_never_the_same() -> None:
-    assert [tables.group_size(n) for n in (1, 2, 3, 5, 6, 10, 100)] == [1, 1, 1, 2, 3, 3, 3]
-
-
 def test_scores_become_a_latex_table() -> None:
     tex = tables.scores_table(RESULTS).to_latex(escape=True)
     assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"a\_b", r"accuracy (\%)"))
@@ -188,12 +184,3 @@ def test_pairs_are_shown_in_points_with_their_intervals() -> None:
     table = tables.pairs_table(frame)
     assert table.loc[0].tolist() == ["ViT", "Linear ViT", "-3.1", "-6.0 to +0.1", "-3.0", "-5.0 to +0.0", 9, 3, "0.061"]
     assert table.loc[1, "p"] == "< 0.001"
-
-
-def test_several_seeds_show_their_spread_and_a_single_one_its_interval() -> None:
-    several = tables.study_table(study(3), few=3)
-    assert list(several.index) == ["none", "class weights"]
-    assert several.loc["none", "macro F1"] == f"0.500 ± {np.std([0.4, 0.5, 0.6], ddof=1):.3f}"
-    one = tables.study_table(study(1), few=2)
-    assert one.loc["class weights", "recall, 2 rarest"] == "0.500 (0.300 – 0.800)"
-    assert one.loc["none", "calibration error"] == "0.100"

@@ -286,3 +286,20 @@ def test_whitened_kernels_give_uncorrelated_outputs_of_variance_one() -> None:
     few = vit.ConvEmbed(3, 64, 4)  # 16 first kernels take the strongest components
     few.whiten(smooth)
     torch.testing.assert_close(few.layers[0].weight, embed.layers[0].weight[:16])
+
+
+@pytest.mark.parametrize("name", ["conv", "light"])
+@pytest.mark.parametrize("patch_size", [1, 2, 4, 8])
+def test_convolutional_tokenizers_make_a_token_a_patch_of_as_many_pixels(name: str, patch_size: int) -> None:
+    embed = vit.TOKENIZERS[name](3, 32, patch_size).eval()  # in training a norm would mix all places
+    images = torch.randn(1, 3, 64, 64, requires_grad=True)
+    tokens = embed(images)
+    grid = 64 // patch_size
+    assert tokens.shape == (1, grid**2, 32)
+    tokens[0, grid * (grid // 2) + grid // 2].square().sum().backward()
+    seen = int((images.grad.abs().sum((0, 1, 2)) > 0).sum())
+    whole = vit.TOKENIZERS["conv"].convolutions(3, 32, patch_size)
+    size, stride = 1, 1
+    for _, _, step in whole:
+        size, stride = size + 2 * stride, stride * step
+    assert seen == size

@@ -1,11 +1,15 @@
 """vitlab: a lab report on Vision Transformers that you can run.
 
 config, errors parameters, validated               parameters  where their values come from
-models/        vit, dynamic_vit, linear_vit        registry    name -> model
-data/          sources, splits                     batches, augment
-training/      losses, optim, step                 session, fit, evaluate, progress: what keeps a run alive
-runs, files    run directories between stages      machine     device, precision, threads, kernels
-analysis/      metrics, sentences, complexity      attention, tables, plots, pictures
-lab/           plan: which runs a chapter makes    workers, costs, results
-report/        notebook: figures and prose         make, render: notebooks to HTML and PDF
+models/        vit, dynamic_vit, reduce            linear_vit, inline_vit, resnet, heads
+models/        registry: name -> model
+data/          folders, decode, sources, splits    batches, augment, pictures: one of your own
+training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
+runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
+texts          names that users gave
+analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
+analysis/      plots, study_plots, pictures        typefaces   that have the letters of users' names
+lab/           plan: which runs a chapter makes    workers, costs, results; use: a trained model at work
+kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
+report/        notebook: figures and prose         explorer, saving, kernels  make, render: notebooks to HTML and PDF
 """

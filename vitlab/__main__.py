@@ -1,7 +1,11 @@
-"""vitlab's commands: python -m vitlab report | train, or `vitlab …` where it is installed.
+"""vitlab's commands: python -m vitlab report | train | predict | …, or `vitlab …` where it is installed.
 
     vitlab report --profile quick
     vitlab train --params params/quick.yaml --run "ViT"
+    vitlab predict RUN picture.jpg
+    vitlab evaluate RUN --data FOLDER
+    vitlab analyze --preset small --models vit dynamic_vit
+    vitlab export RUN model.onnx
     accelerate launch --num_processes 4 -m vitlab train --params params/cifar10_gpu.yaml --run "ViT" "Linear ViT"
 
 `train` makes runs without a notebook, in one process or several; the chapters then find them complete.
@@ -26,10 +30,11 @@ def train(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from vitlab.lab import Lab
-    from vitlab.machine import launched_processes
-    from vitlab.parameters import load_params
+    from vitlab.machine import launched_processes, require_as_launched
+    from vitlab.parameters import load_params, profile_path
 
-    params = load_params(arguments.params, arguments.overrides)
+    require_as_launched()
+    params = load_params(profile_path(arguments.params), arguments.overrides)
     state = PartialState(cpu=not torch.cuda.is_available()) if launched_processes() > 1 else None
     with state.main_process_first() if state else contextlib.nullcontext():  # it decodes the images for the others
         lab = Lab.of(params)
@@ -44,7 +49,65 @@ def train(arguments: argparse.Namespace) -> None:
             state.destroy_process_group()
 
 
+def lab(arguments: argparse.Namespace) -> None:
+    import subprocess
+
+    root = Path(__file__).resolve().parent.parent
+    first = min(root.glob("notebooks/01_*.ipynb")).relative_to(root).as_posix()
+    hook = "--FileContentsManager.pre_save_hook=vitlab.report.saving.without_widgets"
+    kernels = "--ServerApp.kernel_spec_manager_class=vitlab.report.kernels.OwnKernels"  # of this interpreter
+    command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook, kernels]
+    subprocess.run([*command, *arguments.options], check=False, cwd=root)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    from vitlab.lab.use import find_run, require_pictures_only
+
+    run = find_run(arguments.run)
+    require_pictures_only(run)
+    for picture in arguments.image:
+        print(f"{picture}: {run.predict(picture)}")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    from vitlab.files import writing
+    from vitlab.lab.use import confusion, evaluate_run, find_run
+
+    run = find_run(arguments.run)
+    scores, rows, remark = evaluate_run(run, arguments.data)
+    path = arguments.csv or Path(
+        f"{run.path.name}-{Path(arguments.data).resolve().name if arguments.data else 'test'}.csv"
+    )
+    with writing(path) as temporary:
+        rows.to_csv(temporary, index=False)
+    low, high = (100 * end for end in scores["interval"])
+    f1_low, f1_high = scores["f1_interval"]
+    print(f"accuracy {scores['accuracy']:.1%} of {scores['n']:,} images (95% interval {low:.1f} – {high:.1f}%)")
+    print(f"macro F1 {scores['f1']['macro']:.3f} ({f1_low:.3f} – {f1_high:.3f}), top-2 {scores['top_2']:.1%}")
+    print(f"\nrows: class, columns: answer\n{confusion(run, scores).to_string()}\n")
+    print(f"{remark + ' ' if remark else ''}Every image's answer: {path}")
+
+
+def analyze(arguments: argparse.Namespace) -> None:
+    from vitlab.lab.use import analyze
+
+    print(analyze(arguments.preset, arguments.models, arguments.overrides).to_string())
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from vitlab.export import FORMATS, export
+    from vitlab.lab.use import find_run
+
+    difference = export(find_run(arguments.run), arguments.file)
+    size = arguments.file.stat().st_size / 2**20
+    program = FORMATS[arguments.file.suffix].by
+    print(f"{arguments.file}: {size:.1f} MiB; run again by {program}, its logits differ by {difference:.0e} at most")
+
+
 def parser() -> argparse.ArgumentParser:
+    from typing import get_args
+
+    from vitlab.config import Preset
     from vitlab.parameters import add_overrides
 
     whole = argparse.ArgumentParser(prog="vitlab", description=__doc__.splitlines()[0])
@@ -54,13 +117,44 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", default="", help="where to put the report (OUT=…); default: reports/<profile>")
     one.set_defaults(work=report, read=add_overrides(one))
     one = commands.add_parser("train", help="train runs of a profile without a notebook")
-    one.add_argument("--params", type=Path, required=True, help="a profile, such as params/cifar10_gpu.yaml")
+    one.add_argument("--params", required=True, help="a profile, such as params/cifar10_gpu.yaml")
     one.add_argument("--run", nargs="+", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"')
     one.set_defaults(work=train, read=add_overrides(one))
+    one = commands.add_parser("lab", help="open JupyterLab at chapter 01 (make lab)")
+    one.add_argument("options", nargs="*", help="for jupyter lab, after --: vitlab lab -- --no-browser --port=8889")
+    one.set_defaults(work=lab, read=_none)
+    run_help = "a run's directory, or its name in runs/"
+    one = commands.add_parser("predict", help="what a trained model answers to pictures")
+    one.add_argument("run", metavar="RUN", help=run_help)
+    one.add_argument("image", nargs="+", metavar="IMAGE", help="any format, size and mode")
+    one.set_defaults(work=predict, read=_none)
+    one = commands.add_parser("evaluate", help="score a trained model on other images")
+    one.add_argument("run", metavar="RUN", help=run_help)
+    one.add_argument("--data", default="", metavar="FOLDER", help="class folders; default: the run's own test images")
+    one.add_argument(
+        "--csv", type=Path, metavar="FILE", help="where every image's answer goes; default: RUN-FOLDER.csv"
+    )
+    one.set_defaults(work=evaluate, read=_none)
+    one = commands.add_parser("analyze", help="parameters, work, time and memory of models: chapter 05's table")
+    one.add_argument("--preset", default="small", choices=get_args(Preset))
+    one.add_argument("--models", nargs="+", default=[], metavar="NAME", help="such as vit dynamic_vit; default: all")
+    one.set_defaults(work=analyze, read=add_overrides(one))
+    one = commands.add_parser("export", help="write a trained model for other programs, and run it again from there")
+    one.add_argument("run", metavar="RUN", help=run_help)
+    one.add_argument("file", type=Path, metavar="FILE", help="its ending decides: .onnx, .pt2 or .safetensors")
+    one.set_defaults(work=export, read=_none)
     return whole
 
 
+def _none(arguments: argparse.Namespace) -> dict:
+    """A command without parameters to override."""
+    return {}
+
+
 def main(words: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows another sign
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     arguments = parser().parse_args(words)
     try:
         arguments.overrides = arguments.read(arguments)
@@ -68,8 +162,9 @@ def main(words: list[str] | None = None) -> int:
     except LabError as error:
         print(f"vitlab: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("vitlab: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        told = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+        print(f"vitlab: {told}", file=sys.stderr)
         return 130
     return 0
 

@@ -6,16 +6,18 @@ reader of the notebooks sets. Where values come from is in `parameters`.
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vitlab.errors import LabError
-from vitlab.machine import ROOT
+from vitlab.machine import ROOT, memory
 from vitlab.models.registry import MODELS
+from vitlab.texts import unshowable
 
 # nano and tiny train on a CPU; small and base are the course's
 PRESETS = {
@@ -25,7 +27,11 @@ PRESETS = {
     "base": {"dim": 512, "depth": 6, "heads": 8, "mlp_ratio": 4.0},
 }
 Preset = Literal["nano", "tiny", "small", "base"]
-Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "logit_adjustment"]
+Tokenizer = Literal["patch", "conv", "light"]
+Remedy = Literal["none", "sampler", "class_weights", "both", "effective_number", "drw", "ldam_drw", "logit_adjustment"]
+POST_HOC = "post_hoc"  # the remedy that trains nothing: `none`'s logits are adjusted
+STUDIED = (*get_args(Remedy), POST_HOC)  # in chapter 01
+BALANCED = "balanced"  # its upper reference: no imbalance, no remedy
 Imbalance = Literal["none", "linear", "exponential"]
 ImbalanceOrder = Literal["classes", "random"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -33,8 +39,13 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+Threads = Annotated[int, Field(ge=0, le=256)]
+Seeds = Annotated[int, Field(ge=1, le=1000)]
+Words = BeforeValidator(
+    lambda value: [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value
+)
 
 
 class Training(BaseModel):
@@ -70,7 +81,7 @@ class Training(BaseModel):
     # machine
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: cuda if there is one, else cpu; mps: untested
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
-    num_workers: CountOrZero = 2  # processes that read images ahead where they do not fit into memory
+    num_workers: Threads = 2  # threads that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     compile: bool = False  # torch.compile: pays on a GPU and in long runs
     channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
@@ -104,6 +115,14 @@ class Recipe(Training):
 
     remedy: Remedy = "none"  # for imbalance
     steps: Count | None = None  # a budget in optimiser steps; None: epochs decides
+    # best or last: the epoch whose weights a run ends with, that of the best validation accuracy or the last one
+    keep_epoch: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> Self:
+        if self.patience and self.keep_epoch == "last":
+            raise ValueError(f"patience {self.patience} waits for a best epoch, keep_epoch last for none: set one")
+        return self
 
     @property
     def budget(self) -> str:
@@ -128,16 +147,25 @@ class Common(Training):
     heads: Count | None = None  # of attention
     mlp_ratio: Positive | None = None  # hidden width of a block's MLP over dim
     patch_size: Count = 4  # pixels a side of what becomes one token
-    tokenizer: Literal["patch", "conv"] = "patch"  # patch or conv: how patches become tokens; chapter 02 trains both
+    # patch, conv, or light, a third of conv's work: how patches become tokens
+    tokenizer: Tokenizer = "patch"
     pool: Literal["cls", "mean"] = "cls"  # cls or mean: the class token is classified, or the mean of the patches
     positions: Literal["learned", "sincos"] = "learned"  # learned, or sincos: fixed sines and cosines
     init: Literal["xavier", "small"] = "xavier"  # small, deviation 0.02, suits muon: where Q, K, V and MLPs begin
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
-    keep_ratio: Ratio = 0.7  # DynamicViT: share of its tokens that each of the three stages keeps
+    keep_ratio: Ratio = 0.7  # fewer tokens, chapter 03: share of its tokens that each of the stages keeps
+    stages: list[Count] = []  # blocks, counted from 0, that tokens go before; none: at 1/4, 1/2 and 3/4 of the depth
+    salience: Literal["attention", "values", "norm"] = "attention"  # Top-K and EViT: what shows that a token matters
+    proportional: bool = True  # EViT and ToMe: attention counts a merged token as often as the patches in it
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
     distill_weight: NotNegative = 0.5  # DynamicViT: weight of both distillation losses
+    backbone_rate: Ratio = 0.01  # DynamicViT: rate of what comes from the ViT over that of the predictors (lr)
+    frozen: Share = 0.17  # DynamicViT: share of its training before which what comes from the ViT stands still
+    settle: Annotated[float, Field(ge=0, le=1)] = 0.0  # DynamicViT: share at the end that draws no tokens, but the best
     feature_map: Literal["elu", "relu"] = "elu"  # elu or relu: of kernelised attention, elu(x) + 1 or relu(x)
+    # identity, elu or relu: of InLine attention; where it equals feature_map, only the normalisation differs
+    inline_map: Literal["identity", "elu", "relu"] = "identity"
     linformer_k: Count = 8  # Linformer: tokens that keys and values are projected to
     # headwise, key_value or layerwise: which heads and layers share Linformer's E and F
     linformer_sharing: Literal["headwise", "key_value", "layerwise"] = "headwise"
@@ -145,13 +173,14 @@ class Common(Training):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill the model's shape from the preset; YAML's yes/no must not pass for a number."""
+        """Fill the model's shape from the preset; YAML's yes/no is no number, and a text is one, whatever it holds."""
+        values = {name: str(v) if cls.is_text(name) and isinstance(v, int | float) else v for name, v in values.items()}
         for name, value in values.items():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
         preset = values.get("preset", cls.model_fields["preset"].default)
         shape = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-        return dict(values) | {key: value for key, value in shape.items() if values.get(key) is None}
+        return values | {key: value for key, value in shape.items() if values.get(key) is None}
 
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
@@ -170,13 +199,45 @@ class Common(Training):
             raise ValueError(f"positions sincos needs a dim that 4 divides, got {self.dim}")
         if self.crop >= self.image_size:
             raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
-        if self.tokenizer == "conv" and self.patch_size & (self.patch_size - 1):
+        if self.tokenizer != "patch" and self.patch_size & (self.patch_size - 1):
             raise ValueError(
-                f"tokenizer conv, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got {self.patch_size}"
+                f"tokenizer {self.tokenizer}, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got "
+                f"{self.patch_size}"
+            )
+        if (self.start_size or self.image_size) < 3 and not self.patch_size & (self.patch_size - 1):
+            raise ValueError(
+                f"image_size {self.image_size} (or start_size) is too small for the 3×3 kernels of tokenizer conv, "
+                "which chapter 02 compares: choose 3 or more"
             )
         if self.dataset == "folder" and not self.data_dir:
             raise ValueError("dataset folder needs data_dir: name the folder that holds the class folders")
+        if self.dataset == "digits" and self.data_dir:
+            raise ValueError(
+                "data_dir is given, but dataset is digits, which needs none: choose dataset=folder for class folders "
+                "(or cifar10), or leave data_dir empty"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        """Shapes that no machine holds are refused here, where their numbers can still be named."""
+        weights = self.depth * self.dim**2 * (4 + 2 * self.mlp_ratio) + self.num_tokens * self.dim
+        if 16 * weights > (have := memory()):  # with gradients and AdamW's averages
+            raise ValueError(
+                f"dim {self.dim}, depth {self.depth} and mlp_ratio {self.mlp_ratio:g} make {weights:.2g} weights, more "
+                f"than {have / 2**30:.0f} GiB of memory can train: lower one of them"
+            )
+        if 4 * self.heads * self.num_tokens**2 > have:
+            raise ValueError(
+                f"image_size {self.image_size} in patches of {self.patch_size} makes {self.num_tokens:,} tokens, whose "
+                "attention fits into no memory here: lower image_size or raise patch_size"
+            )
+        return self
+
+    @classmethod
+    def is_text(cls, name: str) -> bool:
+        """Whether a parameter is a text, whatever it looks like."""
+        return name in cls.model_fields and cls.model_fields[name].annotation is str
 
     def with_preset(self, preset: str) -> Self:
         return self.replace(preset=preset, **PRESETS[preset])
@@ -198,7 +259,7 @@ class RunConfig(Common, Recipe):
     init_from: str = ""  # run directory that the weights start from; DynamicViT's teacher too
     imbalance: Imbalance = "none"  # none, linear or exponential: class sizes in training
     imbalance_ratio: AtLeastOne = 10.0  # images of the commonest class over the rarest's
-    imbalance_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
+    imbalance_order: ImbalanceOrder = "classes"  # random: the seed draws which classes are rare; classes: the last ones
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
@@ -215,15 +276,27 @@ class LabConfig(Common):
 
     study_imbalance: Imbalance = "exponential"  # none, linear or exponential: class sizes of chapter 01's study
     study_ratio: AtLeastOne = 50.0  # images of the commonest class over the rarest's, in that study
-    study_order: ImbalanceOrder = "classes"  # classes: the last ones are rare; random: the seed draws which
-    study_epochs: Count = 15  # of each run of the imbalance study
-    study_seeds: Count = 3  # seeds of each run of that study
-    long_epochs: CountOrZero = 0  # of the convolutional tokenizer's longer training; 0: there is none
+    study_order: ImbalanceOrder = "random"  # random: the seed draws which classes are rare; classes: the last ones
+    study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
+    study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
+    study_epochs: Count = 30  # of each run of the imbalance study
+    study_seeds: Seeds = 3  # seeds of each run of that study
+    seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
+    tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
+    sizes: Annotated[list[Preset], Words] = []  # further presets that chapter 02 trains, as small beside base
+    # further attentions of chapter 04: injective_vit, local_linear_vit, local_vit
+    ablations: Annotated[list[str], Words] = []
+    # models beside which stand ViTs that cost as little, of fewer blocks and narrower
+    equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]
+    long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
-    fine_tune_epochs: Count = 12  # of DynamicViT, and of the ViT that is fine-tuned without pruning
-    fine_tune_lr: Positive = 3e-4  # peak learning rate of these two
+    backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run
+    fine_tune_epochs: Count = 4  # of every reduction of tokens, and of the ViT that is fine-tuned without one
+    fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate
+    fine_tune_ema: Share = 0.0  # decay of their averaged weights; 0: as ema
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
     runs_dir: str = "runs"  # where runs are kept, and found again
+    measurement: CountOrZero = 0  # another number measures all times anew
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     notes: str = ""  # what a reader of the report has to know beside its numbers
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name
@@ -232,9 +305,50 @@ class LabConfig(Common):
     def _check_lab(self) -> Self:
         if 0 < self.long_epochs <= self.epochs and not self.minutes:
             raise ValueError(f"long_epochs {self.long_epochs} must exceed epochs {self.epochs}, or be 0")
+        fitting = {
+            "ablations": [name for name, row in MODELS.items() if row.asked],
+            "equal_cost": [name for name, row in MODELS.items() if row.is_vit and row.chapter],
+        }
+        for parameter, known in fitting.items():
+            for name in getattr(self, parameter):
+                if name not in known:
+                    raise ValueError(f"{parameter} names {name!r}: choose of {', '.join(known)}")
+        if self.long_epochs and "conv" not in (self.tokenizer, *self.tokenizers):
+            raise ValueError("long_epochs trains the conv tokenizer for longer: name it in tokenizers, or set it to 0")
+        if self.backbone not in (self.tokenizer, *self.tokenizers):
+            raise ValueError(f"backbone {self.backbone} is trained by no chapter: name it in tokenizers")
+        if self.preset in self.sizes:
+            raise ValueError(f"sizes names {self.preset}, which is the preset itself: take it out")
+        for name in ("notes", "data_name"):
+            if bad := unshowable(getattr(self, name)):
+                raise ValueError(f"{name} holds {bad[0]!a}, which neither HTML nor PDF can show: take it out")
+        if self.seed + (most := max(self.seeds, self.study_seeds)) > 2**63:
+            raise ValueError(f"seed {self.seed} leaves no room for {most} of them: lower it below 2**62")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
+        _ = self.study_shapes, self.remedies
         return self
+
+    @property
+    def study_shapes(self) -> list[tuple[Imbalance, float]]:
+        """Class sizes of the study: those that its conclusions speak of, then those of `study_more`."""
+        shapes = [(self.study_imbalance, self.study_ratio)]
+        for text in filter(None, map(str.strip, self.study_more.split(","))):
+            found = re.fullmatch(r"(linear|exponential) +(\d+(?:\.\d+)?)", text)
+            if not found or float(found[2]) < 1:
+                raise ValueError(f'study_more has {text!r}: write it as "linear 10, exponential 100"')
+            shapes.append((found[1], float(found[2])))
+        return list(dict.fromkeys(shapes))
+
+    @property
+    def remedies(self) -> list[str]:
+        """The study's remedies, `none` first, which the others are measured against."""
+        asked = list(filter(None, map(str.strip, self.study_remedies.split(",")))) or STUDIED
+        if wrong := next((name for name in asked if name not in STUDIED), None):
+            raise ValueError(f"study_remedies has {wrong!r}: {_nearest(wrong, dict.fromkeys(STUDIED), 'the chapter')}")
+        if asked == ["none"]:
+            raise ValueError("study_remedies has none alone: name the remedies to compare it with, or leave it empty")
+        return [name for name in STUDIED if name in asked or name == "none"]
 
     def run(self, **changes: Any) -> RunConfig:
         """Configuration of one run of this lab, with `changes`."""
@@ -278,5 +392,8 @@ def _nearest(name: str, known: Mapping[str, Any], place: str) -> str:
 
 
 def absolute(path: str) -> Path:
-    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory."""
-    return (ROOT / Path(path).expanduser()).resolve()
+    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory.
+
+    Links keep the name that the user gave: by it a balanced sibling is found, and the data are called.
+    """
+    return Path(os.path.abspath(ROOT / Path(path).expanduser()))

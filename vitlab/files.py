@@ -3,31 +3,65 @@
 import contextlib
 import errno
 import os
+import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from yaml import YAMLError
+
 from vitlab.errors import LabError
+
+# what readers of JSON, YAML, CSV, NumPy's and torch's files raise when they are cut short
+DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    YAMLError,
+)
+WRITERS_OF_TORCH = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; on success it replaces `path`, on failure it is removed."""
+def writing(path: Path, elsewhere: str = "runs_dir") -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; on success it replaces `path`, on failure it is removed.
+
+    elsewhere: what names another place, told to the user where this one takes no file.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()  # torch.save says in no sentence that it may not write
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WRITERS_OF_TORCH):
             raise
-        raise _cannot_write(path, error) from None
+        raise _cannot_write(path, error, elsewhere) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reading(path: Path, cure: str) -> Iterator[Path]:
+    """Yield a path to read from; LabError, which ends with `cure`, for a file that is missing, damaged or not ours."""
+    try:
+        yield path
+    except FileNotFoundError:
+        raise LabError(f"{path} is missing: {cure}") from None
+    except OSError as error:
+        raise LabError(f"cannot read {path} ({error.strerror or error}): check its permissions, or {cure}") from None
+    except DAMAGE as error:
+        raise LabError(f"{path} is empty or damaged ({type(error).__name__}): {cure}") from None
 
 
 def copy(source: Path, target: Path) -> None:
@@ -36,7 +70,7 @@ def copy(source: Path, target: Path) -> None:
         temporary.write_bytes(content)
 
 
-def require_writable(folder: Path, megabytes: int) -> None:
+def require_writable(folder: Path, megabytes: int, elsewhere: str = "runs_dir") -> None:
     """LabError unless `folder` can be made and takes a file of that size: asked before the work, not after it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,20 +79,21 @@ def require_writable(folder: Path, megabytes: int) -> None:
                 file.write(b"\0" * 2**20)
             file.flush()
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise _cannot_write(folder, error, elsewhere) from None
 
 
-def reserve(file: IO[bytes], size: int, folder: Path) -> None:
+def reserve(file: IO[bytes], size: int, folder: Path, elsewhere: str) -> None:
     """Take `size` bytes of the disk for a file in `folder`: a mapped file that finds it full would kill the process."""
     if not hasattr(os, "posix_fallocate"):  # macOS has none
         return
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        raise _cannot_write(folder, error) from None
+        raise _cannot_write(folder, error, elsewhere) from None
 
 
-def _cannot_write(path: Path, error: Exception) -> LabError:
+def _cannot_write(path: Path, error: Exception, elsewhere: str) -> LabError:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cure = "free some space" if full else "check its permissions or choose another place (runs_dir, data_dir)"
-    return LabError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}): {cure}, then start again")
+    cure = "free some space" if full else "check its permissions"
+    what = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return LabError(f"cannot write {path} ({what}): {cure} or choose another place ({elsewhere}), then start again")

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,27 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabCo
 def read_profile(path: Path) -> dict[str, Any]:
     """The values of a YAML file, those under `more` among the others."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
+        values = yaml.safe_load(source)
+        written = yaml.load(source, yaml.BaseLoader)  # every value as it stands there
     except FileNotFoundError:
-        have = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-        raise LabError(f"no params file {path}: choose one of {have or 'none, the folder is empty'}") from None
+        beside = [*path.parent.glob("*.yaml")] or [*(ROOT / "params").glob("*.yaml")]
+        have = ", ".join(sorted(other.stem for other in beside))
+        raise LabError(f"no params file {path}: choose one of {have}, or name the path of your own") from None
     except OSError as error:
         raise LabError(f"cannot read {path} ({error.strerror}): name a params file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise LabError(f"{path} must hold 'name: value' lines")
-    return _flat(values, str(path))
+    values = _flat(values, str(path))
+    texts = {name: text for name, text in _flat(written, str(path)).items() if LabConfig.is_text(name)}
+    return values | {name: "" if values[name] is None else text for name, text in texts.items()}
+
+
+def profile_path(profile: str) -> Path:
+    """A profile by its name, which stands for params/<name>.yaml, or by its path."""
+    return Path(profile).expanduser() if profile.endswith((".yaml", ".yml")) else ROOT / "params" / f"{profile}.yaml"
 
 
 def as_profile(params: LabConfig) -> dict[str, Any]:
@@ -73,14 +84,19 @@ def _flat(values: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], dict[str, Any]]:
     """Give a command the options --data and --set; the function returned reads the parameters out of its arguments."""
+    parser.add_argument("--words", default="", help="the same as --set in one text, as make passes it on")
     parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
     parser.add_argument(
         "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
     )
 
     def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-        folder = {"dataset": "folder", "data_dir": str(Path(arguments.data).expanduser().resolve())}
-        return dict(arguments.set) | (folder if arguments.data else {})
+        folder = {"dataset": "folder", "data_dir": os.path.abspath(Path(arguments.data).expanduser())}
+        try:
+            words = dict(_override(word) for word in shlex.split(arguments.words))
+        except (argparse.ArgumentTypeError, ValueError) as error:  # of a quotation that does not end
+            raise LabError(f"SET: {error}; quote a value with spaces as SET=\"'notes=Run 3'\"") from None
+        return words | dict(arguments.set) | (folder if arguments.data else {})
 
     return overrides
 
@@ -90,7 +106,7 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
     try:
-        return name, yaml.safe_load(value)
+        return name, value if LabConfig.is_text(name) else yaml.safe_load(value)
     except yaml.YAMLError:
         raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
 

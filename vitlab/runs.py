@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from vitlab import machine
 from vitlab.config import Recipe, RunConfig, parse
+from vitlab.data.batches import to_float
+from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
-from vitlab.files import copy, writing
-from vitlab.models.registry import MODELS, build_model
+from vitlab.files import copy, reading, writing
+from vitlab.models.registry import MODELS, SHARED, build_model
 
 # preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
 IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last", "device"}
@@ -34,8 +36,11 @@ def identity(config: Recipe, digest: str) -> dict[str, Any]:
     """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
     unread = set(IRRELEVANT)
     if isinstance(config, RunConfig):
-        unread |= {option for row in MODELS.values() for option in row.options} - {*MODELS[config.model].options}
+        row, of_images = MODELS[config.model], {"image_size", "patch_size"}  # these decide the images that it sees
+        unread |= {option for other in MODELS.values() for option in other.options} - {*row.options}
+        unread |= {*SHARED} - {*row.shared} - of_images
         unread |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
+    unread |= {"keep_epoch"} if config.keep_epoch == "best" else set()  # runs from before there was a choice
     unread |= {"grow"} if not config.start_size else set()
     unread |= {"muon_lr"} if config.optimizer != "muon" else set()
     budgets = ["steps", "minutes", "epochs"]  # the first that is given decides
@@ -96,6 +101,22 @@ def _source(function: Callable, cls: type) -> str:
         ) from None
 
 
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """The answer to one picture: class -> probability, the likeliest first; and what was done to the picture."""
+
+    probabilities: pd.Series
+    remark: str = ""
+
+    @property
+    def answer(self) -> str:
+        return str(self.probabilities.index[0])
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name} {share:.1%}" for name, share in self.probabilities.iloc[:3].items())
+        return f"{first}. {self.remark}".rstrip()
+
+
 @dataclass(frozen=True)
 class Run:
     """One run directory.
@@ -110,7 +131,8 @@ class Run:
     @classmethod
     def of(cls, runs_dir: Path, config: RunConfig, digest: str) -> "Run":
         """The directory of this very configuration on these very data, whether it exists or not."""
-        words = [config.dataset, config.model, f"{config.dim}x{config.depth}", f"seed{config.seed}"]
+        shape = [f"{config.dim}x{config.depth}"] if MODELS[config.model].is_vit else []
+        words = [config.dataset, config.model, *shape, f"seed{config.seed}"]
         return cls(runs_dir / f"{'-'.join(words)}-{_hash(identity(config, digest))}")
 
     @classmethod
@@ -123,9 +145,17 @@ class Run:
     def complete(self) -> bool:
         return (self.path / "summary.json").exists()
 
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        """A file of a complete run; LabError where it is missing or damaged, with what to do."""
+        again = f"delete the folder {self.path} to have this run trained again, or put a whole copy there"
+        with reading(self.path / name, again) as path:
+            yield path
+
     @cached_property
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        with self._reading("summary.json") as path:
+            return _mapping(path)
 
     @property
     def training_seconds(self) -> float:
@@ -141,7 +171,8 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """config.json: enough to build the model, to name the run again, and to know which images tested it."""
-        return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        with self._reading("config.json") as path:
+            return _mapping(path)
 
     @cached_property
     def config(self) -> Recipe:
@@ -156,6 +187,7 @@ class Run:
         own = {} if isinstance(config, RunConfig) else {"module": module_identity(model)}
         record = {"config": config.model_dump(), "identity": identity(config, data.digest), **own}
         record |= {"test_digest": data.test.digest, "classes": list(data.classes), "channels": data.channels}
+        record["image_size"] = data.train.pool.shape[-1]
         self.write_json("config.json", record | {"counts": data.class_counts.tolist()})
         self.write_arrays("split.npz", train=data.train.index.int().numpy())
 
@@ -166,12 +198,13 @@ class Run:
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, seconds, images_per_second."""
-        return pd.read_csv(self.path / "history.csv")
+        with self._reading("history.csv") as path:
+            return pd.read_csv(path)
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
         """Test logits (N, classes) float32 and labels (N,)."""
-        with np.load(self.path / "predictions.npz", allow_pickle=False) as stored:
+        with self._reading("predictions.npz") as path, np.load(path, allow_pickle=False) as stored:
             return stored["logits"].astype(np.float32), stored["labels"]
 
     def model(self, module: nn.Module | None = None, device: str = "auto") -> nn.Module:
@@ -189,11 +222,28 @@ class Run:
         model.load_state_dict(self.weights())
         return model.to(machine.device(device)).eval()
 
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the images that the model takes."""
+        return self.record.get("image_size") or self.config.image_size
+
+    def predict(self, picture: Any, module: nn.Module | None = None) -> "Prediction":
+        """What the trained model answers to a picture of one's own: a path, a PIL image or an array (H, W[, C]).
+
+        It is converted as the training images were; `remark` says where that changed it. `module` as for `model`.
+        """
+        pixels, remark = as_pixels(picture, self.record["channels"], self.image_size)
+        model = self.model(module, device="cpu")
+        with torch.inference_mode():
+            probabilities = model(to_float(pixels[None])).softmax(-1)[0]
+        return Prediction(pd.Series(probabilities.numpy(), self.classes).sort_values(ascending=False), remark)
+
     def weights(self) -> dict[str, Tensor]:
         path = self.path / "model.pt"
         if self.complete and not path.exists():
             raise LabError(f"{self.path} has no weights, it is a report's copy: put the whole run there, or delete it")
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with self._reading("model.pt"):
+            return torch.load(path, weights_only=True, map_location="cpu")
 
     def copy_small_files(self, folder: Path) -> None:
         """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
@@ -205,13 +255,16 @@ class Run:
             stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
         kept.write_json("config.json", stored)
         for name in SMALL_FILES:
-            copy(self.path / name, kept.path / name)
+            with self._reading(name) as path:
+                copy(path, kept.path / name)
 
     @property
     def environments(self) -> list[dict[str, Any]]:
         """Versions, machine, commit and number of processes of every start that differed from the one before."""
-        path = self.path / "environment.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        if not (self.path / "environment.json").exists():
+            return []
+        with self._reading("environment.json") as path:
+            return list(json.loads(path.read_text(encoding="utf-8")))
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
         with writing(self.path / name) as temporary, temporary.open("wb") as file:
@@ -263,6 +316,13 @@ class Run:
                 yield
         except filelock.Timeout:
             raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError("no mapping")
+    return values
 
 
 def _hash(values: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ import contextlib
 import io
 import math
 import os
-import statistics
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitlab.analysis.timing import best_batch, in_turns
 from vitlab.config import RunConfig
-from vitlab.machine import device, keep_freed_memory, synchronize
+from vitlab.errors import LabError
+from vitlab.machine import device
 from vitlab.models.registry import MODELS, build_model
 
+EQUAL_COST = 0.03  # share by which the MACs of a smaller ViT may miss those of the model that it stands beside
 MEMORY_BATCH = 8  # images at which peak memory is measured
 
 # The course's four models at 32×32×3, patch 4, 10 classes: preset, model, and the parameters and FLOPs it quotes
@@ -41,6 +44,33 @@ def macs(config: RunConfig, channels: int, num_classes: int) -> dict[str, int]:
         return build.macs(config, channels, num_classes)
     images = torch.randn(2, channels, config.image_size, config.image_size)
     return {"counted": counted_macs(build_model(config, num_classes, channels), images, explicit=False)}
+
+
+def smaller_vit(vit: RunConfig, target: int, how: str, channels: int, num_classes: int) -> dict[str, float]:
+    """Shape of a ViT with less of `how`, "depth" or "dim", that needs `target` MACs, to within `EQUAL_COST` of them.
+
+    Blocks and width come in whole steps; the MLP ratio, in steps of 0.05, makes up for the rest. Of the shapes that
+    fit it is the one whose ratio is nearest to the ViT's own. LabError where none fits.
+    """
+
+    def cost(shape: dict[str, float]) -> int:
+        return sum(macs(vit.replace(**shape), channels, num_classes).values())
+
+    # whole heads, whose width the fixed positions divide by 4
+    step = 1 if how == "depth" else math.lcm(vit.heads, 4 if vit.positions == "sincos" else 1)
+    fitting = []
+    for size in range(getattr(vit, how) - step, 0, -step):
+        none, much = (cost({how: size, "mlp_ratio": ratio}) for ratio in (1.0, 11.0))  # linear in between
+        ratio = round((1 + 10 * (target - none) / (much - none)) * 20) / 20
+        shape = {how: size, "mlp_ratio": ratio}
+        if ratio * shape.get("dim", vit.dim) >= 1 and abs(cost(shape) / target - 1) <= EQUAL_COST:
+            fitting.append(shape)
+    if not fitting:
+        raise LabError(
+            f"no ViT of smaller {how} than {getattr(vit, how)} needs {target / 1e6:.2f} million MACs: take the model "
+            "out of equal_cost"
+        )
+    return min(fitting, key=lambda shape: abs(math.log(shape["mlp_ratio"] / vit.mlp_ratio)))
 
 
 @torch.inference_mode()
@@ -72,19 +102,18 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
-def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
-    """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
-    keep_freed_memory()  # as in training: all timings of a process are to be alike
-    work()
-    synchronize()
-    times: list[float] = []
-    while len(times) < repeats or sum(times) < at_least:
-        start = time.perf_counter()
-        work()
-        synchronize()
-        times.append(time.perf_counter() - start)
-    low, middle, high = statistics.quantiles(times, n=4)
-    return middle, low, high
+def call_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """A call of `model` on `images`: on a GPU all its kernels in one CUDA graph, elsewhere the plain call."""
+    if not images.is_cuda:
+        return lambda: model(images)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # once before it is recorded: libraries set themselves up
+        model(images)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model(images)
+    return graph.replay
 
 
 def peak_memory(work: Callable[[], object]) -> int:
@@ -102,23 +131,6 @@ def peak_memory(work: Callable[[], object]) -> int:
     return int(max(np.cumsum(changes), default=0))
 
 
-def throughput(model: nn.Module, image: Tensor) -> tuple[int, float, float, float]:
-    """The best batch for one image (C, S, S), and its images per second: median, lower and upper quartile.
-
-    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than 0.25 s a call.
-    """
-    best = (0, 0.0, 0.0, 0.0)
-    for batch in (8 * 4**i for i in range(5)):
-        images = image.expand(batch, *image.shape).contiguous()
-        median, low, high = seconds(lambda images=images: model(images))
-        if batch / median <= best[1]:
-            break
-        best = (batch, batch / median, batch / high, batch / low)
-        if 4 * median > 0.25:
-            break
-    return best
-
-
 def file_bytes(model: nn.Module) -> int:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
@@ -126,62 +138,80 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(config: RunConfig, channels: int = 3, num_classes: int = 10) -> dict:
-    """Cost of a configured model in float32 inference, a row of chapter 05's table. Weights do not matter for it.
+def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 10) -> list[dict]:
+    """Cost of configured models in float32 inference, a row of a table each. Weights do not matter for it.
 
-    macs_hidden: of the formula's MACs those that ptflops can't see, attention's own products.
+    Their times are taken in turns; `latency_rounds_ms` and `images_per_second_rounds` keep each round's. macs_hidden:
+    of the formula's MACs those that ptflops can't see, attention's own products and those that choose tokens.
     """
-    model, on = build_model(config, num_classes, channels).eval(), device(config.device)
-    shape = (channels, config.image_size, config.image_size)
-    parts = macs(config, channels, num_classes)
-    counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
-    hooked = ptflops_macs(model, shape)
-    model, image = model.to(on), torch.randn(shape, device=on)
-    one, low, high = seconds(lambda: model(image[None]))
-    batch, per_second, slow, fast = throughput(model, image)
-    images = image.expand(MEMORY_BATCH, *shape).contiguous()
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "macs": sum(parts.values()),
-        "macs_counted": counted,
-        "macs_ptflops": hooked,
-        "macs_hidden": parts.get("attention", 0),
-        "latency_ms": one * 1e3,
-        "latency_quartiles_ms": [low * 1e3, high * 1e3],
-        "images_per_second": per_second,
-        "images_per_second_quartiles": [slow, fast],
-        "batch": batch,
-        "peak_mib": peak_memory(lambda: model(images)) / 2**20,
-        "file_mib": file_bytes(model) / 2**20,
-    }
+    single, batched, rows = {}, {}, []
+    for i, config in enumerate(configs):
+        model, on = build_model(config, num_classes, channels).eval(), device(config.device)
+        shape = (channels, config.image_size, config.image_size)
+        parts = macs(config, channels, num_classes)
+        counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
+        hooked = ptflops_macs(model, shape)
+        model, image = model.to(on), torch.randn(shape, device=on)
+        batch = best_batch(model, image)
+        few, many = (image.expand(n, *shape).contiguous() for n in (MEMORY_BATCH, batch))
+        single[i], batched[i] = partial(model, image[None]), partial(model, many)
+        rows.append(
+            {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "macs": sum(parts.values()),
+                "macs_counted": counted,
+                "macs_ptflops": hooked,
+                "macs_hidden": parts.get("attention", 0) + parts.get("choice", 0),
+                "batch": batch,
+                "peak_mib": peak_memory(partial(model, few)) / 2**20,
+                "file_mib": file_bytes(model) / 2**20,
+            }
+        )
+    latency, throughput = in_turns(single), in_turns(batched)
+    for i, row in enumerate(rows):
+        row |= _rounds("latency", "_ms", 1e3 * latency[i]) | _rounds(
+            "images_per_second", "", row["batch"] / throughput[i]
+        )
+    return rows
+
+
+def _rounds(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
+    low, middle, high = values.quantile([0.25, 0.5, 0.75])
+    every = [float(f"{value:.4g}") for value in values]
+    return {f"{name}{unit}": middle, f"{name}_quartiles{unit}": [low, high], f"{name}_rounds{unit}": every}
 
 
 @torch.inference_mode()
-def growth(config: RunConfig, token_counts: list[int]) -> pd.DataFrame:
-    """One attention layer of `config` at batch 1, a row for each kind of the registry and number of tokens.
+def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.DataFrame:
+    """One attention layer of `config` at batch 1, a row for each kind of the registry, number of tokens and round.
 
-    Columns attention, tokens, macs, seconds, low, high, bytes (at the peak).
+    All take turns. Columns attention, tokens, round, macs, seconds, bytes (at the peak). The numbers of tokens are
+    squares, those of a square image's patches. More tokens must take more time: rounds are added until they do.
     """
-    rows, on = [], device(config.device)
+    works, about, on = {}, {}, device(config.device)
     for tokens in token_counts:
         inputs = torch.randn(1, tokens, config.dim, device=on)
         for row in MODELS.values():
-            if not row.attention:
-                continue
-            options = {name: getattr(config, name) for name in row.options}
-            layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
-            median, low, high = seconds(lambda layer=layer, inputs=inputs: layer(inputs))
-            rows.append(
-                {
-                    "attention": row.attention,
-                    "tokens": tokens,
-                    "macs": 4 * tokens * config.dim**2 + sum(row.build.attention.macs(tokens, config).values()),
-                    "seconds": median,
-                    "low": low,
-                    "high": high,
-                    "bytes": peak_memory(lambda layer=layer, inputs=inputs: layer(inputs)),
+            if row.attention:
+                options = {name: getattr(config, name) for name in row.options}
+                layer = row.build.attention(config.dim, config.heads, tokens, **options).eval().to(on)
+                work = works[row.attention, tokens] = partial(layer, inputs)
+                products = sum(row.build.attention.macs(tokens, config).values())
+                about[row.attention, tokens] = {
+                    "macs": 4 * tokens * config.dim**2 + products,
+                    "bytes": peak_memory(work),
                 }
-            )
+
+    def rises(times: pd.DataFrame) -> bool:
+        medians = times.median().unstack(0).sort_index()  # tokens, kinds
+        return not (medians.diff() < -0.05 * medians.shift()).any(axis=None)
+
+    times = in_turns(works, rises, rounds)
+    rows = [
+        {"attention": kind, "tokens": tokens, "round": turn, "seconds": seconds_of, **extra}
+        for (kind, tokens), extra in about.items()
+        for turn, seconds_of in enumerate(times[(kind, tokens)])
+    ]
     return pd.DataFrame(rows)
 
 
@@ -191,7 +221,10 @@ def exponent(tokens: pd.Series, values: pd.Series) -> float:
 
 
 def crossover(frame: pd.DataFrame, kind: str) -> float:
-    """Tokens from which `kind` stays faster than softmax, interpolated on logarithmic axes; inf if it never is."""
+    """Tokens from which `kind` stays faster than softmax, interpolated on logarithmic axes; inf if it never is.
+
+    frame: of one round, or of the medians over rounds.
+    """
     times = frame.pivot(index="tokens", columns="attention", values="seconds")
     gap = np.log(times[kind] / times["softmax"])
     slower = np.flatnonzero(gap > 0)
@@ -205,26 +238,45 @@ def crossover(frame: pd.DataFrame, kind: str) -> float:
     return float(np.exp(logs[0] + at * (logs[1] - logs[0])))
 
 
-@torch.inference_mode()
+def medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """`growth` with the rounds' medians: a row for each kind and number of tokens, in their order."""
+    return frame.groupby(["attention", "tokens"], sort=False).median().drop(columns="round").reset_index()
+
+
+def over_rounds(frame: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of what `value` says of each round of `growth`."""
+    middle, low, high = (
+        float(np.quantile([value(part) for _, part in frame.groupby("round")], q, method="inverted_cdf"))
+        for q in (0.5, 0.25, 0.75)  # values that occurred: between a number and infinity there is none
+    )
+    return middle, low, high
+
+
 def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int) -> pd.DataFrame:
-    """A DynamicViT at several keep ratios: a row each with MACs, latency at batch 1 and throughput.
+    """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput.
 
     All at the batch that is best for the first ratio.
     """
     on = device(config.device)
     model = build_model(config.replace(keep_ratio=ratios[0]), num_classes, channels).eval().to(on)
     image = torch.randn(channels, config.image_size, config.image_size, device=on)
-    batch, *_ = throughput(model, image)
+    with torch.inference_mode():
+        batch = best_batch(model, image)
     images = image.expand(batch, *image.shape).contiguous()
-    rows = []
-    for ratio in ratios:
+
+    def run(ratio: float, inputs: Tensor) -> None:
         model.keep_ratio = ratio
-        rows.append(
-            {
-                "keep_ratio": ratio,
-                "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
-                "latency_ms": seconds(lambda: model(images[:1]))[0] * 1e3,
-                "images_per_second": batch / seconds(lambda: model(images))[0],
-            }
-        )
+        model(inputs)
+
+    single = in_turns({ratio: partial(run, ratio, images[:1]) for ratio in ratios}).median()
+    batched = in_turns({ratio: partial(run, ratio, images) for ratio in ratios}).median()
+    rows = [
+        {
+            "keep_ratio": ratio,
+            "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
+            "latency_ms": single[ratio] * 1e3,
+            "images_per_second": batch / batched[ratio],
+        }
+        for ratio in ratios
+    ]
     return pd.DataFrame(rows)

@@ -20,7 +20,10 @@ def data_of(figure: Figure) -> pd.DataFrame:
     for number, axes in enumerate(charts, 1):
         found = [{"panel": _name(axes, number), **row} for row in _rows(axes)]
         rows += _named(axes, found)
-    return pd.DataFrame(rows).dropna(axis="columns", how="all")
+    frame = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    return frame.map(
+        lambda value: value.replace(r"\$", "$") if isinstance(value, str) else value
+    )  # as `drawable` has it
 
 
 def _name(axes: Axes, number: int) -> str:

@@ -1,7 +1,7 @@
 """The answers of page one: a sentence a question, each by a rule from what was measured.
 
-results: as `tables.results` makes them; pairs: as `tables.pairs`, p corrected for the number of tests. A difference
-counts where p is below LEVEL.
+results: `tables.by_model`; pairs: `tables.pairs`. A difference counts where `metrics.shown` says so; a gain where its
+interval leaves zero out.
 """
 
 import math
@@ -9,8 +9,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from vitlab.analysis.metrics import LEVEL
-from vitlab.analysis.sentences import Difference
+from vitlab.analysis.metrics import shown
 from vitlab.analysis.theme import FAMILIES
 
 MOST_ROWS = 7  # of page one's table
@@ -24,7 +23,7 @@ def _names(models: pd.Series | list[str]) -> str:
 def _differ(pairs: pd.DataFrame, a: str, b: str) -> bool:
     """Whether a difference of the two can be shown."""
     row = pairs[((pairs["a"] == a) & (pairs["b"] == b)) | ((pairs["a"] == b) & (pairs["b"] == a))]
-    return bool((row["p"] < LEVEL).any())
+    return bool(shown(row).any())
 
 
 def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -47,24 +46,28 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return f"{text}, and *{light['model'].iloc[0]}* of the rest needs only {share:.0%} of its multiply-adds."
 
 
-def imbalance(ratio: float, price: Difference | None, remedy: str, gain: Difference) -> str:
+def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame) -> str:
     """What imbalance costs, and which remedy to take.
 
-    ratio: images of the commonest class over the rarest's; price: macro F1 of all the images minus that of the uneven
-    ones, None where there are no more images; gain: that of the best remedy over none, its interval widened for having
-    been picked.
+    ratio: images of the commonest class over the rarest's; gains: `metrics.seed_differences` of macro F1 between every
+    remedy and none, the names as they are read; price: such a row between all the images and the uneven ones, None
+    where there are no more.
     """
     text = f"**What does imbalance cost?** With {ratio:.3g} images of the commonest class to one of the rarest"
     if price is None:
-        text += " no even training data are there to compare with"
-    elif price.shown and price.value > 0:
-        text += f" macro F1 falls by {100 * price.value:.1f} points ({100 * price.low:.1f} to {100 * price.high:.1f})"
+        text += ", as the data come, the cost cannot be measured"
+    elif price["low"] > 0:
+        text += f" macro F1 falls by {_points(price)}"
     else:
         text += " no loss of macro F1 can be shown"
-    figures = f"{100 * gain.value:+.1f} points, {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    if gain.shown and gain.value > 0:
-        return f"{text}; take *{remedy}*, which gives {100 * gain.value:.1f} points ({figures.partition(', ')[2]})."
-    return f"{text}; no remedy shows a gain (the best, *{remedy}*: {figures})."
+    best = gains.loc[gains["gain"].idxmax()]
+    if best["low"] > 0:
+        return f"{text}; take *{best.name}*, which gives {_points(best)}."
+    return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
+
+
+def _points(row: pd.Series) -> str:
+    return f"{100 * row['gain']:.1f} points ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
 
 def tokens(results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str]) -> str:

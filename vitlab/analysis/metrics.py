@@ -1,10 +1,11 @@
 """Scores from predictions, their uncertainty, and paired tests between two models on the same images."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import signal, stats
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -142,24 +143,60 @@ def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float,
 
 
 def mcnemar(logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray) -> dict:
-    """Exact McNemar test of two models on the same images: how often only one is right, and the two-sided p-value."""
-    right_a, right_b = logits_a.argmax(1) == labels, logits_b.argmax(1) == labels
+    """Exact McNemar test of two models on the same images: how often only one is right, and the two-sided p-value.
+
+    Logits (N, C), or (S, N, C) of S seeds, paired. An image then counts for what it says in all seeds together, since
+    the answers of several seeds to one image are no independent ones: under the null hypothesis the sum over images of
+    ±(how many more seeds of b than of a are right) is as likely with either sign of each. One seed: McNemar's.
+    """
+    right_a, right_b = logits_a.argmax(-1) == labels, logits_b.argmax(-1) == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return {"only_a": only_a, "only_b": only_b, "p": float(p)}
+    votes = (right_b.astype(int) - right_a).reshape(-1, len(labels)).sum(0)
+    return {"only_a": only_a, "only_b": only_b, "p": sign_test(votes)}
 
 
-def compare(logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray) -> dict:
-    """Two models on the same images: differences b − a of accuracy and macro F1, their intervals, McNemar's test."""
-    a, b = (resampled(logits, labels) for logits in (logits_a, logits_b))
-    whole_a, whole_b = tally(logits_a, labels), tally(logits_b, labels)
-    return {
-        "difference": float(accuracy(whole_b) - accuracy(whole_a)),
-        "interval": interval(accuracy(b) - accuracy(a)),
-        "f1_difference": float(macro_f1(whole_b) - macro_f1(whole_a)),
-        "f1_interval": interval(macro_f1(b) - macro_f1(a)),
-        **mcnemar(logits_a, logits_b, labels),
-    }
+def sign_test(votes: np.ndarray) -> float:
+    """Two-sided p-value of the sum of integer votes (N,), each of which could as well have the other sign.
+
+    Exact: the distribution of the sum is the convolution of a binomial's for each size of a vote.
+    """
+    sums = np.ones(1)  # of votes of every size so far, its middle is a sum of 0
+    for size in range(1, int(np.abs(votes).max(initial=0)) + 1):
+        n = int((np.abs(votes) == size).sum())
+        spread = np.zeros(2 * n * size + 1)
+        spread[:: 2 * size] = stats.binom.pmf(np.arange(n + 1), n, 0.5)
+        sums = signal.fftconvolve(sums, spread) if n else sums
+    middle, total = len(sums) // 2, abs(int(votes.sum()))
+    return float(min(1.0, 2 * np.maximum(sums[middle + total :], 0).sum())) if total else 1.0
+
+
+def compare(
+    logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray, draw: Callable[..., np.ndarray] = resampled
+) -> dict:
+    """Two models on the same images: differences b − a of accuracy and macro F1, their intervals, McNemar's test.
+
+    Logits (N, C), or (S, N, C) of S seeds: then the differences are those of the means, and `spread` is the larger
+    standard deviation over seeds of the two accuracies (0 for one seed, which says nothing about it). `draw` is
+    `resampled`, or one that remembers.
+    """
+    a, b = (logits.reshape(-1, *logits.shape[-2:]) for logits in (logits_a, logits_b))
+    whole = [np.stack([tally(one, labels) for one in seeds], axis=1) for seeds in (a, b)]  # (3, S, C)
+    drawn = [np.stack([draw(one, labels) for one in seeds], axis=2) for seeds in (a, b)]  # (3, resamples, S, C)
+    found = {}
+    for name, score in {"": accuracy, "f1_": macro_f1}.items():
+        (one, other), (draws, others) = ([score(tallies) for tallies in both] for both in (whole, drawn))
+        found[f"{name}difference"] = float(other.mean() - one.mean())
+        found[f"{name}interval"] = interval(others.mean(-1) - draws.mean(-1))
+    spread = max(mean_and_spread(list(accuracy(tallies)))[1] for tallies in whole) if len(a) > 1 else 0.0
+    return found | {"seeds": len(a), "spread": float(spread)} | mcnemar(logits_a, logits_b, labels)
+
+
+def shown(comparison: dict | pd.DataFrame) -> bool | pd.Series:
+    """Whether a difference may be claimed: beyond the choice of images, p < LEVEL, and beyond the spread over seeds.
+
+    Of `compare`, or of a table with its columns difference, p and spread.
+    """
+    return (comparison["p"] < LEVEL) & (abs(comparison["difference"]) > comparison.get("spread", 0.0))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -184,3 +221,46 @@ def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
     cheaper, better = price < price[:, None], score > score[:, None]
     beaten = (cheaper & (score >= score[:, None])) | (better & (price <= price[:, None]))
     return ~pd.Series(beaten.any(1), results.index) & results[cost].notna()
+
+
+# ---------------------------------------------------------------- over seeds and test images
+
+
+def training_noise(scores: dict[str, list[float]]) -> tuple[float, float]:
+    """Variance of a score by the chance of training alone, and its degrees of freedom; name -> score of each seed.
+
+    Seeds are blocks: the models of one share its images and its rare classes. What is left of the scores once the
+    means of names and of seeds are taken out is chance; its variance is pooled over the names (randomised blocks,
+    Fisher 1935). Of a single seed nothing is left: 0, and no limit to the degrees of freedom.
+    """
+    table = np.array(list(scores.values()))
+    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+    if not freedom:
+        return 0.0, math.inf
+    left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    return float((left**2).sum() / freedom), freedom
+
+
+def seed_differences(
+    scores: dict[str, list[float]],
+    resampled_scores: dict[str, np.ndarray],
+    base: str,
+    names: list[str],
+    noise: tuple[float, float],
+) -> pd.DataFrame:
+    """Of each of `names`: score, its mean over seeds; gain over `base`; low, high, the gain's 95% interval.
+
+    The interval is one over seeds and test images, and holds for all of `names` at once (Bonferroni). scores: name ->
+    score of each seed; resampled_scores: name -> (resamples,) the seeds' mean on test images drawn anew; noise:
+    `training_noise`, s² with f degrees of freedom. A gain has the variance 2 s²/seeds plus that of the test images,
+    and the degrees of freedom of Welch and Satterthwaite.
+    """
+    variance_of_seeds = 2 * noise[0] / len(scores[base])
+    rows = {}
+    for name in names:
+        gain = float(np.mean(scores[name]) - np.mean(scores[base]))
+        variance = variance_of_seeds + float(np.var(resampled_scores[name] - resampled_scores[base], ddof=1))
+        freedom = noise[1] * (variance / variance_of_seeds) ** 2 if variance_of_seeds else math.inf
+        reach = stats.t.ppf(1 - LEVEL / 2 / len(names), freedom) * math.sqrt(variance)
+        rows[name] = float(np.mean(scores[name])), gain, gain - reach, gain + reach
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "gain", "low", "high"])

@@ -1,13 +1,17 @@
 """One function a picture: images, and what a model sees in them. Each returns a matplotlib Figure without a title."""
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from vitlab.analysis.plots import drawable, own_names
 from vitlab.analysis.theme import PALETTE, SEQUENTIAL, SMALLEST, WIDTH, canvas, use_theme
 
 
@@ -23,9 +27,17 @@ def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = SMALL
     axis.set_axis_off()
 
 
+def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str = "") -> None:
+    """Draw what is `left` (G, G) of an image; patches of scale×scale pixels that are gone are hatched."""
+    mask = left.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    _picture(axis, torch.where(mask, image, 255), title)
+    for row, column in (~left).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+        axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
+
+
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
     """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
-    shown = classes[:10]
+    shown = drawable(classes[:10])
     figure, axes = canvas(len(shown), columns, height=0.52 * len(shown))
     for k, row in enumerate(axes):
         members = images[labels == k][:columns]
@@ -89,13 +101,34 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
 def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
     """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
     figure, axes = canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
-    names = ["rollout", *(f"head {h + 1}" for h in range(heads.shape[1]))]
+    titles = drawable(titles, 16)
     for i, row in enumerate(axes):
         _picture(row[0], images[i], titles[i])
-        for axis, values, name in zip(row[1:], [rolled[i], *heads[i]], names, strict=True):
+        for axis, values, name in zip(
+            row[1:], [rolled[i], *heads[i]], ["rollout", *(f"head {h + 1}" for h in range(heads.shape[1]))], strict=True
+        ):
             _picture(axis, images[i], name if i == 0 else "")
             over = torch.nn.functional.interpolate(values[None, None], size=images.shape[-1], mode="nearest")[0, 0]
             axis.imshow(over, norm=PowerNorm(0.5, vmin=0), cmap=SEQUENTIAL, alpha=0.7)  # the few largest hide no others
+    return figure
+
+
+def attention_side_by_side(images: Tensor, maps: dict[str, Tensor], titles: list[str]) -> Figure:
+    """Images (M, C, S, S), a row each, and what each model's attention gives to the patches: name -> (M, G, G).
+
+    All on one scale, where 1 is a patch's share if all were weighted alike; below 0 it takes away.
+    """
+    figure, axes = canvas(len(images), 1 + len(maps), height=1.1 * len(images) + 0.4)
+    relative = {name: values * values.shape[-1] ** 2 for name, values in maps.items()}
+    low = min(0.0, *(float(values.min()) for values in relative.values()))
+    high = max(float(values.max()) for values in relative.values())
+    for i, row in enumerate(axes):
+        _picture(row[0], images[i], titles[i])
+        for axis, (name, values) in zip(row[1:], relative.items(), strict=True):
+            shown = axis.imshow(values[i], cmap=SEQUENTIAL, vmin=low, vmax=high)
+            axis.set_title("\n".join(textwrap.wrap(name, 16)) if i == 0 else "", fontsize=SMALLEST)
+            axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="weight over the mean weight", shrink=0.8)
     return figure
 
 
@@ -106,28 +139,57 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     figure, axes = canvas(rows, columns, height=1.75 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
+    truth, guess = ([label for name in names for label in drawable([name], 12)] for names in (truth, guess))
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
         _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure")
     return figure
 
 
-def pruning_stages(images: Tensor, kept: list[Tensor], grid: int, titles: list[str]) -> Figure:
-    """Images (M, C, S, S), and what a list of (M, n) kept patch indices leaves of them; dropped is hatched."""
-    figure, axes = canvas(1 + len(kept), len(images), height=0.95 * (1 + len(kept)))
+def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: list[str]) -> Figure:
+    """Images (M, C, S, S), and below what each method makes of them: name -> (M, grid²) token of each patch, -1: none.
+
+    Patches of one token have their mean colour and a border around them; what was dropped is hatched.
+    """
+    figure, axes = canvas(1 + len(methods), len(images), height=0.95 * (1 + len(methods)))
     scale = images.shape[-1] // grid
-    for i, title in enumerate(titles):
+    for i, title in enumerate(drawable(titles, 12)):
         _picture(axes[0, i], images[i], title)
-        for stage, index in enumerate(kept):
-            mask = torch.zeros(grid * grid, dtype=torch.bool)
-            mask[index[i]] = True
-            mask = mask.view(grid, grid)
-            axis = axes[stage + 1, i]
-            _picture(axis, torch.where(mask.repeat_interleave(scale, 0).repeat_interleave(scale, 1), images[i], 255))
-            for row, column in (~mask).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
-                axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
-    names = ["input", *(f"stage {s + 1}:\n{index.shape[1]} of {grid * grid}" for s, index in enumerate(kept))]
-    for row, name in zip(axes, names, strict=True):
+        for row, where in enumerate(methods.values(), 1):
+            token = where[i].view(grid, grid)
+            _picture(axes[row, i], _in_mean_colours(images[i], token, scale))
+            for r, c in (token < 0).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+                square = plt.Rectangle((c, r), scale, scale, fill=False, hatch="//////", linewidth=0)
+                axes[row, i].add_patch(square)
+            between = {"color": PALETTE[1], "linewidth": 0.5}
+            for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist():
+                axes[row, i].plot([(c + 1) * scale - 0.5] * 2, [r * scale - 0.5, (r + 1) * scale - 0.5], **between)
+            for r, c in (token[1:] != token[:-1]).nonzero().tolist():
+                axes[row, i].plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
+    for row, name in zip(axes, ["input", *methods], strict=True):
         _row_name(row, name)
+    return figure
+
+
+def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
+    """(C, S, S) uint8 with the pixels of patches that share a token averaged; token (grid, grid), -1: white."""
+    large = token.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    shown = torch.full_like(image, 255)
+    for one in token.unique():
+        if one >= 0:
+            inside, alone = large == one, int((token == one).sum()) == 1
+            pixels = image[:, inside]
+            shown[:, inside] = pixels if alone else pixels.float().mean(1, keepdim=True).to(image.dtype)
+    return shown
+
+
+def places_held(methods: dict[str, Tensor]) -> Figure:
+    """Maps of the part of a token that each place of the image has on average: name -> (grid, grid), 0 to 1."""
+    figure, [axes] = canvas(1, len(methods), height=1.9)
+    for axis, (name, values) in zip(axes, methods.items(), strict=True):
+        shown = axis.imshow(values, vmin=0, vmax=1, cmap=SEQUENTIAL)
+        axis.set_title(name, fontsize=SMALLEST)
+        axis.set_axis_off()
+    figure.colorbar(shown, ax=axes, label="tokens a patch", shrink=0.8)
     return figure
 
 
@@ -144,3 +206,40 @@ def attention_matrices(weights: dict[str, Tensor]) -> Figure:
     axes[0].set_ylabel("query token")
     figure.colorbar(shown, ax=list(axes), shrink=0.75, label="weight")
     return figure
+
+
+def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str, Tensor]) -> Figure:
+    """One uint8 (C, S, S) image, the answer's likeliest classes, and maps over it: always as large, whatever is seen.
+
+    maps: title -> (G, G) weights, drawn over the image; or bool, what is left of it, the rest hatched.
+    """
+    columns = 4
+    rows = max(1, -(-len(maps) // columns))
+    use_theme()
+    figure = plt.figure(figsize=(WIDTH, 0.6 + 1.35 * rows), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1.4, 2])
+    picture, bars = left.subplots(1, 2)
+    _picture(picture, image, name)
+    first = probabilities.sort_values(ascending=False)[:5]
+    bars.barh(range(len(first)), first, color=PALETTE[0])
+    bars.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"], yticks=range(len(first)), yticklabels=first.index)
+    bars.set_title("probability", fontsize=SMALLEST)
+    bars.tick_params(labelsize=SMALLEST)
+    bars.invert_yaxis()
+    for axis in (axes := right.subplots(rows, columns, squeeze=False)).flat:
+        axis.set_axis_off()
+    for axis, (title, values) in zip(axes.flat, maps.items(), strict=False):
+        scale = image.shape[-1] // len(values)
+        if values.dtype is torch.bool:
+            _remains(axis, image, values, scale, title)
+        else:
+            _picture(axis, image, title)
+            axis.imshow(values.repeat_interleave(scale, 0).repeat_interleave(scale, 1), cmap=SEQUENTIAL, alpha=0.7)
+    return figure
+
+
+__all__ = own_names(globals())
+
+
+def __dir__() -> list[str]:
+    return __all__

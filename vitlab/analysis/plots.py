@@ -1,9 +1,12 @@
-"""One function a chart; `pictures` has those that show images.
+"""One function a chart; `study_plots` has those of the imbalance study, `pictures` those that show images.
 
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
 
+import warnings
+from collections.abc import Iterable, Sequence
 from itertools import cycle
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
-from vitlab.analysis.metrics import LEVEL, on_frontier
+from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
+from vitlab.texts import NAME_WIDTH, shortened, width
 
 # a part of a model has the same colour in every figure
 COMPONENTS = {
@@ -25,6 +29,12 @@ COMPONENTS = {
     "predictors": PALETTE[3],
     "head": PALETTE[6],
 }
+
+
+def own_names(module: dict[str, object]) -> list[str]:
+    """The functions that a module defines itself: what a reader who types `plots.` is offered."""
+    own = (name for name, value in module.items() if getattr(value, "__module__", None) == module["__name__"])
+    return sorted(name for name in own if not name.startswith("_"))
 
 
 def _legend_above(axis: plt.Axes, columns: int) -> None:
@@ -38,12 +48,21 @@ def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "
     figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
+    """Names that users gave, as figures show them: not too long, and a dollar begins no formula."""
+    return [name.replace("$", r"\$") for name in shortened(names, columns)]
 
 
-def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
-    axis.tick_params(axis="x", rotation=30 if max(map(len, classes)) > 3 else 0)
+def heatmap(*arguments: Any, **options: Any) -> None:
+    """seaborn's, which draws the figure to look at it before it has the typefaces that its names need."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        sns.heatmap(*arguments, **options)
+
+
+def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
+    longest = max(map(width, classes))
+    axis.tick_params(axis="x", rotation=0 if longest <= 3 else 30 if longest <= 12 else 90)
 
 
 # ---------------------------------------------------------------- 01 data and imbalance
@@ -52,7 +71,8 @@ def _class_axis(axis: plt.Axes, classes: tuple[str, ...]) -> None:
 def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     """Bars of images per class, one group of bars a data set: name -> (C,) counts."""
     figure, [[axis]] = canvas(height=2.7)
-    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=list(classes))
+    classes = drawable(classes)
+    frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=classes)
     frame.plot.bar(ax=axis, width=0.8, color=PALETTE[: len(counts)], edgecolor="white")
     few = len(frame.columns) * len(frame) <= 20
     for container in axis.containers if few else []:
@@ -61,47 +81,6 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     _class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
     _legend_above(axis, len(counts))
-    return figure
-
-
-def remedy_effects(frame: pd.DataFrame) -> Figure:
-    """What each remedy does to each class, the commonest first; columns as `tables.remedy_effects` makes them."""
-    figure, [axes] = canvas(1, 3, height=3.0)
-    panels = {"drawn": "share of the images drawn", "weight": "weight in the loss", "share": "share of the loss"}
-    classes = frame["class"].unique()
-    places = np.arange(0, len(classes), -(-len(classes) // 20))
-    for axis, (column, label) in zip(axes, panels.items(), strict=True):
-        for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
-            size = max(3, 9 - i)  # equal ones lie on top of each other: the larger show behind the smaller
-            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=_words(remedy))
-        axis.set(xlabel="class, commonest first", ylabel=label, yscale="log")
-        axis.set_xticks(places, classes[places], rotation=90 if max(map(len, classes)) > 3 else 0)
-    axes[0].sharey(axes[2])
-    _legend_outside(figure, axes[0], 6)
-    return figure
-
-
-def remedy_scores(frame: pd.DataFrame) -> Figure:
-    """Macro F1, recall of the commonest and of the rarest classes by remedy: a dot a seed, a bar at the mean.
-
-    Of a single seed the line is the bootstrap's 95% interval; columns as `tables.study_scores` makes them.
-    """
-    columns = {"macro_f1": "macro F1", "recall_common": "recall, commonest", "recall_rare": "recall, rarest"}
-    figure, [axes] = canvas(1, 3, height=2.6, sharey=True)
-    order = list(dict.fromkeys(frame["remedy"]))
-    places = frame["remedy"].map(order.index)
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        if len(frame) == len(order):
-            axis.hlines(places, frame[f"{column}_low"], frame[f"{column}_high"], color=MUTED, label="95% interval")
-        else:
-            means = frame.groupby("remedy")[column].mean()
-            axis.scatter(means[order], range(len(order)), marker="|", s=140, color=INK, label="mean")
-        axis.scatter(frame[column], places, s=14, color=PALETTE[0], alpha=0.6, label="one seed")
-        axis.set(xlabel=label)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes[0].set_yticks(range(len(order)), [_words(name) for name in order])
-    axes[0].set_ylim(len(order) - 0.5, -0.5)
-    _legend_above(axes[1], 2)
     return figure
 
 
@@ -115,14 +94,14 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     places = np.arange(len(classes))
     for axis, (name, values) in zip(axes.flat, others, strict=False):
         axis.hlines(places, base, values, color=MUTED)
-        axis.plot(base, places, "o", color=INK, fillstyle="none", markersize=4, label=_words(first))
+        axis.plot(base, places, "o", color=INK, fillstyle="none", markersize=4, label=first.replace("_", " "))
         axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
-        axis.set_title(_words(name))
+        axis.set_title(name.replace("_", " "))
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
     every = -(-len(classes) // 30)
-    axes[0, 0].set_yticks(places[::every], classes[::every])
+    axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
     axes[0, 0].invert_yaxis()
     figure.supxlabel("test recall", fontsize=9)
     _legend_outside(figure, axes[0, 0], 2)
@@ -132,26 +111,35 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
 # ---------------------------------------------------------------- 02 ViT
 
 
-def training_curves(histories: dict[str, pd.DataFrame], chosen: dict[str, int]) -> Figure:
-    """Training loss and validation accuracy by epoch; a ring marks the epoch whose weights were kept."""
-    figure, [[loss, accuracy]] = canvas(1, 2, height=2.6)
+def training_curves(
+    histories: dict[str, pd.DataFrame], chosen: dict[str, int], others: dict[str, list[pd.DataFrame]] | None = None
+) -> Figure:
+    """Training loss by epoch, validation accuracy by epoch and by minutes; a ring marks the weights that were kept.
+
+    others: name -> histories of further seeds, drawn thin in the same colour.
+    """
+    figure, [[loss, accuracy, clock]] = canvas(1, 3, height=2.9, width_ratios=[1, 1, 1])
     look = looks(histories)
     for name, history in histories.items():
-        every = max(1, len(history) // 8)
-        style = {"marker": look[name].marker, "color": look[name].colour}
-        style |= {"markevery": every, "markersize": 4, "linewidth": 1.2}
+        colour, every = look[name].colour, max(1, len(history) // 8)
+        style = {"marker": look[name].marker, "markevery": every, "markersize": 4, "linewidth": 1.2, "color": colour}
         loss.plot(history["epoch"], history["cls"], label=name, **style)
-        if "val_accuracy" in history:
-            accuracy.plot(history["epoch"], history["val_accuracy"], **style)
+        panels = {accuracy: lambda rows: rows["epoch"], clock: lambda rows: rows["seconds"] / 60}
+        for axis, along in panels.items() if "val_accuracy" in history else ():
+            axis.plot(along(history), history["val_accuracy"], **style)
+            for other in (others or {}).get(name, []):
+                axis.plot(along(other), other["val_accuracy"], color=colour, linewidth=0.6, alpha=0.5)
             row = history[history["epoch"] == chosen[name]]
-            ring = {"markersize": 9, "fillstyle": "none", "color": look[name].colour}
-            accuracy.plot(row["epoch"], row["val_accuracy"], "o", **ring)
+            axis.plot(along(row), row["val_accuracy"], "o", markersize=9, fillstyle="none", color=colour)
     for axis in (loss, accuracy):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    loss.set(xlabel="epoch", ylabel="training cross-entropy")
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy")
+        axis.set_xlabel("epoch")
+    loss.set_ylabel("training cross-entropy")
+    accuracy.set_ylabel("validation accuracy")
+    clock.set_xlabel("minutes of training")
+    clock.sharey(accuracy)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    _legend_outside(figure, loss, 3)
+    _legend_outside(figure, loss, 3, "lower")
     return figure
 
 
@@ -159,7 +147,7 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Confusion matrix (C, C), rows = truth: colour is the share of the row, numbers are counts."""
     figure, [[axis]] = canvas(height=4.2)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    sns.heatmap(
+    heatmap(
         shares,
         annot=matrix if len(classes) <= 20 else None,
         fmt="d",
@@ -168,8 +156,8 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
         vmax=1,
         square=True,
         ax=axis,
-        xticklabels=classes,
-        yticklabels=classes,
+        xticklabels=drawable(classes),
+        yticklabels=drawable(classes),
         annot_kws={"fontsize": 8},
         cbar_kws={"label": "share of the true class", "shrink": 0.8},
     )
@@ -195,24 +183,33 @@ def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Fi
     return figure
 
 
-# ---------------------------------------------------------------- 03 DynamicViT
+# ---------------------------------------------------------------- 03 fewer tokens
 
 
-def keep_ratio_curve(frame: pd.DataFrame, teacher: float, trained_at: float) -> Figure:
-    """Accuracy and throughput over the keep ratio; columns keep_ratio, accuracy, low, high, images_per_second."""
-    figure, [[accuracy, speed]] = canvas(1, 2, height=2.6)
-    bars = [frame["accuracy"] - frame["low"], frame["high"] - frame["accuracy"]]
-    look = looks(["DynamicViT"])["DynamicViT"]
-    style = {"color": look.colour, "marker": look.marker, "markersize": 4}
-    accuracy.errorbar(frame["keep_ratio"], frame["accuracy"], yerr=bars, capsize=2, label="DynamicViT", **style)
-    accuracy.axhline(teacher, color=INK, linestyle="--", linewidth=1, label="its teacher")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    accuracy.set(xlabel="keep ratio ρ", ylabel="accuracy")
-    speed.plot(frame["keep_ratio"], frame["images_per_second"], label="DynamicViT", **style)
-    speed.set(xlabel="keep ratio ρ", ylabel="images per second", ylim=(0, None))
-    for axis in (accuracy, speed):
-        axis.axvline(trained_at, color=MUTED, linestyle=":", label="trained at")
-    accuracy.legend()
+def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, float], speed_up: pd.Series) -> Figure:
+    """Accuracy over the tokens a block sees, a panel a ViT, a line a method; to the right the throughput.
+
+    panels: columns method, tokens, accuracy, low, high; unreduced: the accuracy with all tokens, by panel; speed_up:
+    images a second over the unreduced ViT's, by method.
+    """
+    figure, [axes] = canvas(1, len(panels) + 1, height=3.0, width_ratios=[1.3] * len(panels) + [1])
+    style = {n: {"color": look.colour, "marker": look.marker} for n, look in looks(speed_up.index).items()}
+    for axis, (title, frame) in zip(axes, panels.items(), strict=False):
+        for name, rows in frame.groupby("method", sort=False):
+            bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
+            axis.errorbar(rows["tokens"], rows["accuracy"], bars, **style[name], markersize=4, capsize=2, linewidth=1)
+        axis.axhline(unreduced[title], color=INK, linestyle="--", linewidth=1)
+        axis.set_title(title)
+        axis.set(xlabel="tokens a block, mean")
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes[0].set_ylabel("accuracy")
+    for place, name in enumerate(speed_up.index):
+        axes[-1].barh(place, speed_up[name], color=style[name]["color"], label=name)
+        axes[-1].plot(speed_up[name], place, color=INK, marker=style[name]["marker"], markersize=4)
+    axes[-1].axvline(1, color=INK, linestyle="--", linewidth=1)
+    axes[-1].set(xlabel="throughput over\nthe unreduced ViT's", yticks=[])
+    axes[-1].invert_yaxis()
+    _legend_outside(figure, axes[-1], len(speed_up))
     return figure
 
 
@@ -233,7 +230,7 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
 
 
 def growth(frame: pd.DataFrame, crossovers: dict[str, float]) -> Figure:
-    """MACs, time and memory of one attention layer over tokens; columns as `complexity.growth` makes them.
+    """MACs, time and memory of one attention layer over tokens; columns as `complexity.medians` makes them.
 
     A dotted line in the panel of time marks the tokens from which a kind is faster than softmax, if they are in sight.
     """
@@ -297,28 +294,40 @@ def hero(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _points(axis: plt.Axes, frame: pd.DataFrame, places: pd.Series) -> None:
-    """A marker with its interval for each model of a frame, the wider intervals behind."""
-    look = looks(frame["model"])
-    for row, place in zip(frame.itertuples(), places, strict=True):
+def _points(axis: plt.Axes, frame: pd.DataFrame, places: pd.Series, runs: pd.DataFrame | None = None) -> None:
+    """A marker with its interval for each model of a frame; of several seeds also their dots."""
+    look, names = looks(frame["model"]), drawable(frame["model"], 40)
+    for (row, place), name in zip(zip(frame.itertuples(), places, strict=True), names, strict=True):
         bars = [[row.accuracy - row.accuracy_low], [row.accuracy_high - row.accuracy]]
-        style = {"color": look[row.model].colour, "marker": look[row.model].marker, "elinewidth": 1, "capsize": 2}
-        axis.errorbar(place, row.accuracy, yerr=bars, linestyle="none", markersize=5.5, label=row.model, **style)
+        colour, marker = look[row.model]
+        style = {"color": colour, "marker": marker, "elinewidth": 1, "capsize": 2, "markersize": 5.5}
+        axis.errorbar(place, row.accuracy, yerr=bars, linestyle="none", label=name, **style)
+        seeds = runs["accuracy"][runs["model"] == row.model] if runs is not None else []
+        if len(seeds) > 1:
+            axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
 
 
-def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
-    """Test accuracy with its 95% interval over MACs, latency and training time; a point a model, and the frontier."""
-    figure, [axes] = canvas(1, 3, height=3.4, sharey=True)
+def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy with its 95% interval over MACs, latency and training time; a point a model, and the frontier.
+
+    frame: `tables.by_model`; runs: `tables.results`, of which those of several seeds are drawn as dots.
+    """
+    figure, [axes] = canvas(1, 3, height=2.7 + 0.17 * -(-(len(frame) + 1) // 3), sharey=True)
     costs = (
         ("macs", 1e6, "million MACs"),
         ("latency_ms", 1, "latency, batch 1 (ms)"),
         ("training_seconds", 60, "training (minutes)"),
     )
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
-        _points(axis, frame, frame[column] / unit)
-        best = (frame[column] / unit)[on_frontier(frame, column)].sort_values()
+        places = frame[column] / unit
+        _points(axis, frame, places, runs)
+        best = places[on_frontier(frame, column)].sort_values()
         axis.step(best, frame["accuracy"][best.index], color=MUTED, ls=":", where="post", zorder=0, label="frontier")
-        axis.set(xlabel=label, xlim=(0, 1.1 * frame[column].max() / unit))
+        axis.set(xlabel=label)
+        if places.max() > 20 * places.min():  # a yardstick far from the others would press them together
+            axis.set_xscale("log")
+        else:
+            axis.set_xlim(0, 1.1 * places.max())
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     _legend_outside(figure, axes[0], 3, "lower")
@@ -326,16 +335,20 @@ def accuracy_against_cost(frame: pd.DataFrame) -> Figure:
 
 
 def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
-    """Map of each model's recall minus the reference's by class, * where p < LEVEL: model, class, difference, p.
+    """Map of each model's recall minus the reference's by class, * where it is shown: model, class, difference, p.
 
     reference: class -> recall of the model that the others are compared with, written below the classes.
     """
     points = frame.pivot(index="model", columns="class", values="difference") * 100
     points = points.loc[frame["model"].unique(), frame["class"].unique()]
-    clear = frame.pivot(index="model", columns="class", values="p").loc[points.index, points.columns] < LEVEL
+    stars = frame.assign(shown=shown(frame)).pivot(index="model", columns="class", values="shown")
+    clear = stars.loc[points.index, points.columns]
     few = points.shape[1] <= 20
+    classes, [reference_name] = drawable(points.columns), drawable([reference.name], 40)
+    recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
+    points.columns = clear.columns = classes
     figure, [[axis]] = canvas(height=0.36 * len(points) + 1.4)
-    sns.heatmap(
+    heatmap(
         points,
         annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
         fmt="",
@@ -345,9 +358,17 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
         ax=axis,
         annot_kws={"fontsize": 8},
         cbar_kws={"label": "difference (points)"},
+        yticklabels=drawable(points.index, 40),
     )
     if few:
-        axis.set_xticklabels([f"{name}\n{reference[name]:.0%}" for name in points.columns])
-    axis.set(xlabel=f"class, and its recall by {reference.name}", ylabel="")
-    _class_axis(axis, tuple(points.columns))
+        axis.set_xticklabels(recalls)
+    axis.set(xlabel=f"class, and its recall by {reference_name}", ylabel="")
+    _class_axis(axis, classes)
     return figure
+
+
+__all__ = own_names(globals())
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,12 +1,13 @@
 """Batches: which images each step sees, in which order and at which size; a function of seed and step alone."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vitlab.config import Recipe
 from vitlab.data.splits import Split
@@ -62,31 +63,36 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels on the device, batch after batch in `order`; all of (N,) positions in the split.
 
-    `resident` is the whole split on the device; without it a loader's processes read ahead from the disk.
+    `resident` is the whole split on the device; without it threads read ahead from the disk. Processes would need
+    shared memory, of which a container has little, and the one that finds none dies while its reader waits.
     """
     size = min(recipe.batch_size, len(split))
     if resident is not None:
         images, labels = resident
         yield from ((images[part], labels[part]) for part in order.to(device).split(size))  # one copy an epoch
         return
-    loader = DataLoader(
-        _Rows(split),
-        batch_sampler=[part.tolist() for part in order.split(size)],
-        collate_fn=lambda rows: rows,
-        num_workers=recipe.num_workers,
-        pin_memory=recipe.pin_memory and device.type == "cuda",
-        # forked processes share the mapped file; others would be sent a copy of it
-        multiprocessing_context="fork" if recipe.num_workers else None,
-    )
-    for images, labels in loader:
+    pinned = recipe.pin_memory and device.type == "cuda"
+
+    def read(part: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = split.images_at(part), split.labels[part]
+        return (images.pin_memory(), labels.pin_memory()) if pinned else (images, labels)
+
+    for images, labels in _read_ahead(read, order.split(size), recipe.num_workers):
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-class _Rows(Dataset):
-    """Whole batches of a split by their positions."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def __getitems__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        return self.split.images_at(positions), self.split.labels[positions]
+def _read_ahead(
+    read: Callable[[Tensor], tuple[Tensor, Tensor]], parts: Sequence[Tensor], threads: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `read` makes of each part, in order, by threads that are at most two parts each ahead."""
+    if not threads:
+        yield from map(read, parts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future] = deque()
+        for part in parts:
+            waiting.append(pool.submit(read, part))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitlab.config import RunConfig
+from vitlab.errors import LabError
 from vitlab.machine import free_memory
 
 TEST_FRACTION = 0.2  # held out where a source brings no test part
@@ -70,13 +71,15 @@ class Split:
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """A data set as it comes: its train and test part, its classes, a digest of its content, remarks for the reader."""
+    """A data set as it comes: its parts, its classes, a digest of its content, remarks for the reader."""
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     digest: str
     notes: tuple[str, ...]
+    val: Split | None = None  # a validation part that came with it; None: some of train are taken
+    copies: Tensor | None = None  # (N,) of train: equal for copies of one picture, −1 for what lies in two classes
 
     def __repr__(self) -> str:
         return f"Source({self.digest}: train {self.train}, test {self.test}, {len(self.classes)} classes)"
@@ -116,22 +119,26 @@ class Data:
 
 
 def split(source: Source, config: RunConfig) -> Data:
-    """Take the validation images out of train, the same number from each class, then shape what is left."""
+    """Take the validation images out of train, the same number from each class, then shape what is left.
+
+    A source that brings a validation part keeps all of train. Copies of one picture are not parted.
+    """
     rng = np.random.default_rng(config.seed)
     counts = source.train.class_counts(len(source.classes))
-    # a share of the rarest class, so that validation hardly changes the ratio of a source which comes imbalanced
-    least = int(config.val_fraction > 0 and counts.min() > 1)
-    per_class = max(round(config.val_fraction * int(counts.min())), least)
     order = [rng.permutation(np.flatnonzero(source.train.labels == k)) for k in range(len(counts))]
-    val = np.sort(np.concatenate([members[:per_class] for members in order]))
-    rest = [members[per_class:] for members in order]
+    wanted = source.val is None and config.val_fraction > 0 and all(_divisible(part, source.copies) for part in order)
+    # a share of the rarest class, so that validation hardly changes the ratio of a source which comes imbalanced
+    per_class = max(round(config.val_fraction * int(counts.min())), 1) if wanted else 0
+    parted = [_part(members, per_class, source.copies) for members in order]
+    val = np.sort(np.concatenate([held for held, _ in parted]))
+    rest = [members for _, members in parted]
     wanted = imbalanced_counts([len(members) for members in rest], config.imbalance, config.imbalance_ratio)
     if config.imbalance != "none" and config.imbalance_order == "random":
         wanted = rng.permutation(wanted).tolist()
     train = np.sort(np.concatenate([members[:n] for members, n in zip(rest, wanted, strict=True)]))
     return Data(
         train=source.train.take(torch.from_numpy(train)),
-        val=source.train.take(torch.from_numpy(val)),
+        val=source.val if source.val is not None and config.val_fraction else source.train.take(torch.from_numpy(val)),
         test=source.test,
         classes=source.classes,
         digest=source.digest,
@@ -153,14 +160,51 @@ def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[
     return [max(1, round(most * share)) for share in shares]
 
 
-def hold_out(whole: Split) -> list[Split]:
-    """Train and test, stratified with the same number of test images from each class; the same for every seed."""
+def hold_out(whole: Split, copies: Tensor | None = None, classes: tuple[str, ...] = ()) -> list[Split]:
+    """Train and test, stratified with the same number of test images from each class; the same for every seed.
+
+    copies: as those of a `Source`; what they keep together can make the numbers differ. LabError for one of `classes`
+    that has a single picture.
+    """
     rng = np.random.default_rng(0)
     labels = whole.labels
     members = [rng.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
+    if single := [name for name, places in zip(classes, members, strict=False) if not _divisible(places, copies)]:
+        raise LabError(
+            f"class {single[0]} has no two pictures of its own, of which one could be held out for testing: add some, "
+            "or remove its folder"
+        )
     per_class = max(1, min(round(TEST_FRACTION * len(labels) / len(members)), min(map(len, members)) // 2))
-    parts = [np.sort(np.concatenate([m[s] for m in members])) for s in (slice(per_class, None), slice(per_class))]
-    return [whole.take(torch.from_numpy(part)) for part in parts]
+    parted = [_part(places, per_class, copies) for places in members]
+    test, train = (np.sort(np.concatenate(part)) for part in zip(*parted, strict=True))
+    return [whole.take(torch.from_numpy(part)) for part in (train, test)]
+
+
+def _divisible(members: np.ndarray, copies: Tensor | None) -> bool:
+    """Whether `_part` can take some of a class and leave some."""
+    if copies is None:
+        return len(members) > 1
+    pictures = copies[members].unique()
+    return len(pictures) > 1 and bool((pictures >= 0).any())
+
+
+def _part(members: np.ndarray, wanted: int, copies: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """The first `wanted` of `members`, and the others. Copies go together, so that the number may be missed.
+
+    What lies in several classes, −1 in `copies`, is never taken: a copy of it would stay.
+    """
+    if copies is None or not wanted:
+        return members[:wanted], members[wanted:]
+    groups: dict[int, list[int]] = {}
+    for place in members:
+        groups.setdefault(int(copies[place]), []).append(place)
+    groups.pop(-1, None)
+    taken: list[int] = []
+    for group in groups.values():
+        taken += group if len(taken) + len(group) <= wanted else []
+    if not taken:
+        taken = min(groups.values(), key=len)
+    return np.array(taken), members[~np.isin(members, taken)]
 
 
 def content_digest(content: "hashlib._Hash", *parts: Split) -> str:

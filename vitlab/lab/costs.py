@@ -10,15 +10,20 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis import complexity
+from vitlab.analysis import complexity, timing
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
 from vitlab.files import writing
 from vitlab.lab.plan import how_to_make
 from vitlab.machine import ROOT, environment
-from vitlab.models.registry import MODELS, SHARED
+from vitlab.models.registry import MODELS
 
-CODE = ("models/*.py", "machine.py", "analysis/complexity.py")  # sources that decide what a measurement gives
+CODE = (
+    "models/*.py",
+    "machine.py",
+    "analysis/complexity.py",
+    "analysis/timing.py",
+)  # sources that decide what a measurement gives
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Costs:
     folder: Path
     num_classes: int
     channels: int
+    together: tuple[RunConfig, ...] = ()  # models that are compared: measured in turns, when the first is asked for
+    measurement: int = 0  # another number measures anew
 
     def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
         """A measurement kept as a file: taken once, then read.
@@ -36,47 +43,68 @@ class Costs:
         """
         path, about = self._place(what, key)
         about["code"] = code_digest()
-        stale = not path.exists() or json.loads(path.read_text(encoding="utf-8")).get("code") != about["code"]
-        if stale and measure is not None:
-            result = measure()
+        stored = _stored(path)
+        if measure is not None and (stored is None or stored["code"] != about["code"]):
+            stored = about | {"result": measure()}
             with writing(path) as temporary:
-                temporary.write_text(json.dumps(about | {"result": result}, indent=1) + "\n", encoding="utf-8")
-        elif not path.exists():
+                temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            stored = _stored(path)
+        if stored is None:
             raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
-        return json.loads(path.read_text(encoding="utf-8"))["result"]
+        return stored["result"]
 
     def latest(self, what: str) -> pd.DataFrame:
         """The measurement of this kind, of whatever shape, that was taken last on this machine."""
         machine = self._place(what, None)[1]["machine"]
         paths = sorted(self.folder.glob(f"{what}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for content in (json.loads(path.read_text(encoding="utf-8")) for path in paths):
-            if content["machine"] == machine:
+        for content in map(_stored, paths):
+            if content and content["machine"] == machine:
                 return pd.DataFrame(content["result"])
         raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
 
     def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
         here = environment()
-        about = {"what": what, "key": key, "machine": {k: here[k] for k in ("device", "threads", "versions")}}
+        about = {
+            "what": what,
+            "key": key,
+            "measurement": self.measurement,
+            "machine": {k: here[k] for k in ("device", "threads", "versions")},
+        }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
         return self.folder / f"{what}-{digest}.json", about
 
     def _shape(self, config: RunConfig) -> dict[str, Any]:
         """What decides the cost of inference."""
-        names = ("model", *SHARED, *MODELS[config.model].options)
+        row = MODELS[config.model]
+        names = ("model", "image_size", *row.shared, *row.options)
         training = {"init", "dropout", "drop_path", "ratio_weight", "distill_weight"}
+        training |= {"backbone_rate", "frozen", "settle"}
         shape = {name: getattr(config, name) for name in names if name not in training}
         return shape | {"num_classes": self.num_classes, "channels": self.channels}
 
+    def _compared(self, config: RunConfig) -> list[RunConfig]:
+        """The models that are measured with this one, one of each shape: those of `together`, or it alone."""
+        shapes = [self._shape(other) for other in self.together]
+        if self._shape(config) not in shapes:
+            return [config]
+        return [other for i, other in enumerate(self.together) if shapes.index(shapes[i]) == i]
+
     def of(self, config: RunConfig, only_read: bool = False) -> dict[str, Any]:
-        """`complexity.measure` of a configuration."""
-        shape = self.channels, self.num_classes
-        measure = None if only_read else lambda: complexity.measure(config, *shape)
-        return self.measured("model", self._shape(config), measure)
+        """The row of `complexity.measure` of a configuration."""
+        compared = self._compared(config)
+        shapes = [self._shape(other) for other in compared]
+        measure = None if only_read else lambda: complexity.measure(compared, self.channels, self.num_classes)
+        return self.measured("models", shapes, measure)[shapes.index(self._shape(config))]
 
     def path_of(self, config: RunConfig) -> Path:
-        """The file of `of` on this machine, whether it exists or not."""
-        return self._place("model", self._shape(config))[0]
+        """The file that `of` reads on this machine, whether it exists or not."""
+        return self._place("models", [self._shape(other) for other in self._compared(config)])[0]
+
+    def ratio(self, config: RunConfig, reference: RunConfig, what: str) -> tuple[float, float]:
+        """`what`, "latency" or "images_per_second", over that of another model measured with it, and its spread."""
+        name = "latency_rounds_ms" if what == "latency" else "images_per_second_rounds"
+        return timing.ratio(self.of(config)[name], self.of(reference)[name])
 
     def macs(self, config: RunConfig) -> dict[str, int]:
         """MACs of one image by component."""
@@ -95,6 +123,15 @@ class Costs:
         names = {"dim", "heads", *(option for row in MODELS.values() if row.attention for option in row.options)}
         key = {name: getattr(config, name) for name in sorted(names)} | {"tokens": tokens}
         return pd.DataFrame(self.measured("growth", key, lambda: complexity.growth(config, tokens).to_dict("records")))
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    """A measurement that was kept; None where there is none, or its file is damaged: then it is taken again."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return stored if {"code", "result"} <= stored.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 @cache

@@ -4,9 +4,10 @@ import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
-from vitlab.config import LabConfig, Remedy, RunConfig
+from vitlab.analysis.complexity import macs, smaller_vit
+from vitlab.config import BALANCED, POST_HOC, LabConfig, RunConfig
 from vitlab.data.splits import Data, Source, split
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
@@ -14,8 +15,6 @@ from vitlab.models.registry import MODELS
 from vitlab.runs import Run
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
-REMEDIES = get_args(Remedy)
-BALANCED = "balanced"  # the study's upper reference: no imbalance, no remedy
 
 
 def how_to_make(chapter: str) -> str:
@@ -31,32 +30,116 @@ class Plan:
     source: Source
 
     def __repr__(self) -> str:
-        return f"Plan({'; '.join(self.names)}; a study of {len(self.study)} runs)"
+        return f"Plan({'; '.join(self.names)}; a study of {len(self.study_configs)} runs)"
 
     @cached_property
     def chapters(self) -> dict[str, dict[str, RunConfig]]:
-        """Chapter -> name -> configuration of every run but the study's. Only what a name says differs."""
+        """Chapter -> name -> configuration of every run but the study's, of the lab's first seed."""
+        return self._of_seed(self.params.seed)
+
+    def _of_seed(self, seed: int) -> dict[str, dict[str, RunConfig]]:
+        """`chapters` with another seed. Only what a name says differs."""
         p = self.params
-        vit = p.run(model="vit")
-        longer = {
-            "init_from": Run.of(Path(), vit, self.source.digest).path.name,
-            "epochs": p.fine_tune_epochs,
-            "minutes": 0,
-            "start_size": 0,
-            "lr": p.fine_tune_lr,
-            "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr,
-        }
-        other = "conv" if p.tokenizer == "patch" else "patch"
-        chapters = {"02": {"ViT": vit, f"ViT, {other} tokenizer": vit.replace(tokenizer=other)}}
-        if p.long_epochs:
-            longest = vit.replace(tokenizer="conv", epochs=p.long_epochs, minutes=0, cutout=p.long_cutout)
-            chapters["02"][f"ViT, conv tokenizer, {p.long_epochs} epochs"] = longest
-        chapters |= {"03": {"ViT, fine-tuned": vit.replace(**longer)}, "04": {}}
+        vit = p.run(model="vit", seed=seed)
+        chapters = {"02": {}, "03": {}, "04": {}}
+        for tokenizer, name in self.tokenizers.items():
+            chapters["02"][name] = vit.replace(tokenizer=tokenizer)
+        for size in p.sizes:
+            chapters["02"][f"ViT-{size.title()}"] = vit.with_preset(size)
         for name, row in MODELS.items():
-            if row.chapter:
-                changes = longer if row.chapter == "03" else {}
-                chapters[row.chapter][row.title] = vit.replace(model=name, **changes)
+            if row.chapter == "02":
+                chapters["02"][row.title] = vit.replace(model=name)
+        for name, short in self.longer.items():
+            longest = {"epochs": p.long_epochs, "minutes": 0, "cutout": p.long_cutout}
+            chapters["02"][name] = chapters["02"][short].replace(**longest)
+        start = chapters["02"][self.backbone]
+        chapters["03"]["ViT, fine-tuned"] = self.on_from(start)
+        for name, row in MODELS.items():
+            if row.chapter == "03":
+                chapters["03"][row.title] = self.on_from(start, model=name)
+            elif row.chapter == "04" and (not row.asked or name in p.ablations):
+                chapters["04"][row.title] = vit.replace(model=name)
+        for (model, name), shape in self.equal_cost.items():
+            # as many images as the lighter model has seen, with those of the ViT that it went on from
+            whole = start.replace(epochs=start.epochs + p.fine_tune_epochs) if MODELS[model].chapter == "03" else vit
+            chapters[MODELS[model].chapter][name] = whole.replace(**shape)
         return chapters
+
+    def backbone_of(self, tokenizer: str) -> str:
+        """Name of chapter 02's ViT with this tokenizer; of two the one that was trained longer."""
+        name = self.tokenizers[tokenizer]
+        return next((longer for longer, short in self.longer.items() if short == name), name)
+
+    @property
+    def backbone(self) -> str:
+        """Name of the ViT that chapter 03 goes on from."""
+        return self.backbone_of(self.params.backbone)
+
+    def on_from(self, start: RunConfig, **changes: Any) -> RunConfig:
+        """`start` trained on from its weights, for chapter 03's budget and at its rate, with `changes`.
+
+        Weights that a model does not take over from it learn at the rate of chapter 02: `backbone_rate` says how far
+        the others stay below it.
+        """
+        p = self.params
+        changes = {"init_from": Run.of(Path(), start, self.source.digest).path.name} | changes
+        changes |= {"epochs": p.fine_tune_epochs, "minutes": 0, "start_size": 0, "ema": p.fine_tune_ema or p.ema}
+        if not hasattr(MODELS[changes.get("model", start.model)].build, "pace"):
+            changes |= {"lr": p.fine_tune_lr, "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr}
+        return start.replace(**changes)
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Tokenizer -> name of the run with it, of those that chapter 02 compares; the lab's own comes first."""
+        own = self.params.tokenizer
+        return {own: "ViT"} | {name: f"ViT, {name} tokenizer" for name in self.params.tokenizers if name != own}
+
+    @property
+    def longer(self) -> dict[str, str]:
+        """Name of a longer training of chapter 02 -> name of the shorter one that it is compared with."""
+        if not self.params.long_epochs:
+            return {}
+        shorter = {"ViT, conv tokenizer": self.tokenizers["conv"]}
+        shorter |= {row.title: row.title for row in MODELS.values() if row.chapter == "02"}
+        return {f"{name}, {self.params.long_epochs} epochs": short for name, short in shorter.items()}
+
+    @cached_property
+    def equal_cost(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(model, name of a smaller ViT's run) -> shape of that ViT, which costs as much as the model.
+
+        A model that is no lighter than the ViT has none.
+        """
+        p, shapes = self.params, {}
+        images = self.source.train.pool.shape[1], len(self.source.classes)
+        for model in p.equal_cost:
+            vit = p.run(model="vit", **({"tokenizer": p.backbone} if MODELS[model].chapter == "03" else {}))
+            target = sum(macs(vit.replace(model=model), *images).values())
+            if target < sum(macs(vit, *images).values()):
+                for how, words in {"depth": "fewer blocks", "dim": "narrower"}.items():
+                    name = f"ViT, {words}, as {MODELS[model].title}"
+                    shapes[model, name] = smaller_vit(vit, target, how, *images)
+        return shapes
+
+    @property
+    def seeds(self) -> range:
+        """Of the runs of chapters 02 to 04."""
+        return range(self.params.seed, self.params.seed + self.params.seeds)
+
+    @property
+    def seed_words(self) -> str:
+        """For a caption: "seed 0", or what the figures of several seeds are."""
+        first, *further = self.seeds
+        return f"mean ± standard deviation over seeds {first} to {further[-1]}" if further else f"seed {first}"
+
+    @cached_property
+    def repeats(self) -> dict[str, list[RunConfig]]:
+        """Name of a run of the chapters -> its configuration with each of `seeds`."""
+        repeats: dict[str, list[RunConfig]] = {}
+        for seed in self.seeds:
+            for runs in self._of_seed(seed).values():
+                for name, config in runs.items():
+                    repeats.setdefault(name, []).append(config)
+        return repeats
 
     @property
     def study_imbalance(self) -> str:
@@ -64,33 +147,61 @@ class Plan:
         return "none" if self.source.imbalanced else self.params.study_imbalance
 
     @cached_property
+    def studies(self) -> dict[str, dict[tuple[str, int], RunConfig]]:
+        """Class sizes, as "linear 10:1" -> (remedy or BALANCED, seed) -> configuration of a run of the imbalance study.
+
+        All take the same number of steps, whose last weights count: validation images, of which rare classes have more
+        than training does, choose nothing here. `POST_HOC` needs no run.
+        """
+        p, steps, studies = self.params, 0, {}
+        shapes = [("none", 1.0)] if self.study_imbalance == "none" else p.study_shapes
+        for imbalance, ratio in shapes:
+            shaped = {"imbalance": imbalance, "imbalance_ratio": ratio, "imbalance_order": p.study_order}
+            size = len(self.data_of(p.run(**shaped)).train)
+            steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
+            budget = {"steps": steps, "patience": 0, "keep_epoch": "last"}
+            configs = {}
+            for seed in range(p.seed, p.seed + p.study_seeds):
+                if imbalance != "none":  # a folder that comes imbalanced has no balanced twin
+                    configs[BALANCED, seed] = p.run(seed=seed, **budget)
+                for remedy in p.remedies:
+                    if remedy != POST_HOC:
+                        configs[remedy, seed] = p.run(remedy=remedy, seed=seed, **budget, **shaped)
+            studies["as they come" if imbalance == "none" else f"{imbalance} {ratio:g}:1"] = configs
+        return studies
+
+    @property
     def study(self) -> dict[tuple[str, int], RunConfig]:
-        """(remedy or BALANCED, seed) -> configuration of the imbalance study; all take the same number of steps."""
-        p = self.params
-        shaped = {"imbalance": self.study_imbalance, "imbalance_ratio": p.study_ratio, "imbalance_order": p.study_order}
-        size = len(self.data_of(p.run(**shaped)).train)
-        steps = p.study_epochs * max(1, size // min(p.batch_size, size))
-        configs = {}
-        for seed in range(p.seed, p.seed + p.study_seeds):
-            if self.study_imbalance != "none":  # a folder that comes imbalanced has no balanced twin
-                configs[BALANCED, seed] = p.run(seed=seed, steps=steps)
-            for remedy in REMEDIES:
-                configs[remedy, seed] = p.run(remedy=remedy, seed=seed, steps=steps, **shaped)
-        return configs
+        """The study of the class sizes that the chapter's conclusions speak of."""
+        return next(iter(self.studies.values()))
+
+    @property
+    def study_configs(self) -> dict[str, RunConfig]:
+        """Every run of the studies by name: "sampler, seed 0"; of further class sizes "none, linear 10:1, seed 0"."""
+        first, *further = self.studies
+        named = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.studies[first].items()}
+        for shape in further:
+            for (remedy, seed), config in self.studies[shape].items():
+                if remedy != BALANCED:  # the same run
+                    named[f"{remedy}, {shape}, seed {seed}"] = config
+        return named
 
     def data_of(self, config: RunConfig) -> Data:
         return split(self.source, config)
 
     @property
     def names(self) -> list[str]:
-        """Of every run but the study's."""
+        """Of every run but the study's; those of further seeds go by the same names."""
         return [name for runs in self.chapters.values() for name in runs]
 
     @cached_property
     def configs(self) -> dict[str, RunConfig]:
-        """Every run by name: those of the chapters, and of the study as "sampler, seed 0"."""
-        study = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.study.items()}
-        return {name: config for runs in self.chapters.values() for name, config in runs.items()} | study
+        """Every run by name: "ViT", of a further seed "ViT, seed 1", and those of the study."""
+        runs = {name: config for runs in self.chapters.values() for name, config in runs.items()}
+        further = {
+            f"{name}, seed {config.seed}": config for name, configs in self.repeats.items() for config in configs[1:]
+        }
+        return runs | further | self.study_configs
 
     def config(self, name: str) -> RunConfig:
         if name not in self.configs:
@@ -100,4 +211,6 @@ class Plan:
 
     def chapter_of(self, name: str) -> str:
         """The chapter that makes this run; 01 makes the study."""
+        if name not in self.names and name.rpartition(", seed ")[0] in self.repeats:
+            name = name.rpartition(", seed ")[0]
         return next((chapter for chapter, runs in self.chapters.items() if name in runs), "01")

@@ -1,26 +1,32 @@
 """`Lab`: a notebook's way to its data and runs. What is missing is named, with the chapter that makes it."""
 
+import contextlib
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import nn
 
 from vitlab import machine
 from vitlab.analysis import metrics
 from vitlab.config import LabConfig, Recipe, RunConfig, absolute
-from vitlab.data.sources import load_source
+from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
+from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.plan import Plan, how_to_make
-from vitlab.models.registry import build_model
+from vitlab.models.registry import MODELS, build_model
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
+from vitlab.texts import markdown, shown
+from vitlab.training import display
 from vitlab.training.fit import fit_run
 from vitlab.training.session import RunSession
 
@@ -41,10 +47,14 @@ class Lab:
     @classmethod
     def open(cls, namespace: Mapping[str, Any]) -> "Lab":
         """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
-        return cls.of(from_notebook(namespace))
+        lab = cls.of(from_notebook(namespace))
+        explain_names(LabConfig.help())
+        complete_strings({"load": lab.plan.configs, "config": lab.plan.configs, "compare": lab.plan.names})
+        return lab
 
     @classmethod
     def of(cls, params: LabConfig) -> "Lab":
+        params = recognised(params)
         return cls(params, load_source(params))
 
     @cached_property
@@ -58,8 +68,10 @@ class Lab:
 
     @cached_property
     def costs(self) -> Costs:
-        """Of models for this lab's data."""
-        return Costs(self.runs_dir / "complexity", len(self.source.classes), self.data.channels)
+        """Of models for this lab's data; those of the plan are measured together."""
+        together = tuple(self.plan.config(name) for name in self.plan.names)
+        shape = len(self.source.classes), self.data.channels
+        return Costs(self.runs_dir / "complexity", *shape, together, self.params.measurement)
 
     @cached_property
     def data(self) -> Data:
@@ -73,17 +85,60 @@ class Lab:
     def data_name(self) -> str:
         """What the report calls the data."""
         known = DATA_NAMES.get(self.params.dataset)
-        return self.params.data_name or known or Path(self.params.data_dir).name
+        return self.params.data_name or known or shown(absolute(self.params.data_dir).name)
+
+    @property
+    def data_title(self) -> str:
+        """The same as Markdown."""
+        return markdown(self.data_name)
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What a reader has to know of the data: what was done to them, and which letters cannot be drawn."""
+        from vitlab.analysis import typefaces  # here, as nothing else of a training draws
+
+        missing = typefaces.note([*self.source.classes, self.data_name, self.params.notes])
+        return [*self.source.notes, *([missing] if missing else [])]
+
+    @property
+    def remarks(self) -> str:
+        """`notes` as Markdown."""
+        return markdown(" ".join(self.notes))
 
     # ------------------------------------------------ training
 
     def train(self, configs: Mapping[Key, RunConfig]) -> dict[Key, Run]:
         """The runs of several configurations: loaded if they are complete, else trained or continued."""
+        for config in configs.values():
+            self.require_possible(config)
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
-        if (at_once := workers.fitting(todo)) > 1:
-            workers.side_by_side(_train_in_worker, [(self.params, config) for config in todo], at_once)
-        return {key: self.train_one(config) for key, config in configs.items()}
+        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
+            if (at_once := workers.fitting(todo)) > 1:
+                tasks = [(self.params, config) for config in todo]
+                workers.side_by_side(_train_in_worker, tasks, at_once, view)
+            return {key: self.train_one(config) for key, config in configs.items()}
+
+    def train_chapter(self, chapter: str) -> dict[str, Run]:
+        """A chapter's runs of the lab's first seed, by name, after those of all `seeds` are complete."""
+        mine = self.plan.chapters[chapter]
+        runs = self.train({(name, i): c for name in mine for i, c in enumerate(self.plan.repeats[name])})
+        return {name: runs[name, 0] for name in mine}
+
+    def require_possible(self, config: RunConfig) -> None:
+        """LabError for what would fail in the midst of training: batch norm over one value, no compiler."""
+        share = min(config.batch_size, len(self.data_of(config).train)) // self.params.processes
+        piece = -(-share // config.accumulate)  # as torch cuts them, the last one the smallest
+        pixels = ((config.start_size or config.image_size) // config.patch_size) ** 2
+        if config.tokenizer == "conv" and pixels * (share - (-(-share // piece) - 1) * piece) < 2:
+            raise LabError(
+                "the convolutional tokenizer (chapter 02) would meet a piece of a batch with one image of one token, "
+                f"which batch norm cannot take: image_size {config.image_size}, patch_size {config.patch_size}, "
+                f"batch_size {config.batch_size}, accumulate {config.accumulate}; use larger images or smaller "
+                "patches, larger batches or fewer pieces"
+            )
+        if config.compile:
+            machine.require_compiler()
 
     def train_one(self, config: RunConfig) -> Run:
         run, start = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
@@ -93,11 +148,19 @@ class Lab:
             machine.require_gpus(self.params.processes)
             name = next(name for name, other in self.plan.configs.items() if other == config)
             workers.launch(self.params, self.runs_dir, name)
-        return fit_run(run, config, self.data_of(config), start)
+        session = partial(RunSession, title=self.name_of(config))
+        return fit_run(run, config, self.data_of(config), start, session)
+
+    def name_of(self, config: RunConfig) -> str:
+        """What this lab calls a run, such as "ViT, conv tokenizer"."""
+        path = self.run_of(config).path
+        names = (name for name, other in self.plan.configs.items() if self.run_of(other).path == path)
+        return next(names, MODELS[config.model].title)
 
     def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
         """Keeps the training of a module of your own, on this lab's data, as a run beside the others."""
-        return RunSession(Run.of_module(self.runs_dir, module, recipe, self.data))
+        run = Run.of_module(self.runs_dir, module, recipe, self.data)
+        return RunSession(run, title=type(module).__name__)
 
     # ------------------------------------------------ what was made before
 
@@ -115,20 +178,47 @@ class Lab:
             raise LabError(f"{what}{near}: {how_to_make(self.plan.chapter_of(name))}")
         return run
 
-    def load_study(self) -> dict[tuple[str, int], Run]:
-        runs = {key: self.run_of(config) for key, config in self.plan.study.items()}
+    def load_seeds(self, name: str) -> list[Run]:
+        """The complete runs of this name, one a seed; an extra run is alone."""
+        if name in self.extra:
+            return [self.extra[name]]
+        further = [f"{name}, seed {config.seed}" for config in self.plan.repeats[name][1:]]
+        return [self.load(which) for which in (name, *further)]
+
+    def curves(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """What `plots.training_curves` draws of these runs: histories, epochs kept, histories of further seeds."""
+        runs = {name: self.load_seeds(name) for name in names}
+        return {
+            "histories": {name: first.history for name, (first, *_) in runs.items()},
+            "chosen": {name: first.summary["epoch"] for name, (first, *_) in runs.items()},
+            "others": {name: [run.history for run in further] for name, (_, *further) in runs.items()},
+        }
+
+    def load_study(self, shape: str = "") -> dict[tuple[str, int], Run]:
+        """(remedy or BALANCED, seed) -> complete run of the study of these class sizes, by default the first ones."""
+        study = self.plan.studies[shape] if shape else self.plan.study
+        runs = {key: self.run_of(config) for key, config in study.items()}
         missing = [key for key, run in runs.items() if not run.complete]
         if missing:
-            near = self._nearest(self.plan.study[missing[-1]])  # the first is balanced, whatever the study's ratio
+            near = self._nearest(study[missing[-1]])  # the first is balanced, whatever the study's ratio
             what = f"the imbalance study of these parameters is not in {self.runs_dir}"
             raise LabError(f"{what}{near}: {how_to_make('01')}")
         return runs
+
+    @property
+    def studied(self) -> list[Run]:
+        """The runs of all studies, each once: those of further class sizes share the balanced ones."""
+        runs = [run for shape in self.plan.studies for run in self.load_study(shape).values()]
+        return list({run.path: run for run in runs}.values())
 
     def _nearest(self, config: RunConfig) -> str:
         """In words, what the complete run of this model that differs least has otherwise; "" if there is none."""
         wanted, found = identity(config, self.source.digest), []
         for path in self.runs_dir.glob("*/summary.json"):
-            other = Run(path.parent).record["identity"]
+            try:
+                other = Run(path.parent).record["identity"]
+            except LabError:  # of another lab, and damaged
+                continue
             names = sorted(name for name in wanted.keys() | other.keys() if wanted.get(name) != other.get(name))
             if other.get("model") == config.model:
                 found.append(
@@ -161,9 +251,26 @@ class Lab:
         return [*self.plan.names, *self.extra]
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
-        """`metrics.compare` of two runs, whose predictions are of the same test images."""
-        logits_a, labels = self.load(a).predictions
-        return metrics.compare(logits_a, self.load(b).predictions[0], labels)
+        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed."""
+        first, second, labels = self.paired(a, b)
+        return metrics.compare(first, second, labels, self._draw)
+
+    def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(S, N, C) logits of two models, of the seeds that both have, and the (N,) labels."""
+        runs = list(zip(self.load_seeds(a), self.load_seeds(b), strict=False))
+        first, second = (np.stack([run.predictions[0] for run in one]) for one in zip(*runs, strict=True))
+        return first, second, runs[0][0].predictions[1]
+
+    @cached_property
+    def _drawn(self) -> dict[bytes, np.ndarray]:
+        return {}
+
+    def _draw(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """`metrics.resampled`, once for each run's answers: every model is compared with every other."""
+        key = hashlib.sha256(logits.argmax(1).tobytes()).digest()
+        if key not in self._drawn:
+            self._drawn[key] = metrics.resampled(logits, labels)
+        return self._drawn[key]
 
 
 def _train_in_worker(params: LabConfig, config: RunConfig) -> None:
@@ -177,5 +284,7 @@ def check(params: LabConfig) -> Lab:
     machine.require_gpus(params.processes)
     for name in lab.plan.names:
         build_model(lab.plan.config(name), len(lab.source.classes), lab.data.channels)
+    for config in lab.plan.configs.values():
+        lab.require_possible(config)
     _ = lab.extra
     return lab

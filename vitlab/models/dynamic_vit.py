@@ -5,18 +5,18 @@ are and attention masks the dropped ones, so that batches keep their shape and g
 inference the best-scored are gathered and the rest is really gone.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlab.models import reduce
+from vitlab.models.reduce import ReducedViT
 from vitlab.models.vit import ViT
 
 if TYPE_CHECKING:
     from vitlab.config import RunConfig
-
-NUM_STAGES = 3
 
 
 class Predictor(nn.Module):
@@ -28,94 +28,112 @@ class Predictor(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU())
-        self.score = nn.Sequential(
-            nn.Linear(dim, dim // 2), nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
-        )
+        # a linear layer of [local, pooled] in two halves: what is pooled is the same for all tokens of an image
+        self.of_local, self.of_pooled = nn.Linear(dim // 2, dim // 2), nn.Linear(dim // 2, dim // 2, bias=False)
+        self.score = nn.Sequential(nn.GELU(), nn.Linear(dim // 2, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2))
 
     def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
+        return F.log_softmax(self.logits(tokens, keep).float(), dim=-1)
+
+    def logits(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Before the softmax; without `keep` all tokens are there."""
         local, pooled = self.features(tokens).chunk(2, dim=-1)  # (B, N, D/2) each
-        weight = keep[:, :, None].to(pooled.dtype)
-        # a sampled decision may drop every token of an image
-        pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-        return F.log_softmax(self.score(torch.cat([local, pooled.expand_as(local)], -1)).float(), dim=-1)
+        if keep is None:
+            pooled = pooled.mean(1, keepdim=True)
+        else:  # a sampled decision may drop every token of an image
+            weight = keep[:, :, None].to(pooled.dtype)
+            pooled = (pooled * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+        return self.score(self.of_local(local) + self.of_pooled(pooled))
 
     @staticmethod
-    def macs(dim: int) -> int:
-        """Of one token: dim→dim, dim→dim/2, dim/2→dim/4, dim/4→2."""
-        return dim * dim + dim * (dim // 2) + (dim // 2) * (dim // 4) + (dim // 4) * 2
+    def macs(tokens: int, dim: int) -> int:
+        """Of so many tokens: dim→dim, dim/2→dim/2, dim/2→dim/4, dim/4→2, and once dim/2→dim/2 for their mean."""
+        half, quarter = dim // 2, dim // 4
+        return tokens * (dim * dim + half * half + half * quarter + quarter * 2) + half * half
 
 
-class RandomPredictor(nn.Module):
-    """Scores drawn at random: what pruning costs where nobody has learned which tokens to keep."""
-
-    def forward(self, tokens: Tensor, keep: Tensor) -> Tensor:
-        return torch.rand(*keep.shape, 2, device=tokens.device)
-
-
-class DynamicViT(ViT):
-    """A ViT with three pruning stages, each keeping about `keep_ratio` of the tokens the one before it left.
+class DynamicViT(ReducedViT):
+    """A ViT with pruning stages, each keeping about `keep_ratio` of the tokens the one before it left.
 
     In training, forward(images, trace) samples keep decisions with the Gumbel-softmax straight-through estimator
     (section 3.3) and leaves in `trace`: `keep`, a list of (B, N) decisions after each stage, and `final`, the
-    (B, T, D) tokens after the last norm. In inference it gathers `tokens_per_stage()` tokens and leaves `attention`
-    and `tokens` as `ViT` does, and `kept`, a list of the (B, n) indices of the patches left after each stage.
-    `keep_ratio` may be changed at any time.
+    (B, T, D) tokens after the last norm. In inference it gathers `tokens_per_stage()` tokens, as any `ReducedViT`.
 
-    Tokens: of N patches ⌊ρN⌋, ⌊ρ²N⌋ and ⌊ρ³N⌋ are left after the stages, one at least (ρ = 0.7: 44, 31, 21 of 64); the
-    class token is never dropped. Loss: L_cls + 2 L_ratio + 0.5 L_KL + 0.5 L_distill, section 3.4 and its weights; the
-    parameters ratio_weight and distill_weight change them, `terms` gives all but the first.
+    Loss: L_cls + 2 L_ratio + 0.5 L_KL + 0.5 L_distill, section 3.4 and its weights; the parameters ratio_weight and
+    distill_weight change them, `terms` gives all but the first. As published, and by default, the weights that come
+    from the ViT learn at a hundredth of the predictors' rate (`backbone_rate`), after a sixth of the training in which
+    they stand still (`frozen`: 5 of 30 epochs).
 
-    Departures from the paper: stages stand before blocks depth/4, depth/2 and 3·depth/4 (its 3, 6, 9 of 12), rounded
-    down; no ε in the masked softmax; with mean pooling the mean runs over the kept tokens; backbone and predictors
-    learn from the first step at their optimisers' rates, where the authors hold the backbone still for five epochs and
-    then train it with a hundredth of the predictors' rate. As in the authors' code rather than in the text: one MLP
-    gives local and global features, a half each; KL(teacher ‖ student); L_distill is a mean over channels too.
+    Departures that are switched on by their parameter: other rates; other `stages`; `settle`, the share of training at
+    its end in which the best-scored tokens are kept, as many as in inference, instead of a draw. Departures that are
+    always there: stages stand before blocks depth/4, depth/2 and 3·depth/4 (its 3, 6, 9 of 12), rounded down; no ε in
+    the masked softmax; with mean pooling the mean runs over the kept tokens. As in the authors' code rather than in
+    the text: one MLP gives local and global features, a half each; KL(teacher ‖ student); L_distill is a mean over
+    channels too.
     """
 
     def __init__(
         self,
         *,
         dim: int,
-        depth: int,
-        keep_ratio: float,
-        ratio_weight: float = 2.0,
-        distill_weight: float = 0.5,
-        **options,
+        ratio_weight: float,
+        distill_weight: float,
+        backbone_rate: float = 1.0,
+        frozen: float = 0.0,
+        settle: float = 0.0,
+        **options: Any,
     ) -> None:
-        super().__init__(dim=dim, depth=depth, **options)
-        self.keep_ratio = keep_ratio
+        super().__init__(dim=dim, **options)
         self.term_weights = {"ratio": ratio_weight, "kl": distill_weight, "distill": distill_weight}
-        self.stages = stages_of(depth)
+        self.backbone_rate, self.frozen, self.settle = backbone_rate, frozen, settle
+        self.phase = "sampled"
         self.predictors = nn.ModuleList(Predictor(dim) for _ in self.stages)
+
+    def pace(self, name: str) -> tuple[float, float]:
+        """Of a weight: its learning rate over the recipe's, and the share of training before which it stands still."""
+        return (1.0, 0.0) if name.startswith("predictors.") else (self.backbone_rate, self.frozen)
+
+    def at(self, done: float) -> None:
+        """A training step begins, with the share `done` of training behind it."""
+        self.phase = "settled" if done >= 1 - self.settle else "sampled"
 
     def targets(self) -> list[float]:
         """Share of the initial tokens that is left after each stage: ρ, ρ², ρ³."""
-        return [self.keep_ratio ** (s + 1) for s in range(NUM_STAGES)]
-
-    def tokens_per_stage(self) -> list[int]:
-        """Patches left after each stage in inference."""
-        return tokens_left(self.num_patches, self.keep_ratio)
+        return [self.keep_ratio ** (s + 1) for s in range(len(self.stages))]
 
     def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
         return self._masked(images, trace) if self.training else super().forward(images, trace)
 
+    def choose(self, tokens: Tensor, sizes: None, seen: dict[str, Tensor], stage: int, n: int) -> Tensor:
+        logits = self.predictors[stage].logits(tokens[:, self.extra :])
+        return self.best(logits[..., 0] - logits[..., 1], n)
+
     def _masked(self, images: Tensor, trace: dict | None) -> Tensor:
         tokens = self.embed_tokens(images)
-        extra = int(self.cls_token is not None)  # the class token is never pruned
-        keep = torch.ones(tokens.shape[0], tokens.shape[1] - extra, device=tokens.device)
+        keep = torch.ones(tokens.shape[0], tokens.shape[1] - self.extra, device=tokens.device)
+        left = reduce.tokens_left(keep.shape[1], self.keep_ratio, len(self.stages))
         decisions = []
         policy = None
         for i, block in enumerate(self.blocks):
             if i in self.stages:
-                scores = self.predictors[self.stages.index(i)](tokens[:, extra:], keep)
-                keep = F.gumbel_softmax(scores, hard=True)[..., 0] * keep  # decisions can only remove
+                stage = self.stages.index(i)
+                scores = self.predictors[stage](tokens[:, self.extra :], keep)
+                keep = self._decide(scores, keep, left[stage]) * keep  # decisions can only remove
                 decisions.append(keep)
-                policy = F.pad(keep, (extra, 0), value=1.0)
+                policy = F.pad(keep, (self.extra, 0), value=1.0)  # the class token is never pruned
             tokens = block(tokens, policy, None)
         tokens = self.norm(tokens)
         if trace is not None:
             trace |= {"keep": decisions, "final": tokens}
         return self.head(self.pool_tokens(tokens, policy))
+
+    def _decide(self, scores: Tensor, keep: Tensor, n: int) -> Tensor:
+        """(B, N) of 0 and 1, with the gradient of a probability: drawn, or the n best of those still kept."""
+        if self.phase == "sampled":
+            return F.gumbel_softmax(scores, hard=True)[..., 0]
+        soft = scores[..., 0].exp()
+        best = (scores[..., 0] - scores[..., 1]).masked_fill(keep == 0, -torch.inf).topk(n).indices
+        return torch.zeros_like(soft).scatter(1, best, 1.0) + soft - soft.detach()
 
     def terms(self, images: Tensor, teacher: ViT | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits (B, classes), and the terms that training adds to the loss of classification, by name (section 3.4).
@@ -125,75 +143,55 @@ class DynamicViT(ViT):
         trace: dict = {}
         logits = self(images, trace)
         terms = {"ratio": ratio_loss(trace["keep"], self.targets())}
-        if teacher is not None:
-            with torch.no_grad():
-                seen = teacher.encode(images)
-                answer = teacher.head(teacher.pool_tokens(seen)).float().log_softmax(-1)
-            patches = slice(-trace["keep"][-1].shape[1], None)  # the class token's distance is in the logits already
-            own = logits.float().log_softmax(-1)
-            terms["kl"] = F.kl_div(own, answer, log_target=True, reduction="batchmean")
-            terms["distill"] = distill_loss(trace["final"][:, patches], seen[:, patches], trace["keep"][-1])
+        if teacher is not None and self.term_weights["kl"]:
+            terms |= distilled(logits, trace["final"], trace["keep"][-1], images, teacher)
         return logits, terms
-
-    def encode(self, images: Tensor, trace: dict | None = None) -> Tensor:
-        """(B, C, S, S) -> (B, n, D): the tokens that are left, after the last norm."""
-        tokens = self.embed_tokens(images)
-        extra = int(self.cls_token is not None)
-        left = tokens_left(tokens.shape[1] - extra, self.keep_ratio)
-        index = torch.arange(tokens.shape[1] - extra, device=tokens.device).expand(len(tokens), -1)
-        for i, block in enumerate(self.blocks):
-            if i in self.stages:
-                stage = self.stages.index(i)
-                patches = tokens[:, extra:]
-                scores = self.predictors[stage](patches, torch.ones_like(patches[..., 0]))[..., 0]
-                best = scores.topk(min(left[stage], patches.shape[1])).indices.sort().values
-                index = index.gather(1, best)
-                patches = patches.gather(1, best[:, :, None].expand(-1, -1, patches.shape[-1]))
-                tokens = torch.cat([tokens[:, :extra], patches], dim=1)
-                if trace is not None:
-                    trace.setdefault("kept", []).append(index)
-            if trace is not None:
-                trace.setdefault("tokens", []).append(tokens.detach())
-            tokens = block(tokens, None, trace)
-        tokens = self.norm(tokens)
-        if trace is not None:
-            trace["tokens"].append(tokens.detach())
-        return tokens
-
-    @classmethod
-    def patches_by_block(cls, config: "RunConfig") -> list[int]:
-        patches = super().patches_by_block(config)
-        for first, left in zip(stages_of(config.depth), tokens_left(config.num_tokens, config.keep_ratio), strict=True):
-            patches[first:] = [left] * (config.depth - first)
-        return patches
 
     @classmethod
     def macs(cls, config: "RunConfig", channels: int, num_classes: int) -> dict[str, int]:
         """Multiply-adds of one image, by component; a predictor looks at all that the stage before left."""
-        seen = [config.num_tokens, *tokens_left(config.num_tokens, config.keep_ratio)[:-1]]
-        return super().macs(config, channels, num_classes) | {"predictors": sum(seen) * Predictor.macs(config.dim)}
+        parts = super().macs(config, channels, num_classes)
+        return {("predictors" if name == "choice" else name): count for name, count in parts.items()}
+
+    @classmethod
+    def macs_of_choice(cls, before: int, after: int, config: "RunConfig") -> int:
+        return Predictor.macs(before, config.dim)
+
+
+class DistilledViT(ViT):
+    """A control: a ViT that learns from its teacher by DynamicViT's losses, and drops nothing."""
+
+    def __init__(self, *, distill_weight: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.term_weights = {"kl": distill_weight, "distill": distill_weight}
+
+    def terms(self, images: Tensor, teacher: ViT | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, classes), and with a teacher the terms kl and distill of `DynamicViT.terms`."""
+        final = self.encode(images)
+        logits = self.head(self.pool_tokens(final))
+        keep = torch.ones(len(images), self.num_patches, device=images.device)
+        return logits, distilled(logits, final, keep, images, teacher) if teacher else {}
 
 
 def check(config: "RunConfig") -> None:
-    if config.depth <= NUM_STAGES:
-        raise ValueError(f"DynamicViT's three pruning stages need depth 4 or more, got {config.depth}")
+    reduce.check(config)
     if config.dim < 4 or config.dim % 2:
         raise ValueError(f"DynamicViT's predictors need an even dim of 4 or more, got {config.dim}")
-
-
-def stages_of(depth: int) -> list[int]:
-    """Blocks, counted from 0, that the pruning stages stand before."""
-    return [depth * (s + 1) // (NUM_STAGES + 1) for s in range(NUM_STAGES)]
-
-
-def tokens_left(num_patches: int, keep_ratio: float) -> list[int]:
-    """Patches left after each stage: ⌊ρˢ N⌋, at least one; rounding errors of ρˢ must not cost one."""
-    return [max(1, int(keep_ratio ** (s + 1) * num_patches + 1e-9)) for s in range(NUM_STAGES)]
 
 
 def ratio_loss(decisions: list[Tensor], targets: list[float]) -> Tensor:
     """Mean over stages and images of (kept share − target)², section 3.4; decisions (B, N) each."""
     return torch.stack([(keep.mean(1) - target) ** 2 for keep, target in zip(decisions, targets, strict=True)]).mean()
+
+
+def distilled(logits: Tensor, final: Tensor, keep: Tensor, images: Tensor, teacher: ViT) -> dict[str, Tensor]:
+    """kl and distill, section 3.4: how far answers and tokens (B, T, D) after the last norm are from the teacher's."""
+    with torch.no_grad():
+        seen = teacher.encode(images)
+        answer = teacher.head(teacher.pool_tokens(seen)).float().log_softmax(-1)
+    patches = slice(-keep.shape[1], None)  # the class token's distance is in the logits already
+    kl = F.kl_div(logits.float().log_softmax(-1), answer, log_target=True, reduction="batchmean")
+    return {"kl": kl, "distill": distill_loss(final[:, patches], seen[:, patches], keep)}
 
 
 def distill_loss(final: Tensor, teacher_final: Tensor, keep: Tensor) -> Tensor:

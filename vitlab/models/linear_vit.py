@@ -1,7 +1,7 @@
-"""Two attentions whose cost grows linearly with the number of tokens T, in the same ViT.
+"""Attentions whose cost grows linearly with the number of tokens T, in the same ViT.
 
-Softmax attention costs T²·D multiply-adds for Q Kᵀ and as many again for the product with V. Both replacements here
-never form a T×T matrix.
+Softmax attention costs T²·D multiply-adds for Q Kᵀ and as many again for the product with V. The replacements here
+never form a T×T matrix in `forward`; `matrix` writes it out, for looking at.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitlab.models.vit import ViT, resample, split_heads
+from vitlab.models.vit import Attention, ViT, resample, split_heads
 
 if TYPE_CHECKING:
     from vitlab.config import RunConfig
@@ -41,11 +41,20 @@ class LinearAttention(nn.Module):
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
         with torch.autocast(tokens.device.type, enabled=False):
             phi = FEATURE_MAPS[self.feature_map]
-            q, k, v = phi(q.float()), phi(k.float()), v.float()
-            context = k.transpose(-2, -1) @ v  # (B, H, D/H, D/H)
+            q, k, values = phi(q.float()), phi(k.float()), v.float()
+            context = k.transpose(-2, -1) @ values  # (B, H, D/H, D/H)
             normaliser = q @ k.sum(2, keepdim=True).transpose(-2, -1)  # (B, H, T, 1)
             out = q @ context / normaliser.clamp(min=SMALLEST_NORMALISER)
-        return self.proj(out.to(tokens.dtype).transpose(1, 2).flatten(2))
+        return self.proj(self.merge(out.to(tokens.dtype), v))
+
+    merge = Attention.merge
+
+    def matrix(self, tokens: Tensor) -> Tensor:
+        """(B, H, T, T): the weights in their quadratic form; each row sums to 1."""
+        q, k, _ = split_heads(self.qkv(tokens), 3, self.heads)
+        phi = FEATURE_MAPS[self.feature_map]
+        weights = phi(q) @ phi(k).transpose(-2, -1)
+        return weights / weights.sum(-1, keepdim=True).clamp(min=SMALLEST_NORMALISER)
 
     @staticmethod
     def macs(tokens: int, config: "RunConfig") -> dict[str, int]:
@@ -78,6 +87,13 @@ class LinformerAttention(nn.Module):
         v = self._project(self.project_v, v)
         weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)  # (B, H, T, k)
         return self.proj((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
+
+    def matrix(self, tokens: Tensor) -> Tensor:
+        """(B, H, T, T): softmax(…) F, what each token takes of each value; it may be negative."""
+        q, k, _ = split_heads(self.qkv(tokens), 3, self.heads)
+        weights = (q * q.shape[-1] ** -0.5 @ self._project(self.project_k, k).transpose(-2, -1)).softmax(-1)
+        places = torch.eye(tokens.shape[1], device=tokens.device)[None, None]
+        return weights @ self._project(self.project_v, places)  # (B, H, T, k) (k, T)
 
     @staticmethod
     def macs(tokens: int, config: "RunConfig") -> dict[str, int]:

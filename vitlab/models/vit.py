@@ -5,7 +5,7 @@ Shapes: B images, N patches, T tokens (N, plus the class token if there is one),
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,29 +41,32 @@ class ConvEmbed(nn.Module):
 
     def __init__(self, channels: int, dim: int, patch_size: int) -> None:
         super().__init__()
-        widths = self.widths(dim, patch_size)
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)]
-        for before, after in pairwise(widths):
-            layers += [nn.BatchNorm2d(before), nn.GELU(), nn.Conv2d(before, after, 3, 2, padding=1, bias=False)]
-            layers += [nn.BatchNorm2d(after), nn.GELU(), nn.Conv2d(after, after, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = []
+        for before, after, stride in self.convolutions(channels, dim, patch_size):
+            layers += [nn.BatchNorm2d(before), nn.GELU()] if layers else []
+            layers.append(nn.Conv2d(before, after, 3, stride, padding=1, bias=False))
         layers[-1].bias = nn.Parameter(torch.zeros(dim))  # the others lead to a norm, which has one
         self.layers = nn.Sequential(*layers)
 
     @staticmethod
-    def widths(dim: int, patch_size: int) -> list[int]:
-        """Channels at full resolution and after each halving; the last are `dim`."""
+    def convolutions(channels: int, dim: int, patch_size: int) -> list[tuple[int, int, int]]:
+        """Channels in, channels out and stride of each: what the layers and the formula are made of."""
         halvings = patch_size.bit_length() - 1
-        return [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]
+        widths = [max(dim >> (halvings - i), 8) for i in range(halvings)] + [dim]  # at full size, after each halving
+        stack = [(channels, widths[0], 1)]
+        for before, after in pairwise(widths):
+            stack += [(before, after, 2), (after, after, 1)]
+        return stack
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).flatten(2).transpose(1, 2)
 
     @classmethod
     def macs(cls, config: "RunConfig", channels: int) -> int:
-        widths = cls.widths(config.dim, config.patch_size)
-        macs = 9 * channels * widths[0] * config.image_size**2
-        for i, (before, after) in enumerate(pairwise(widths), 1):  # two 3×3 convolutions at each lower resolution
-            macs += 9 * (before + after) * after * (config.image_size >> i) ** 2
+        macs, size = 0, config.image_size
+        for before, after, stride in cls.convolutions(channels, config.dim, config.patch_size):
+            size //= stride
+            macs += 9 * before * after * size**2
         return macs
 
     @torch.no_grad()
@@ -80,7 +83,19 @@ class ConvEmbed(nn.Module):
         first.weight[: len(components)] = components.unflatten(1, first.weight.shape[1:])
 
 
-TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed}
+class LightEmbed(ConvEmbed):
+    """ConvEmbed with half its channels until the last convolution, which widens them to `dim`: a third of its work.
+
+    As deep as ConvEmbed, so that a token is made of as many pixels.
+    """
+
+    @staticmethod
+    def convolutions(channels: int, dim: int, patch_size: int) -> list[tuple[int, int, int]]:
+        *stack, (before, _, stride) = ConvEmbed.convolutions(channels, dim // 2, patch_size)
+        return [*stack, (before, dim, stride)]
+
+
+TOKENIZERS = {"patch": PatchEmbed, "conv": ConvEmbed, "light": LightEmbed}
 
 
 def sincos_positions(grid: int, dim: int) -> Tensor:
@@ -105,6 +120,10 @@ class Attention(nn.Module):
     `keep` (B, T), 1 for a token that may be attended to and 0 for a pruned one, masks the attention as
     Rao et al. 2021, section 3.3: exp(score) · keep, normalised, where every token always sees itself. The product
     lets a gradient reach `keep`. No ε is added: what is pruned has exactly no influence.
+
+    `log_sizes` (B, T), of how many patches each token is the mean: softmax(Q Kᵀ / √(D/H) + log s), so that a merged
+    token counts as often as its patches did (Bolya et al. 2023, eq. 1). In `seen`, a dict, the layer leaves `keys` and
+    `values` (B, H, T, D/H) and, if it has that key, `attention` (B, H, T, T): what a reduction of tokens looks at.
     """
 
     def __init__(self, dim: int, heads: int, num_tokens: int) -> None:
@@ -113,20 +132,44 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        keep: Tensor | None = None,
+        trace: dict | None = None,
+        log_sizes: Tensor | None = None,
+        seen: dict | None = None,
+    ) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
-        if keep is None and trace is None and fused_attention_pays(q):
-            out = nn.functional.scaled_dot_product_attention(q, k, v)
+        hidden = trace is None and "attention" not in (seen or {})  # nobody looks at the weights
+        if keep is None and hidden and fused_attention_pays(q):
+            bias = None if log_sizes is None else log_sizes[:, None, None].to(q.dtype)
+            out = nn.functional.scaled_dot_product_attention(q, k, v, bias)
         else:
-            weights = self.weights(q, k, keep)
+            weights = self.weights(q, k, keep, log_sizes)
             if trace is not None:
                 trace.setdefault("attention", []).append(weights.detach())
+            if seen is not None:
+                seen["attention"] = weights
             out = weights.to(v.dtype) @ v
-        return self.proj(out.transpose(1, 2).flatten(2))
+        if seen is not None:
+            seen |= {"keys": k, "values": v}
+        return self.proj(self.merge(out, v))
 
-    def weights(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
+    def merge(self, out: Tensor, v: Tensor) -> Tensor:
+        """(B, H, T, D/H) -> (B, T, D): the heads side by side; v (B, H, T, D/H), for what adds to them."""
+        return out.transpose(1, 2).flatten(2)
+
+    def matrix(self, tokens: Tensor) -> Tensor:
+        """(B, H, T, T): what each token (row) takes of each token's value, for looking at."""
+        q, k, _ = split_heads(self.qkv(tokens), 3, self.heads)
+        return self.weights(q, k, None)
+
+    def weights(self, q: Tensor, k: Tensor, keep: Tensor | None, log_sizes: Tensor | None = None) -> Tensor:
         """(B, H, T, T) attention weights; each row sums to 1."""
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        if log_sizes is not None:
+            scores = scores + log_sizes[:, None, None]
         if keep is None:
             return scores.softmax(-1)
         scores = scores.float()
@@ -183,8 +226,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None) -> Tensor:
-        tokens = tokens + self.drop_path(self.dropout(self.attention(self.norm1(tokens), keep, trace)))
+    def forward(self, tokens: Tensor, keep: Tensor | None = None, trace: dict | None = None, **also: Any) -> Tensor:
+        """`also`: what an attention takes besides, as `Attention` does `log_sizes` and `seen`."""
+        tokens = tokens + self.drop_path(self.dropout(self.attention(self.norm1(tokens), keep, trace, **also)))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
@@ -277,7 +321,10 @@ class ViT(nn.Module):
         return self.dropout(tokens + positions)
 
     def pool_tokens(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, D): the class token, or the mean of the patches (of the kept ones, by `keep` (B, T))."""
+        """(B, T, D) -> (B, D): the class token, or the mean of the patches, weighted by `keep` (B, T).
+
+        1 for a kept and 0 for a pruned one, or the number of patches that were merged into a token.
+        """
         if self.cls_token is not None:
             return tokens[:, 0]
         if keep is None:

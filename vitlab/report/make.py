@@ -15,17 +15,20 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from vitlab.analysis import plots, tables
+from vitlab.analysis.typefaces import set_typefaces
 from vitlab.errors import LabError
-from vitlab.files import copy, require_writable, writing
+from vitlab.files import copy, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, environment
-from vitlab.parameters import as_profile, load_params
+from vitlab.parameters import as_profile, load_params, profile_path
+from vitlab.report.kernels import OwnKernelManager
 from vitlab.report.render import render
 from vitlab.report.title import title_page
 
 PARAMETERS = "parameters.yaml"
 INCIDENTAL = {"data_dir", "runs_dir", "extra_runs", "notes", "data_name", "processes", "num_workers", "pin_memory"}
+KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
 
 
 def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
@@ -34,15 +37,23 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     What the user can mend is a LabError before any work.
     """
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    out = Path(folder or ROOT / "reports" / profile).resolve()
-    params = load_params(ROOT / "params" / f"{profile}.yaml", overrides)
-    require_writable(out, megabytes=16)
+    path = profile_path(profile)
+    profile = path.stem
+    out = Path(folder or ROOT / "reports" / profile).expanduser().resolve()
+    params = load_params(path, overrides)
+    require_writable(out, 16, "OUT=<folder>")
     lab = check(params)
+    for note in lab.notes:
+        _say(f"note: {note}")
     require_own(lab, out)
     require_writable(lab.runs_dir, megabytes=16)
     executed = [out / "notebooks" / path.name for path in NOTEBOOKS.values()]
     stamp = out / "notebooks" / "stamp.txt"
-    if not all(path.exists() for path in executed) or not stamp.exists() or stamp.read_text() != _stamp(lab):
+    if (
+        not all(path.exists() for path in executed)
+        or not stamp.exists()
+        or stamp.read_text(encoding="utf-8") != _stamp(lab)
+    ):
         stamp.unlink(missing_ok=True)
         for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
             _say(f"[{number}/{len(executed)}] {source.stem} …")
@@ -50,23 +61,28 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
             run_notebook(source, target, as_profile(params))
             _say(f"[{number}/{len(executed)}] {source.stem} done in {time.perf_counter() - started:.0f} s")
         with writing(stamp) as temporary:
-            temporary.write_text(_stamp(lab))
+            temporary.write_text(_stamp(lab), encoding="utf-8")
     else:
         _say("All six chapters are up to date: rendering them.")
-    results = tables.results(lab)
+    runs = tables.results(lab)
+    results = tables.by_model(runs)
     with writing(out / "results.csv") as temporary:
-        results.to_csv(temporary, index=False)
+        runs.to_csv(temporary, index=False)
+    with writing(out / "pairs.csv") as temporary:
+        tables.flat(tables.pairs(lab)).to_csv(temporary, index=False)
     with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
-        temporary.write_text(table.to_latex(escape=True, column_format="l" + "r" * len(table.columns)))
+        latex = table.to_latex(escape=True, column_format="l" + "r" * len(table.columns))
+        temporary.write_text(latex, encoding="utf-8")
     with writing(out / PARAMETERS) as temporary:
-        temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False))
+        temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False), encoding="utf-8")
     keep_runs(lab, out / "runs")
-    figure = plots.accuracy_against_cost(results)
+    figure = plots.accuracy_against_cost(results, runs)
+    set_typefaces(figure)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
     with writing(out / "comparison.png") as temporary:
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
-    others = [out / name for name in ("results.csv", "results.tex", "comparison.png")]
+    others = [out / name for name in ("results.csv", "pairs.csv", "results.tex", "comparison.png")]
     for path in [*render(executed, out, title_page(lab, profile, results)), *others]:
         _say(f"made {os.path.relpath(path)}")
 
@@ -79,7 +95,10 @@ def result_parameters(lab: Lab) -> dict[str, Any]:
 def require_own(lab: Lab, out: Path) -> None:
     """LabError where `out` holds a report of other parameters or data: hours of work are not overwritten unasked."""
     path, ours = out / PARAMETERS, result_parameters(lab)
-    theirs = yaml.safe_load(path.read_text()) if path.exists() else ours
+    theirs = ours
+    if path.exists():
+        with reading(path, f"delete the folder {os.path.relpath(out)}, or name another one (make: OUT=reports/mine)"):
+            theirs = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     other = [name for name, value in ours.items() if theirs.get(name) != value]
     if other:
         raise LabError(
@@ -92,7 +111,9 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
     """Execute a notebook with parameters; its error messages are passed on as a LabError, finished runs stay."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # a kernel that is shut down is interrupted first, and now and then logs that as an error
-    settings = {"NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"]}}
+    settings = {
+        "NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"], "kernel_manager_class": OwnKernelManager}
+    }
     if os.name == "posix":  # kernels talk over sockets in the file system: TCP draws a warning from ipykernel 7
         settings["KernelManager"] = {"transport": "ipc"}
     try:
@@ -102,6 +123,7 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
             values,
             kernel_name="python3",
             progress_bar=False,
+            start_timeout=KERNEL_SECONDS,
             coalesce_streams=True,
             stderr_file=sys.stderr,
             config=Config(settings),
@@ -110,6 +132,13 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
         raise LabError(
             f"{source.name} lost its process, most likely for want of memory: lower batch_size or raise accumulate; "
             "finished runs and checkpoints are kept, the same command goes on from there"
+        ) from None
+    except RuntimeError as error:
+        if "Kernel didn't respond" not in str(error):
+            raise
+        raise LabError(
+            f"the process of {source.name} did not start in {KERNEL_SECONDS} s: end what else keeps this machine busy, "
+            "then start again; finished runs are kept"
         ) from None
     except PapermillExecutionError as error:
         raise LabError(
@@ -120,7 +149,7 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
 
 def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
-    for run in [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]:
+    for run in [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]:
         run.copy_small_files(folder)
     for name in lab.plan.names:
         path = lab.costs.path_of(lab.plan.config(name))

@@ -6,20 +6,37 @@ shows it readably and `render` can typeset the same thing for the report without
 
 import base64
 import inspect
+import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from IPython import get_ipython
-from IPython.display import HTML, Markdown, display
-from ipywidgets import interact
+from IPython.display import HTML, DisplayHandle, Image, Markdown, display
+from ipywidgets import VBox, interactive
 from matplotlib.figure import Figure
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
 from vitlab.analysis.drawing import POINT, Drawing, drawing
 from vitlab.analysis.figure_data import data_of
+from vitlab.analysis.typefaces import set_typefaces
+from vitlab.kernel import reader
+from vitlab.texts import unmarked, without_formulas
 
 VECTOR = "application/vnd.vitlab.drawing+svg"  # for the report; JupyterLab shows the PNG beside it
+# pygments' classes by the colour that JupyterLab's editor has for them
+KINDS = (
+    ("keyword", ":is(.k, .kn, .kc, .ow)"),
+    ("def", ":is(.nf, .nc, .fm)"),
+    ("string", ":is(.s1, .s2, .sa, .sd, .si)"),
+    ("number", ":is(.mi, .mf)"),
+    ("comment", ":is(.c1, .ch)"),
+    ("builtin", ":is(.nb, .bp)"),
+    ("operator", ".o"),
+)
 
 
 def show_figure(figure: Figure | Drawing, number: str, caption: str, alt: str | None = None) -> None:
@@ -28,13 +45,16 @@ def show_figure(figure: Figure | Drawing, number: str, caption: str, alt: str | 
     The picture and its caption are two outputs; both carry `vitlab` metadata, and the report joins them. A figure's
     metadata also has the numbers it shows, as CSV.
     """
-    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or caption}
+    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or unmarked(caption)}
     if isinstance(figure, Drawing):
         shown, values = figure, pd.DataFrame()
         data: dict[str, Any] = {"image/svg+xml": shown.on_white()}
     else:
         values = data_of(figure)
-        shown, png = drawing(figure)
+        set_typefaces(figure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the lab's remarks say so, and what to install
+            shown, png = drawing(figure)
         data = {"image/png": base64.b64encode(png).decode()}
     width = round(shown.width * POINT)
     meta |= {"width": width, "size": [shown.width, shown.height], "panels": shown.panels}
@@ -46,7 +66,7 @@ def show_figure(figure: Figure | Drawing, number: str, caption: str, alt: str | 
 
 def show_table(frame: pd.DataFrame, number: str, caption: str, index: bool = True) -> None:
     """Show a table of already formatted cells with its number and caption."""
-    html = frame.to_html(border=0, index=index, escape=True)
+    html = without_formulas(frame.to_html(border=0, index=index, escape=True))
     display(Markdown(f"**Table {number}.** {caption}"), metadata={"vitlab": {"kind": "caption"}})
     display(HTML(html), metadata={"vitlab": {"kind": "table", "number": number, "caption": caption}})
 
@@ -54,19 +74,39 @@ def show_table(frame: pd.DataFrame, number: str, caption: str, index: bool = Tru
 def explore(draw: Callable[..., Figure], **choices: Any) -> None:
     """In JupyterLab: controls for the arguments of `draw`, which returns the figure; (first, last) makes a slider.
 
-    Without a reader nothing is shown, and the chapter's numbered figures stand alone. papermill, nbconvert and nbmake
-    all execute cells through nbclient, which tells the kernel with each cell that nobody can answer (`allow_stdin`).
+    Without a reader nothing is shown, and the chapter's numbered figures stand alone.
     """
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, "kernel") or not shell.get_parent()["content"].get("allow_stdin"):
+    if not reader():
         return
+    controls = interactive(lambda **chosen: chosen, **choices).children[:-1]  # without the output that it fills
+    display(VBox(controls))
+    picture = Picture()
 
-    def show(**chosen: Any) -> None:
-        figure = draw(**chosen)
-        display(figure)
+    def show(_: Any = None) -> None:
+        picture.draw(draw(**{control.description: control.value for control in controls}))
+
+    for control in controls:
+        control.observe(show, "value")
+    show()
+
+
+class Picture:
+    """An output whose picture is replaced without the page moving, and that stays in a saved notebook."""
+
+    def __init__(self) -> None:
+        self.handle: DisplayHandle | None = None
+
+    def draw(self, figure: Figure) -> None:
+        """Show this figure instead of the one before."""
+        buffer = io.BytesIO()
+        set_typefaces(figure)
+        figure.savefig(buffer, format="png", dpi=140, facecolor="white")
         plt.close(figure)
-
-    interact(show, **choices)
+        image = Image(buffer.getvalue(), format="png", width=round(figure.get_size_inches()[0] * 96))
+        if self.handle:
+            self.handle.update(image)
+        else:
+            self.handle = display(image, display_id=True)
 
 
 def say(text: str) -> None:
@@ -78,4 +118,16 @@ def show_source(item: object) -> None:
     """Show the package's own source of a function or class, so that the code read is the code run."""
     source = inspect.getsource(item).rstrip()
     name = f"{item.__module__}.{item.__qualname__}"
-    display(Markdown(f"```python\n{source}\n```"), metadata={"vitlab": {"kind": "source", "name": name}})
+    shown = {"text/plain": source, "text/markdown": f"```python\n{source}\n```", "text/html": _scrolling(source)}
+    display(shown, raw=True, metadata={"vitlab": {"kind": "source", "name": name}})
+
+
+def _scrolling(source: str) -> str:
+    """Python source as HTML for JupyterLab: its colours, light or dark; a long text or line scrolls, no word breaks."""
+    coloured = highlight(source, PythonLexer(), HtmlFormatter(noclasses=False, nowrap=True))
+    rules = "".join(
+        f".vitlab-source {names} {{ color: var(--jp-mirror-editor-{kind}-color) }}" for kind, names in KINDS
+    )
+    box = "max-height: 32em; overflow: auto; white-space: pre; word-break: normal; overflow-wrap: normal"
+    edge = "padding: 0.6em; border: 1px solid var(--jp-border-color2); background: var(--jp-cell-editor-background)"
+    return f'<style>{rules}</style><pre class="vitlab-source" tabindex="0" style="{box}; {edge}">{coloured}</pre>'

@@ -7,6 +7,7 @@ import base64
 import copy
 import json
 import re
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from fontTools.ttLib import TTFont
 
 from vitlab.analysis.drawing import Drawing
 from vitlab.analysis.theme import FONTS, WIDTH
+from vitlab.analysis.typefaces import covering
 from vitlab.report.pages import Block, arranged
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,7 +55,13 @@ def typeset(tree: BeautifulSoup, title: dict[str, Any], drawings: dict[str, Draw
         blocks = blocks_of(tree, alternatives)
         for path in TEMPLATES.glob("*.typ"):
             (folder / path.name).write_bytes(path.read_bytes())
-        options = {"root": folder, "font_paths": [FONTS], "ignore_system_fonts": True}
+        faces, _ = covering(tree.get_text() + json.dumps(title["facts"], ensure_ascii=False))  # of other scripts
+        (folder / "fonts").mkdir()
+        for face in faces:
+            shutil.copy(face.path, folder / "fonts")
+        inputs = {"faces": json.dumps([face.family for face in faces])}
+        options = {"root": folder, "font_paths": [FONTS, folder / "fonts"], "ignore_system_fonts": True}
+        options["sys_inputs"] = inputs
         blocks = measured(blocks, folder, options)
         parts = {
             name: _typst_markup(tag, alternatives) if (tag := tree.select_one(f".{name}")) else ""
@@ -68,7 +76,8 @@ def typeset(tree: BeautifulSoup, title: dict[str, Any], drawings: dict[str, Draw
         data = {key: title.get(key, "") for key in ("title", "subtitle")}
         data["author"] = title.get("author", "vitlab")
         data["facts"] = [[str(label), str(value)] for label, value in title["facts"]]
-        return typst.compile(folder / "report.typ", sys_inputs={"report": json.dumps(data)}, **options)
+        inputs["report"] = json.dumps(data)
+        return typst.compile(folder / "report.typ", **options)
 
 
 def measured(blocks: list[Block], folder: Path, options: dict[str, Any]) -> list[Block]:
@@ -280,7 +289,7 @@ def _typst_markup(tag: Tag, alternatives: dict[str, str]) -> str:
         formula = re.sub(r"\bsect\b", "inter", formula)
         return re.sub(r'(?<!\()"([\w ]+)"', r'op("\1")', formula)  # named operators, spaced as such
 
-    markup = re.sub(r"(`+).*?\1|(?<!\\)\$[^$]+\$", mend, markup, flags=re.DOTALL)
+    markup = re.sub(r"(?<!\\)(`+).*?\1|(?<!\\)\$[^$]+\$", mend, markup, flags=re.DOTALL)
     for call, alternative in alternatives.items():  # pandoc drops it
         markup = markup.replace(call, f"{call}, alt: {alternative}")
     return markup

@@ -17,12 +17,13 @@ from nbconvert.exporters import HTMLExporter
 
 from vitlab.analysis.drawing import Drawing, dark_series, embedded, light_series
 from vitlab.errors import LabError
-from vitlab.files import writing
+from vitlab.files import reading, writing
 from vitlab.report import page
 from vitlab.report.formulas import markdown_to_html, set_formulas
 from vitlab.report.notebook import VECTOR
 from vitlab.report.paper import typeset
 from vitlab.report.typefaces import math_font, text_faces
+from vitlab.texts import literal
 
 TEMPLATES = Path(__file__).parent / "templates"
 RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")
@@ -51,7 +52,8 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
     drawings = drawings_of(notebook)
     if hero := title.get("hero"):
         drawings[OVERVIEW] = hero["drawing"]
-    filters = {"markdown2html": markdown_to_html, "base64": lambda text: base64.b64encode(text.encode()).decode()}
+    filters = {"markdown2html": markdown_to_html, "literal": literal}
+    filters["base64"] = lambda text: base64.b64encode(text.encode()).decode()
     exporter = HTMLExporter(template_name="report", extra_template_basedirs=[str(TEMPLATES)], filters=filters)
     content, _ = exporter.from_notebook_node(notebook, resources={"title": title, "vector": VECTOR})
     tree = BeautifulSoup(content, "html.parser")
@@ -91,7 +93,8 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
     """One notebook with the cells of all, and the element id of each notebook's chapter by file name."""
     merged, chapters = nbformat.v4.new_notebook(), {}
     for path in paths:
-        notebook = nbformat.read(path, as_version=4)
+        with reading(path, "delete it, and run the notebook again"):
+            notebook = nbformat.read(path, as_version=4)
         first = re.match(rf"#\s+{page.CHAPTER.pattern}", notebook.cells[0].source if notebook.cells else "")
         if not first:
             raise LabError(f"{path}: the first cell must be a heading with a chapter number: '# 2. Results'")
@@ -103,7 +106,7 @@ def merge(paths: list[Path]) -> tuple[nbformat.NotebookNode, dict[str, str]]:
                     fault = f"{output.ename}: {output.evalue}"
                     raise LabError(f"{path}: cell {number} failed ({fault}); run the notebook again")
         # papermill's cell repeats the parameters, which the appendix lists, with the paths of this machine
-        left_out = {"remove_cell", "injected-parameters"}
+        left_out = {"remove_cell", "injected-parameters", "exercise"}
         merged.cells += [c for c in notebook.cells if not left_out.intersection(c.metadata.get("tags", ()))]
         merged.metadata = notebook.metadata
     return merged, chapters

@@ -8,10 +8,13 @@ import pandas as pd
 from vitlab.analysis import complexity, findings, plots, sentences, tables
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
-from vitlab.config import LabConfig
+from vitlab.analysis.study import Study
+from vitlab.analysis.typefaces import set_typefaces
+from vitlab.config import BALANCED, LabConfig
 from vitlab.lab.results import Lab
 from vitlab.machine import environment
 from vitlab.models.registry import MODELS
+from vitlab.texts import markdown
 
 TITLE = "Vision Transformers, built, trained and measured"
 SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
@@ -20,9 +23,10 @@ SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small image
 def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     """What `render` sets on the first pages and in the appendix; every number is read from the runs.
 
-    results: `tables.results(lab)`.
+    results: `tables.by_model(tables.results(lab))`.
     """
     params, figure = lab.params, plots.hero(results)
+    set_typefaces(figure)
     values, n = data_of(figure), int(results["test_images"].iloc[0])
     shown, _ = drawing(figure)
     caption = (
@@ -36,13 +40,13 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
         "html": findings.shortlist_table(results).to_html(border=0),
         "caption": "**The models in short**, most accurate first. Chapter 6 has all, and how they were measured.",
     }
-    runs = [*(lab.load(name) for name in lab.plan.names), *lab.load_study().values()]
+    runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]
     environments = [environment for run in runs for environment in run.environments]
     machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
     facts = [
         ("Profile", profile),
         ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
-        ("Seed", str(params.seed)),
+        ("Seed", ", ".join(map(str, lab.plan.seeds))),
         ("Hardware", machines),
         ("Commit of the runs", commits),
         ("Rendered", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
@@ -58,32 +62,30 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     """The question, and the answers: Markdown."""
     vit, pairs = results.set_index("model").loc["ViT"], tables.pairs(lab)
     question = (
-        f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_name} without "
+        f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_title} without "
         "pre-training, and what do fewer tokens or cheaper attention buy? The yardstick is a ViT of "
         f"{vit['parameters']:,} parameters, at {vit['accuracy']:.1%}."
     )
-    by_chapter = {chapter: list(runs) for chapter, runs in lab.plan.chapters.items()}
-    reduced = [row.title for row in MODELS.values() if row.chapter == "03"]
-    linear = [row.title for row in MODELS.values() if row.chapter == "04"]
-    reference = next(name for name in by_chapter["03"] if name not in reduced)
+    of_chapter = {number: [row.title for row in MODELS.values() if row.chapter == number] for number in ("03", "04")}
     growth = lab.costs.latest("growth")
-    crossed = {kind: complexity.crossover(growth, kind) for kind in growth["attention"].unique() if kind != "softmax"}
+    kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
+    crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
     found = [
         findings.best_model(results, pairs),
         imbalance(lab),
-        findings.tokens(results, pairs, reference, reduced),
-        findings.linear(results, pairs, linear, crossed, int(growth["tokens"].max())),
+        findings.tokens(results, pairs, "ViT, fine-tuned", of_chapter["03"]),
+        findings.linear(results, pairs, of_chapter["04"], crossed, int(growth["tokens"].max())),
         findings.worth(results),
     ]
-    return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", lab.params.notes])
+    return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
 
 
 def imbalance(lab: Lab) -> str:
-    """`findings.imbalance` of the lab's study."""
-    scores, resampled = tables.study_f1(lab)
-    price, remedy, gain = sentences.price_and_gain(scores, resampled)
-    counts = tables.study_counts(lab)
-    return findings.imbalance(float(counts.max() / counts.min()), price, remedy.replace("_", " "), gain)
+    """`findings.imbalance` of the lab's first study."""
+    study = Study(lab)
+    price = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
+    counts = study.counts[study.seeds[0]]
+    return findings.imbalance(float(counts.max() / counts.min()), price, study.gains().rename(index=sentences.words))
 
 
 def _described(machine: dict[str, Any]) -> tuple[str, str]:

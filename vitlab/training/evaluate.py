@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitlab.analysis import metrics
 from vitlab.config import Recipe
 from vitlab.data.batches import to_float
 from vitlab.data.splits import Split
@@ -28,9 +29,10 @@ def predict(model: nn.Module, split: Split, recipe: Recipe) -> Tensor:
 
 
 def validate(model: nn.Module, val: Split, recipe: Recipe) -> dict[str, float]:
-    """Validation loss and accuracy, by their names in the history; nothing where there is no validation split."""
+    """Validation loss, accuracy and macro F1, by their names in the history; nothing without a validation split."""
     if not len(val):
         return {}
     logits = predict(model, val, recipe)
     accuracy = float((logits.argmax(1) == val.labels).double().mean())
-    return {"val_loss": float(F.cross_entropy(logits, val.labels)), "val_accuracy": accuracy}
+    f1 = float(metrics.macro_f1(metrics.tally(logits.numpy(), val.labels.numpy())))
+    return {"val_loss": float(F.cross_entropy(logits, val.labels)), "val_accuracy": accuracy, "val_macro_f1": f1}

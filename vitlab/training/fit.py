@@ -37,9 +37,10 @@ def fit(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train `model`, images (B, C, S, S) in [−1, 1] to logits (B, classes); return it and its history, a row an epoch.
 
-    Validation accuracy chooses the epoch whose weights it ends with, in evaluation mode. Without a session nothing is
-    kept; with a `RunSession` the training is kept in a run directory, continued after an interruption, and loaded
-    once it is complete. LabError for a loss that is no number, and for a batch that does not fit into memory.
+    Validation accuracy chooses the epoch whose weights it ends with, in evaluation mode, unless `keep_epoch` says the
+    last. Without a session nothing is kept; with a `RunSession` the training is kept in a run directory, continued
+    after an interruption, and loaded once it is complete. LabError for a loss that is no number, and for a batch that
+    does not fit into memory.
     """
     session = session or Session()
     device = session.device(recipe)
@@ -119,7 +120,8 @@ def _learn(
             inputs, targets = session.on_batch(at.step, inputs, targets)
             if session.process:  # but dropout is not to repeat itself from share to share
                 seed_step(recipe.seed, at.step, device, session.process)
-            set_lr(state.optimizers, lr_factor(done, recipe))
+            set_lr(state.optimizers, lr_factor(done, recipe), done)
+            objective.reach(done)
             called_now, inputs, targets = session.for_batch(called, inputs, targets)
             state.add(step(called_now, state.optimizers, inputs, targets, recipe, state.scaler))
 

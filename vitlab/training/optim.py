@@ -29,7 +29,9 @@ class Muon(torch.optim.Optimizer):
     of one shape at once.
     """
 
-    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, params: list[Tensor] | list[dict], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -72,24 +74,29 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     """AdamW or SGD for all weights, or Muon for the hidden layers' matrices and AdamW for the rest.
 
     A kernel (O, I, k, k) counts as the matrix (O, I·k·k). Weight decay acts on matrices and kernels alone: not on
-    biases, norms, the class token and positions. Each group keeps its peak learning rate as `peak`.
+    biases, norms, the class token and positions. A model whose weights do not all learn alike has a method
+    `pace(name)`: the share of the learning rate, and the share of training before which the weight stands still. Each
+    group keeps its peak learning rate as `peak`, and that share as `start`.
     """
-    bare, matrices, kernels = [], [], []
+    parts: dict[tuple[str, float, float], list[Tensor]] = defaultdict(list)
     hidden = hidden_matrices(model) if recipe.optimizer == "muon" else set()
     for name, p in model.named_parameters():
-        if p.ndim <= 1 or name in ("cls_token", "pos_embed"):
-            bare.append(p)
-        else:
-            (matrices if name in hidden else kernels).append(p)
+        bare = p.ndim <= 1 or name in ("cls_token", "pos_embed")
+        kind = "bare" if bare else "matrix" if name in hidden else "kernel"
+        parts[kind, *(model.pace(name) if hasattr(model, "pace") else (1.0, 0.0))].append(p)
+    lr = {"matrix": recipe.muon_lr, "kernel": recipe.lr, "bare": recipe.lr}
+    groups: dict[str, list[dict]] = {kind: [] for kind in lr}
+    for (kind, rate, start), params in parts.items():
+        decay = 0.0 if kind == "bare" else recipe.weight_decay
+        groups[kind].append({"params": params, "lr": lr[kind] * rate, "weight_decay": decay, "start": start})
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        optimizers.append(Muon(matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
-    groups = [{"params": kernels, "weight_decay": recipe.weight_decay}, {"params": bare, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    if groups["matrix"]:
+        optimizers.append(Muon(groups["matrix"], lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
+    others = groups["kernel"] + groups["bare"]
     if recipe.optimizer == "sgd":
-        optimizers.append(torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True))
+        optimizers.append(torch.optim.SGD(others, lr=recipe.lr, momentum=0.9, nesterov=True))
     else:
-        optimizers.append(torch.optim.AdamW(groups, lr=recipe.lr, fused=True))
+        optimizers.append(torch.optim.AdamW(others, lr=recipe.lr, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -99,18 +106,23 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
 def hidden_matrices(model: nn.Module) -> set[str]:
     """Names of the weights that Muon takes: in a ViT those of the blocks, and the tokenizer's convolutions after its
     first; in another module all matrices and kernels but the first and the last, which meet pixels and classes.
+
+    A depthwise kernel is no matrix, its rows have nothing to do with one another: AdamW takes it.
     """
-    names = [name for name, p in model.named_parameters() if p.ndim > 1]
+    weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
     if not hasattr(model, "blocks"):
-        return set(names[1:-1])
-    convolutions = [name for name in names if name.startswith("embed.layers.")]
-    return {name for name in names if name.startswith("blocks.")} | set(convolutions[1:])
+        hidden = [*weights][1:-1]
+    else:
+        convolutions = [name for name in weights if name.startswith("embed.layers.")]
+        hidden = [name for name in weights if name.startswith("blocks.")] + convolutions[1:]
+    return {name for name in hidden if weights[name].ndim < 4 or weights[name].shape[1] > 1}
 
 
-def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+def set_lr(optimizers: list[torch.optim.Optimizer], factor: float, done: float = 0.0) -> None:
+    """Learning rates for the step that has the share `done` of training behind it: `factor` of their peaks."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["peak"] * factor if done >= group["start"] else 0.0
 
 
 @torch.no_grad()

@@ -55,6 +55,7 @@ class State:
         self.at = at
         self.model = model
         self.decay = recipe.ema
+        self.keep_last = recipe.keep_epoch == "last"
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else model
         self.optimizers = build_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
@@ -100,9 +101,9 @@ class State:
         return row | {"seconds": at.seconds, "images_per_second": at.step * budget.batch_size / at.seconds}
 
     def close_epoch(self, row: dict[str, float]) -> None:
-        """Add a row to the history, and keep the weights if they are the best so far; with no validation the last."""
+        """Add a row to the history; keep the weights if they are the best so far, or the last ones are asked for."""
         at, accuracy = self.at, row.get("val_accuracy", math.inf)
-        if accuracy > at.best["val_accuracy"]:
+        if self.keep_last or accuracy > at.best["val_accuracy"]:
             weights = {name: value.detach().clone() for name, value in self.average.state_dict().items()}
             at.best = {"val_accuracy": row.get("val_accuracy", -1.0), "epoch": row["epoch"], "weights": weights}
         at.history.append(row)

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -16,15 +17,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from vitlab import machine
 from vitlab.analysis import metrics
 from vitlab.config import Recipe
 from vitlab.data.splits import Data
-from vitlab.errors import LabError
+from vitlab.errors import LabError, Stopped
 from vitlab.files import require_writable, writing
 from vitlab.runs import Run
+from vitlab.training import display
 from vitlab.training.evaluate import predict
 from vitlab.training.progress import Budget, Progress, State
 
@@ -38,6 +39,9 @@ class Session:
     main = True  # whether this process reports and writes
     process, processes = 0, 1
     name = ""
+    title = ""  # what the reader calls this training
+    goes_on = "nothing of it is kept"  # once it was stopped
+    meter: display.Meter | None = None
 
     # ------------------------------------------------ to look on or to interfere
 
@@ -66,9 +70,13 @@ class Session:
     def running(self, model: nn.Module, data: Data, recipe: Recipe) -> Iterator[dict[str, Any] | None]:
         """Hold what belongs to this training while it runs; yields the state to continue from, if there is one."""
         self.name = self.name or type(model).__name__
-        quiet = {} if self.main else {"disable": True}
-        with tqdm(desc=self.name, unit=" images", unit_scale=True, mininterval=2, leave=False, **quiet) as self.bar:
-            yield None
+        self.title = self.title or self.name
+        with display.viewed(self.title) if self.main else contextlib.nullcontext(display.View()) as self.view:
+            try:
+                yield None
+            except KeyboardInterrupt:
+                place = self.meter.status.place if self.meter and self.meter.status.epoch else "its first steps"
+                raise Stopped(f"{self.title} stopped in {place}: {self.goes_on}") from None
 
     def begin(self, at: Progress, model: nn.Module, recipe: Recipe) -> Recipe:
         """Start the clock; returns the recipe with the precision that this training began with."""
@@ -78,6 +86,7 @@ class Session:
             at.precision = machine.precision_name(machine.precision(recipe.precision, model, device))
         self._saved = time.perf_counter()
         self._started = self._saved - at.seconds
+        self.meter = display.Meter(self.title, at)
         return recipe.replace(precision=at.precision)
 
     def clock(self, at: Progress, budget: Budget) -> bool:
@@ -99,20 +108,16 @@ class Session:
         return sums
 
     def show(self, at: Progress, budget: Budget) -> None:
-        """Images seen and to come, and the newest validation accuracy."""
-        images = at.step * budget.batch_size
-        if self.bar.n == 0:  # a training that goes on does not begin at nothing
-            self.bar.n = self.bar.initial = images - budget.batch_size
-        self.bar.total = round(images / budget.share(at))
-        if at.history and "val_accuracy" in at.history[-1]:
-            self.bar.set_postfix_str(f"validation {at.history[-1]['val_accuracy']:.1%}", refresh=False)
-        self.bar.update(images - self.bar.n)
+        """Show how far this training is, once a second."""
+        if self.main and (status := self.meter.read(at, budget)):
+            self.view.update(status)
 
     def checkpoint(self, state: State) -> None:
         self._saved = time.perf_counter()
 
     def finish(self, model: nn.Module, data: Data, recipe: Recipe, at: Progress) -> None:
         """Keep the model, which has the chosen weights, its history, and what it answers to the test images."""
+        self.view.update(replace(self.meter.status, done=True))
 
 
 class RunSession(Session):
@@ -121,8 +126,9 @@ class RunSession(Session):
     Where `accelerate launch` started several processes, each takes its share of every batch, and the first one writes.
     """
 
-    def __init__(self, run: Run, checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:
-        self.run, self.name, self.checkpoint_seconds = run, run.path.name, checkpoint_seconds
+    def __init__(self, run: Run, checkpoint_seconds: float = CHECKPOINT_SECONDS, title: str = "") -> None:
+        self.run, self.name, self.checkpoint_seconds, self.title = run, run.path.name, checkpoint_seconds, title
+        self.goes_on = f"{display.again()} to continue"
         self.processes = machine.launched_processes()
         gpu = torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=not gpu, mixed_precision="no") if self.processes > 1 else None
@@ -185,14 +191,17 @@ class RunSession(Session):
         # a graph holds the gradients of one piece alone, and no loader's thread may use the GPU while it is recorded
         alone = self.processes == recipe.accumulate == 1 and not recipe.compile
         self._record = device.type == "cuda" and alone and data.train.fits(device)
-        self._graphs: tuple[torch.Size, nn.Module] | None = None
+        self._graphs: tuple[tuple[torch.Size, str], nn.Module] | None = None
         self._precision = machine.PRECISIONS[recipe.precision]
         return self.accelerator.prepare_model(objective) if self.accelerator else objective
 
     def for_batch(self, called: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
         if self._record:
-            if self._graphs is None or self._graphs[0] != inputs.shape:  # the first batch, or images have grown
-                self._graphs = inputs.shape, recorded(called, inputs, targets, self._precision)
+            what = inputs.shape, getattr(called.model, "phase", "")
+            if (
+                self._graphs is None or self._graphs[0] != what
+            ):  # the first batch, or images have grown, or a model turns
+                self._graphs = what, recorded(called, inputs, targets, self._precision)
             return self._graphs[1], inputs, targets
         own = slice(self.process, None, self.processes)
         return called, inputs[own], targets[own]
@@ -221,6 +230,7 @@ class RunSession(Session):
 
         Logits are kept with float16's three digits, half the size, and every score is computed from what is kept.
         """
+        super().finish(model, data, recipe, at)
         if not self.main:
             return
         run, last = self.run, at.history[-1]

@@ -1,0 +1,244 @@
+"""What fewer tokens cost and save, on validation images: python benchmarks/tokens.py [--profile …] [--seeds 3]
+
+Trains (or finds, and continues) chapter 02's ViT with either tokenizer for each seed, and prints
+
+    as it is     every reduction put into the trained ViTs: points lost, over keep ratios and at half a point
+    trained on   every reduction, the unreduced yardstick, and two controls
+    ablation     DynamicViT with one departure from its paper at a time, on both tokenizers
+    speed        each reduction beside the ViT, in rounds that take turns; nothing else should be running
+
+`--only` names the tables that are wanted. Runs are kept in runs/ as a notebook's are, so the command can be interrupted
+and repeated. The test set stays closed, but for the one look of each run, which nothing here prints.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vitlab.analysis import tokens
+from vitlab.analysis.metrics import mean_and_spread
+from vitlab.config import LabConfig, RunConfig
+from vitlab.data.batches import to_float
+from vitlab.data.sources import load_source
+from vitlab.errors import LabError
+from vitlab.lab import Lab
+from vitlab.machine import ROOT, environment
+from vitlab.models.reduce import stages_of
+from vitlab.models.registry import MODELS, build_model, reductions
+from vitlab.parameters import add_overrides, load_params
+from vitlab.runs import Run
+from vitlab.training.evaluate import predict
+
+TABLES = ("as it is", "trained on", "ablation", "speed")
+RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
+ROUNDS, BATCH = 30, 64
+
+
+def gradual(config: RunConfig) -> dict[str, Any]:
+    """Stages before every block but the first, and the keep ratio that leaves as many tokens in all as `config`'s."""
+    every = list(range(1, config.depth))
+    mean = {}
+    for ratio in np.arange(0.5, 1.0, 0.005).round(3):
+        changed = config.replace(stages=every, keep_ratio=float(ratio))
+        mean[float(ratio)] = np.mean(MODELS[config.model].build.patches_by_block(changed))
+    wanted = np.mean(MODELS[config.model].build.patches_by_block(config))
+    return {"stages": every, "keep_ratio": min(mean, key=lambda ratio: abs(mean[ratio] - wanted))}
+
+
+def ways(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Name -> changes of a run's configuration: all that a trained ViT can be reduced by as it is."""
+    found = {title: {"model": name} for title, name in reductions().items()}
+    found["DynamicViT, fresh predictors"] = found.pop("DynamicViT")
+    for measure in ("values", "norm"):
+        found[f"Top-K by {measure}"] = {"model": "topk_vit", "salience": measure}
+    found["ToMe in every block"] = {"model": "tome_vit", **gradual(config.replace(model="tome_vit"))}
+    found["ToMe, attention not weighted"] = {"model": "tome_vit", "proportional": False}
+    return found
+
+
+def departures(params: LabConfig, depth: int) -> dict[str, dict[str, Any]]:
+    """Name -> changes of DynamicViT's configuration, one at a time, then together."""
+    rate = min(1.0, params.fine_tune_lr / params.lr)
+    later = sorted({min(stage + 1, depth - 1) for stage in stages_of(depth)})
+    alone = {
+        "backbone at the yardstick's rate": {"backbone_rate": rate},
+        "backbone never frozen": {"frozen": 0.0},
+        "averaged weights": {"ema": 0.99},
+        "stages a block later": {"stages": later},
+        "best tokens, no draw, in the last third": {"settle": 0.33},
+        "never a draw": {"settle": 1.0},
+    }
+    mended = {"backbone_rate": rate, "frozen": 0.0, "ema": 0.99, "settle": 0.33}
+    return {"as published": {}} | alone | {"rates, EMA and no draw together": mended}
+
+
+class Bench:
+    """The labs of several seeds on the same data; accuracies are of their validation images."""
+
+    def __init__(self, params: LabConfig, seeds: int) -> None:
+        source = load_source(params)
+        self.labs = [Lab(params.replace(seed=params.seed + s), source) for s in range(seeds)]
+        if not len(self.labs[0].data.val):
+            raise LabError("these tables are of validation images, and there are none: set val_fraction")
+        self.params = params
+
+    def backbones(self, tokenizer: str) -> list[Run]:
+        return [lab.train_one(lab.plan.config(lab.plan.backbone_of(tokenizer))) for lab in self.labs]
+
+    def accuracy(self, lab: Lab, model: torch.nn.Module, config: RunConfig) -> float:
+        logits = predict(model, lab.data.val, config)
+        return float((logits.argmax(1) == lab.data.val.labels).double().mean())
+
+    def trained(self, tokenizer: str, **changes: Any) -> list[Run]:
+        """Of each seed the ViT trained on with `changes`."""
+        starts = [lab.plan.config(lab.plan.backbone_of(tokenizer)) for lab in self.labs]
+        self.backbones(tokenizer)
+        return [lab.train_one(lab.plan.on_from(c, **changes)) for lab, c in zip(self.labs, starts, strict=True)]
+
+    def scores(self, runs: list[Run]) -> list[float]:
+        return [self.accuracy(lab, run.model(), run.config) for lab, run in zip(self.labs, runs, strict=True)]
+
+    @cached_property
+    def yardstick(self) -> dict[str, list[float]]:
+        return {tokenizer: self.scores(self.trained(tokenizer)) for tokenizer in ("conv", "patch")}
+
+    # ------------------------------------------------ tables
+
+    def as_it_is(self) -> None:
+        for tokenizer in ("conv", "patch"):
+            runs = self.backbones(tokenizer)
+            whole = self.scores(runs)
+            config, costs = runs[0].config.replace(keep_ratio=self.params.keep_ratio), self.labs[0].costs
+            full, rows, curves = tokens.work(config, costs)["block_macs"], [], []
+            for title, changes in ways(config).items():
+                scores = []
+                for lab, run in zip(self.labs, runs, strict=True):
+                    options = {"keep_ratio": self.params.keep_ratio} | changes
+                    model = tokens.reduced(run, **{"name" if k == "model" else k: v for k, v in options.items()})
+                    scores.append(self.accuracy(lab, model, run.config.replace(**options)))
+                    if title in tokens.untrained():
+                        frame, _ = tokens.at_ratios(model, lab.data.val, run.config.replace(**options), RATIOS, costs)
+                        curves.append(frame.assign(method=title))
+                work = tokens.work(config.replace(**options), costs)["block_macs"]
+                rows.append({"method": title, "blocks' MACs": f"{work / full:.1%}", **lost(scores, whole)})
+            show(f"As it is: {tokenizer} tokenizer, all tokens {percent(whole)}", rows)
+            self.half_a_point(pd.concat(curves), full, float(np.mean(whole)))
+
+    def half_a_point(self, curves: pd.DataFrame, full: float, whole: float) -> None:
+        """Points lost by keep ratio, means over seeds, and the blocks' MACs that can go before half a point is lost."""
+        rows = []
+        means = curves.groupby(["method", "keep_ratio"], sort=False)[["block_macs", "accuracy"]].mean().reset_index()
+        for title, curve in means.groupby("method", sort=False):
+            saved, reached = tokens.saving_at(curve, pd.Series({"block_macs": full, "accuracy": whole}))
+            points = {f"ρ = {row.keep_ratio:g}": f"{100 * (row.accuracy - whole):+z.2f}" for row in curve.itertuples()}
+            found = f"{saved:.0%}{'' if reached else ' or more'}"
+            rows.append({"method": title, **points, "saving at half a point": found})
+        show("Points against all tokens by keep ratio", rows)
+
+    def trained_on(self) -> None:
+        for tokenizer in ("conv", "patch"):
+            whole = self.yardstick[tokenizer]
+            costs, full, rows, curves = self.labs[0].costs, 0, [], []
+            named = {title: {"model": name} for title, name in reductions().items()}
+            named["distilled, not pruned"] = {"model": "distilled_vit"}
+            named["pruned, not distilled"] = {"model": "dynamic_vit", "distill_weight": 0.0}
+            for title, changes in named.items():
+                runs = self.trained(tokenizer, **changes)
+                rows.append({"method": title, **lost(self.scores(runs), whole)})
+                full = tokens.work(runs[0].config.replace(model="vit"), costs)["block_macs"]
+                for lab, run in zip(self.labs, runs, strict=True) if title in reductions() else ():
+                    frame, _ = tokens.at_ratios(run.model(), lab.data.val, run.config, RATIOS, costs)
+                    curves.append(frame.assign(method=title))
+            epochs = self.params.fine_tune_epochs
+            show(
+                f"Trained on for {epochs} epochs, {tokenizer} tokenizer; the ViT with all tokens {percent(whole)}", rows
+            )
+            self.half_a_point(pd.concat(curves), full, float(np.mean(whole)))
+
+    def ablation(self) -> None:
+        for tokenizer in ("conv", "patch"):
+            whole, rows = self.yardstick[tokenizer], []
+            depth = self.labs[0].plan.config("ViT").depth
+            for title, changes in departures(self.params, depth).items():
+                runs = self.trained(tokenizer, model="dynamic_vit", **changes)
+                rows.append({"DynamicViT": title, **lost(self.scores(runs), whole)})
+            show(f"DynamicViT, one departure at a time, {tokenizer} tokenizer", rows)
+
+    @torch.inference_mode()
+    def speed(self) -> None:
+        lab = self.labs[0]
+        for tokenizer in ("patch", "conv"):
+            config = lab.plan.config(lab.plan.backbone_of(tokenizer))
+            named = {"ViT": "vit", **reductions()}
+            shape = len(lab.source.classes), lab.data.channels
+            models = {t: build_model(config.replace(model=name), *shape).eval() for t, name in named.items()}
+            images = to_float(lab.data.val.images_at(slice(BATCH)))
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            frame = tokens.speeds({t: m.to(device) for t, m in models.items()}, images.to(device), ROUNDS)
+            outside = tokens.speeds({"tokenizer": models["ViT"].embed}, images.to(device), ROUNDS)
+            alone = len(images) / outside.loc["tokenizer", "images_per_second"]  # seconds that no reduction can save
+            inside = {t: len(images) / n - alone for t, n in frame["images_per_second"].items()}
+            rows = [
+                {
+                    "model": title,
+                    "images/s": f"{row['images_per_second']:,.0f}",
+                    "× the ViT's (wanted: 1.35)": f"{row['speed_up']:.2f}",
+                    "in its blocks": f"{inside['ViT'] / inside[title]:.2f}",
+                    "batch 1 (ms)": f"{row['latency_ms']:.2f}",
+                    "× the ViT's (wanted: at most 1.15)": f"{row['latency_ratio']:.2f}",
+                }
+                for title, row in frame.iterrows()
+            ]
+            show(f"Speed: {tokenizer} tokenizer, float32, batches of {len(images)}", rows)
+
+
+def percent(scores: list[float]) -> str:
+    mean, spread = mean_and_spread([100 * score for score in scores])
+    return f"{mean:.2f}" + (f" ± {spread:.2f}" if len(scores) > 1 else "")
+
+
+def lost(scores: list[float], whole: list[float]) -> dict[str, str]:
+    """Accuracy, mean ± standard deviation over seeds, and the difference to the same seeds' unreduced ViTs."""
+    points = [100 * (score - base) for score, base in zip(scores, whole, strict=True)]
+    mean, spread = mean_and_spread(points)
+    return {
+        "accuracy (%)": percent(scores),
+        "points": f"{mean:+z.2f}" + (f" ± {spread:.2f}" if len(points) > 1 else ""),
+    }
+
+
+def show(title: str, rows: list[dict[str, str]]) -> None:
+    frame = pd.DataFrame(rows)
+    lines = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False)]
+    print(f"\n{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", type=Path, default=ROOT / "params" / "cifar10_cpu.yaml")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, metavar="TABLE", help=", ".join(TABLES))
+    overrides = add_overrides(parser)
+    chosen = parser.parse_args(arguments)
+    bench = Bench(load_params(chosen.profile, overrides(chosen)), chosen.seeds)
+    here = environment()
+    data = bench.labs[0].data
+    print(f"{here['device']}, {here['threads']} threads; {len(data.val):,} validation images, {chosen.seeds} seeds")
+    tables: dict[str, Callable[[], None]] = {
+        "as it is": bench.as_it_is,
+        "trained on": bench.trained_on,
+        "ablation": bench.ablation,
+        "speed": bench.speed,
+    }
+    for name in chosen.only:
+        tables[name]()
+
+
+if __name__ == "__main__":
+    main()

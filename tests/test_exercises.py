@@ -1,0 +1,112 @@
+"""Every exercise: not yet as it stands in the notebook, right with the notebook's own solution."""
+
+import re
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+
+from vitlab import exercises
+from vitlab.config import LabConfig
+from vitlab.data.splits import Source, Split
+from vitlab.errors import LabError
+from vitlab.lab import Lab
+from vitlab.lab.plan import NOTEBOOKS
+from vitlab.models import vit
+from vitlab.report.render import merge
+
+SLOW = {"2.3", "3.3"}  # they run tests in a process of their own
+
+
+def exercise_cells(chapter: str) -> list[nbformat.NotebookNode]:
+    cells = nbformat.read(NOTEBOOKS[chapter], as_version=4).cells
+    return [cell for cell in cells if "exercise" in cell.metadata.get("tags", [])]
+
+
+def found(chapter: str) -> dict[str, tuple[str, str, str]]:
+    """Number -> the cell to change, the cell that checks, and the solution's code."""
+    sources = [cell.source for cell in exercise_cells(chapter)]
+    numbers = [re.search(r'check\("(\d\.\d)"', source) for source in sources]
+    solutions = [re.search(r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```", s, re.S) for s in sources]
+    return {n[1]: (sources[i - 1], sources[i], solutions[i + 1][1]) for i, n in enumerate(numbers) if n}
+
+
+ALL = [(chapter, number) for chapter in NOTEBOOKS for number in found(chapter)]
+
+
+@pytest.fixture
+def namespace(few: Source, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the exercises find in their chapter; what they train is a stand-in here."""
+    monkeypatch.setattr(exercises, "trained_against", lambda *_, **__: "trained")
+    lab = Lab(LabConfig(), few)
+    config = lab.plan.config("DynamicViT")
+    stand_in = {
+        "labels": torch.zeros(1).numpy(),
+        "part": None,
+        "images_of": "validation",
+        "predict": lambda *_: torch.zeros(1, 2),
+    }
+    trained = {"DynamicViT": SimpleNamespace(stages=[1, 2, 3])}
+    deep = {"trained": trained, "copy": SimpleNamespace(deepcopy=lambda model: model)}
+    runs = {
+        "dynamic": SimpleNamespace(config=config),
+        "yardstick": SimpleNamespace(config=lab.plan.config("ViT, fine-tuned")),
+    }
+    return {"lab": lab, "config": config, "torch": torch, "vit": vit, "exercises": exercises} | stand_in | deep | runs
+
+
+def test_each_chapter_has_two_or_three_and_each_has_a_check() -> None:
+    assert {chapter: len(found(chapter)) for chapter in NOTEBOOKS} == {
+        f"0{k}": n for k, n in zip(range(1, 7), (2, 3, 3, 2, 2, 2), strict=True)
+    }
+    assert [number for _, number in ALL] == list(exercises.CHECKS)
+
+
+@pytest.mark.parametrize(("chapter", "number"), [p for p in ALL if p[1] not in SLOW])
+def test_not_yet_as_it_stands_and_right_with_the_solution(
+    chapter: str, number: str, namespace: dict, capsys: pytest.CaptureFixture
+) -> None:
+    cell, check, solution = found(chapter)[number]
+    for source, verdict in ((cell, "not yet, "), (solution, "right.")):
+        exec(source, namespace)
+        exec(check, namespace)
+        assert f"Exercise {number}: {verdict}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("chapter", "number"), [p for p in ALL if p[1] in SLOW])
+def test_what_the_solution_breaks_is_noticed_by_tests(
+    chapter: str, number: str, namespace: dict, capsys: pytest.CaptureFixture
+) -> None:
+    test_not_yet_as_it_stands_and_right_with_the_solution(chapter, number, namespace, capsys)
+    assert all(name.startswith(("test_", "Test")) for name in namespace["noticed"])
+
+
+def test_fault_of_the_reader_is_told_and_ends_nothing(capsys: pytest.CaptureFixture) -> None:
+    assert not exercises.check("6.2", lambda only_a, only_b: 1 / 0)
+    assert "not yet, your answer raised ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_what_is_to_be_broken_must_be_there() -> None:
+    with pytest.raises(LabError, match="does not hold 'softmx'"):
+        exercises.tests_that_notice("models/vit.py", "softmx", "", "test_vit.py")
+
+
+def test_attention_of_an_exercise_trains_on_colour_images_as_well(fresh: Lab) -> None:
+    """CIFAR-10's shape."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    split = Split.whole(torch.randint(0, 256, (60, 3, 32, 32), generator=generator, dtype=torch.uint8), labels)
+    lab = Lab(fresh.params.replace(image_size=32, batch_size=16), Source(split, split, ("a", "b", "c"), "colour", ()))
+    space = {"torch": torch, "vit": vit}
+    exec(found("02")["2.2"][2], space)
+    curves = exercises.trained_against(lab, space["OwnAttention"], epochs=2)
+    assert list(curves) == ["yours", "ours"]
+    assert len(curves) == 2
+    assert not curves.isna().any(axis=None)
+
+
+def test_the_report_leaves_them_out() -> None:
+    merged, _ = merge(list(NOTEBOOKS.values()))
+    assert "Exercises" not in "".join(cell.source for cell in merged.cells)

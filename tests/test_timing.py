@@ -1,0 +1,110 @@
+"""What is compared takes turns; a ratio is taken within a round; rounds are added until they agree."""
+
+from collections.abc import Callable, Iterable
+from itertools import chain, cycle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vitlab.analysis import timing
+from vitlab.analysis.timing import best_batch, in_turns, ratio, seconds
+
+
+class Clock:
+    """Stands in for the module `time`: it goes on only while work is done, for as long as the next duration says."""
+
+    def __init__(self, durations: Iterable[float] = ()) -> None:
+        self.now, self.durations = 0.0, iter(durations)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self) -> None:
+        self.now += next(self.durations)
+
+    def lasting(self, duration: Callable[[], float]) -> Callable[[], None]:
+        def work() -> None:
+            self.now += duration()
+
+        return work
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", clock)
+    return clock
+
+
+def test_seconds_are_a_median_between_its_quartiles(clock: Clock) -> None:
+    clock.durations = chain([1000.0], cycle([5.0, 1.0, 3.0, 2.0, 40.0]))  # the first call is slow and not counted
+    assert seconds(clock.work, at_least=0, repeats=5) == (3.0, 1.5, 22.5)
+
+
+def test_seconds_repeat_until_enough_time_was_spent(clock: Clock) -> None:
+    clock.durations = cycle([1.0])
+    seconds(clock.work, at_least=100, repeats=5)
+    assert 100 < clock.now < 104
+
+
+def test_machine_that_slows_down_slows_all_that_is_compared(clock: Clock) -> None:
+    """Three times as slow after some rounds: absolute times move, the ratio does not."""
+
+    def pace() -> float:
+        return 1.0 if clock.now < 10 else 3.0
+
+    frame = in_turns({"a": clock.lasting(lambda: pace()), "b": clock.lasting(lambda: 2 * pace())}, rounds=9)
+    assert frame["a"].max() == 3 * frame["a"].min()
+    middle, spread = ratio(frame["b"], frame["a"])
+    assert middle == pytest.approx(2)
+    assert spread < timing.SPREAD
+
+
+def test_every_second_round_runs_backwards(clock: Clock) -> None:
+    order: list[str] = []
+    works = {key: clock.lasting(lambda key=key: order.append(key) or 1.0) for key in "abc"}
+    in_turns(works, rounds=2)
+    assert "".join(order) == "abc" + "abc" + "cba"  # a warm-up, then two rounds
+
+
+def test_rounds_are_added_while_ratios_spread(clock: Clock) -> None:
+    noise = chain([1.0], cycle([1.0, 1.5]))  # quartiles a third apart, for good
+    noisy = {"a": clock.lasting(lambda: 1.0), "b": clock.lasting(lambda: next(noise))}
+    assert len(in_turns(noisy, rounds=5, most=12)) == 12
+    calm = {"a": clock.lasting(lambda: 1.0), "b": clock.lasting(lambda: 2.0)}
+    assert len(in_turns(calm, rounds=5, most=12)) == 5
+
+
+def test_rounds_are_added_until_what_must_hold_is_true(clock: Clock) -> None:
+    asked: list[int] = []
+
+    def holds(rounds: pd.DataFrame) -> bool:
+        asked.append(len(rounds))
+        return len(rounds) == 8
+
+    assert len(in_turns({"a": clock.lasting(lambda: 1.0)}, holds, rounds=5, most=12)) == 8
+    assert asked == [5, 6, 7, 8]
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    middle, spread = ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0])
+    assert (middle, spread) == (2.0, 0.0)
+    assert ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]) == (2.0, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("seconds_of", "batch"),
+    [
+        (lambda n: 1e-3 * n, 8),  # a larger batch gains nothing
+        (lambda n: 1e-3 * max(n, 32), 32),
+        (lambda n: 0.05 + 1e-6 * n, 2048),  # all time is overhead
+        (lambda n: 0.1 + 1e-6 * n, 8),  # four times that is too long
+    ],
+)
+def test_best_batch_has_the_highest_throughput(
+    seconds_of: Callable[[int], float], batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "seconds", lambda work, **_: np.array([1.0, 0.5, 2.0]) * seconds_of(work()))
+    assert best_batch(len, torch.zeros(3, 4, 4)) == batch

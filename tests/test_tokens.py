@@ -1,0 +1,84 @@
+"""Accuracy over keep ratios, what half a point costs, and a trained ViT that is reduced as it is."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vitlab.analysis import tables, tokens
+from vitlab.data.batches import to_float
+from vitlab.lab import Lab
+from vitlab.models.registry import build_model, reductions
+
+
+@pytest.mark.parametrize("name", reductions().values())
+def test_trained_vit_can_be_reduced_as_it_is(name: str, done: Lab) -> None:
+    run = done.load(done.plan.backbone)
+    model, images = tokens.reduced(run, name, keep_ratio=1.0), to_float(done.data.val.images).to("cpu")
+    torch.testing.assert_close(model.cpu()(images), run.model().cpu()(images), atol=1e-5, rtol=1e-5)
+    model.keep_ratio = 0.5
+    assert not torch.allclose(model(images), run.model().cpu()(images))
+
+
+def test_only_dynamic_vit_has_something_to_learn() -> None:
+    assert set(reductions()) - set(tokens.untrained()) == {"DynamicViT"}
+
+
+def test_row_a_ratio_with_its_work_and_its_answers(done: Lab) -> None:
+    run = done.load("ToMe")
+    model, part = run.model(), done.data.val
+    frame, answers = tokens.at_ratios(model, part, run.config, (1.0, 0.5), done.costs)
+    assert frame["keep_ratio"].tolist() == [1.0, 0.5]
+    assert frame["tokens"].tolist() == [4.0, (4 + 2 + 1 + 1) / 4]
+    assert frame["block_macs"].iloc[1] < frame["block_macs"].iloc[0] < frame["macs"].iloc[0]
+    assert frame["macs"].iloc[0] == sum(done.costs.macs(done.plan.config("ViT, fine-tuned")).values())
+    for row in frame.itertuples():
+        assert row.accuracy == (answers[row.keep_ratio].argmax(1) == part.labels.numpy()).mean()
+        assert row.low <= row.accuracy <= row.high
+    assert model.keep_ratio == run.config.keep_ratio  # as it was
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "saved", "reached"),
+    [
+        ([0.900, 0.898, 0.896], 0.5, False),  # never lost: as much as was measured
+        ([0.900, 0.895, 0.885], 0.25, True),  # just half a point at a quarter
+        ([0.900, 0.890, 0.880], 0.125, True),
+        ([0.880, 0.870, 0.860], 0.0, True),  # worse than the ViT from the start
+        ([0.910, 0.905, 0.885], 0.375, True),  # from half a point better to one and a half worse
+    ],
+)
+def test_saving_at_half_a_point_is_where_the_loss_is_crossed(
+    accuracy: list[float], saved: float, reached: bool
+) -> None:
+    curve = pd.DataFrame({"block_macs": [100, 75, 50], "accuracy": accuracy}).sample(frac=1, random_state=0)
+    got = tokens.saving_at(curve, pd.Series({"block_macs": 100, "accuracy": 0.9}))
+    assert got == (pytest.approx(saved, abs=1e-9), reached)
+
+
+def test_speeds_are_relative_to_the_first_model(tiny) -> None:
+    models = {name: build_model(tiny.replace(model=name), 10, 1).eval() for name in ("vit", "topk_vit")}
+    frame = tokens.speeds(models, torch.randn(4, 1, 8, 8), rounds=3)
+    assert frame.loc["vit", ["latency_ratio", "speed_up"]].tolist() == [1, 1]
+    ratio = frame.loc["topk_vit", "images_per_second"] / frame.loc["vit", "images_per_second"]
+    assert frame.loc["topk_vit", "speed_up"] == pytest.approx(ratio)
+
+
+def test_coverage_is_of_the_whole_grid(done: Lab) -> None:
+    kept = tokens.coverage(done.load("Top-K").model(), done.data.test)
+    assert kept["held"].sum() == pytest.approx(1)  # one of four patches is left
+    assert 0 < kept["distance"] < 2**0.5
+    merged = tokens.coverage(done.load("ToMe").model(), done.data.test, limit=7)
+    assert merged["distance"] == 0
+    assert merged["held"].unique().tolist() == pytest.approx([0.25])
+
+
+def test_each_way_is_compared_with_the_same_vit_and_tests_are_corrected(done: Lab) -> None:
+    frame = tables.reductions(done).set_index("model")
+    assert set(frame.index) == set(reductions())
+    for name, row in frame.iterrows():
+        alone = done.compare("ViT, fine-tuned", name)
+        assert row["difference"] == alone["difference"]
+        assert alone["p"] <= row["p"] <= min(1, len(frame) * alone["p"])
+    assert np.isclose(frame.loc["Top-K", "saved"], frame.loc["Random tokens", "saved"])
+    assert frame.loc["DynamicViT", "saved"] < frame.loc["Top-K", "saved"]  # its predictors

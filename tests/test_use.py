@@ -1,0 +1,161 @@
+"""A trained model in use: the commands predict, evaluate, analyze and export, and one sentence for each wrong input."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from vitlab import __main__
+from vitlab.config import RunConfig
+from vitlab.data.sources import load_source
+from vitlab.data.splits import Source
+from vitlab.lab import use
+from vitlab.runs import Run
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """root/{train,test}/{blue,red}: 30 and 10 noisy images each, of 12×10 pixels."""
+    root, rng = tmp_path_factory.mktemp("data") / "colours", np.random.default_rng(0)
+    for part, number in (("train", 30), ("test", 10)):
+        for name, channel in (("blue", 2), ("red", 0)):
+            (root / part / name).mkdir(parents=True)
+            for i in range(number):
+                pixels = rng.integers(0, 120, (10, 12, 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def run(colours: Path, tiny: RunConfig, train: Callable[..., Run]) -> Run:
+    config = tiny.replace(dataset="folder", data_dir=str(colours), epochs=15, batch_size=8, lr=0.01)
+    return train(config, load_source(config))
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple]:
+    """command("predict", …): exit code, what it prints, and what it complains of; in an empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
+
+    def run_it(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = __main__.main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run_it
+
+
+def test_predict_answers_for_each_picture(run: Run, colours: Path, command: Callable) -> None:
+    for name in (run.path, run.path.name):  # a directory, or a name in runs/
+        code, said, _ = command("predict", name, colours / "test/red/0.png", colours / "test/blue/1.png")
+        assert code == 0
+        first, second = said.splitlines()
+        assert first.startswith(f"{colours}/test/red/0.png: red ")
+        assert second.startswith(f"{colours}/test/blue/1.png: blue ")
+        assert first.endswith("The picture was cropped and resized from 12×10 to 8×8.")
+
+
+def test_evaluate_on_own_test_images_finds_what_training_found(run: Run, colours: Path, command: Callable) -> None:
+    for data in ([], ["--data", colours]):
+        code, said, _ = command("evaluate", run.path.name, *data)
+        assert code == 0
+        assert f"accuracy {run.summary['test']['accuracy']:.1%} of 20 images" in said
+        assert "own test images" in said
+
+
+def test_evaluate_on_other_images(run: Run, colours: Path, command: Callable, tmp_path: Path) -> None:
+    """The same images in another folder, so that answers are known; with one picture in grey."""
+    other = tmp_path / "other"
+    for name in ("red", "blue"):
+        (other / name).mkdir(parents=True)
+        for path in (colours / "test" / name).iterdir():
+            (other / name / path.name).write_bytes(path.read_bytes())
+    code, said, _ = command("evaluate", run.path, "--data", other)
+    assert code == 0
+    assert f"accuracy {run.summary['test']['accuracy']:.1%} of 20 images" in said
+    assert "20 of 20 pictures had another size or colour" in said
+    rows = pd.read_csv(tmp_path / "here" / f"{run.path.name}-other.csv")
+    assert list(rows.columns) == ["file", "class", "answer", "confidence"]
+    assert (rows["class"] == rows["file"].map(lambda file: Path(file).parent.name)).all()
+    assert (rows["class"] == rows["answer"]).mean() == pytest.approx(run.summary["test"]["accuracy"])
+
+
+def test_classes_may_be_absent_but_not_strange(run: Run, colours: Path, command: Callable, tmp_path: Path) -> None:
+    (tmp_path / "some" / "red").mkdir(parents=True)
+    Image.new("RGB", (8, 8), (220, 60, 60)).save(tmp_path / "some" / "red" / "a.png")
+    code, said, _ = command("evaluate", run.path, "--data", tmp_path / "some", "--csv", tmp_path / "mine.csv")
+    assert code == 0
+    assert "no images of blue" in said
+    assert (tmp_path / "mine.csv").exists()
+    (tmp_path / "some" / "red").rename(tmp_path / "some" / "green")
+    code, _, wrong = command("evaluate", run.path, "--data", tmp_path / "some")
+    assert code == 1
+    assert "knows no class 'green': name the folders as its classes, blue, red" in wrong
+
+
+def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunConfig, tmp_path: Path) -> None:
+    run = train(tiny)  # of digits
+    (tmp_path / "colour" / "3").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "colour" / "3" / "a.jpg")
+    scores, rows, remark = use.evaluate_run(run, str(tmp_path / "colour"))
+    assert scores["n"] == len(rows) == 1
+    assert "had another size or colour" in remark
+
+
+def test_analyze_has_a_row_for_each_chosen_model(command: Callable) -> None:
+    code, said, _ = command("analyze", "--preset", "nano", "--models", "vit", "dynamic_vit", "--set", "depth=4")
+    assert code == 0
+    head, *rows = said.splitlines()
+    assert "parameters" in head
+    assert [row.split()[0] for row in rows] == ["ViT", "DynamicViT"]
+    parameters = [int(row.split()[1].replace(",", "")) for row in rows]
+    assert parameters[0] < parameters[1]
+
+
+def test_export_says_what_it_wrote_and_how_well_it_answers(run: Run, command: Callable, tmp_path: Path) -> None:
+    code, said, _ = command("export", run.path.name, tmp_path / "model.safetensors")
+    assert code == 0
+    assert "run again by torch, its logits differ by 0e+00 at most" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["predict", "nothing", "a.png"], "nothing is neither a run directory nor a run's name"),
+        (["predict", "RUN", "a.png"], "there is no picture a.png"),
+        (["evaluate", "RUN", "--data", "nowhere"], "there is no folder"),
+        (["evaluate", "RUN", "--data", "."], "holds no class folders with images"),
+        (["export", "RUN", "model.pth"], "choose .onnx, .pt2, .safetensors"),
+        (["analyze", "--models", "vitt"], "did you mean 'vit'?"),
+        (["analyze", "--preset", "nano", "--set", "dept=3"], "did you mean 'depth'?"),
+    ],
+)
+def test_wrong_inputs_are_one_sentence(words: list[str], sentence: str, run: Run, command: Callable) -> None:
+    code, said, wrong = command(*(run.path.name if word == "RUN" else word for word in words))
+    assert (code, said) == (1, "")
+    assert sentence in wrong
+    assert len(wrong.splitlines()) == 1
+
+
+def test_unfinished_runs_and_modules_of_ones_own_are_told_apart(run: Run, command: Callable) -> None:
+    summary = run.summary
+    (run.path / "summary.json").unlink()
+    assert "is not complete" in command("predict", run.path, "a.png")[2]
+    run.write_json("summary.json", summary)
+    run.write_json("config.json", run.record | {"module": {"class": "Net"}})
+    assert "weights of a class Net of your own" in command("predict", run.path, "a.png")[2]
+
+
+def test_changed_data_are_not_taken_for_the_runs_own(train: Callable[..., Run], tiny: RunConfig, few: Source) -> None:
+    """`few` is a part of the digits that the run's configuration names."""
+    run = train(tiny)
+    assert not torch.equal(few.test.labels, load_source(run.config).test.labels)
+    with pytest.raises(use.LabError, match="have changed since it was trained"):
+        use.evaluate_run(run)

@@ -1,0 +1,91 @@
+"""Wall time, compared fairly: what a table compares takes turns, so that whatever slows the machine slows all alike.
+
+A ratio is taken within each round and its median over the rounds is quoted, with the distance of its quartiles as the
+spread. Rounds are added until the spread is small; a point that spreads too far is never kept for good.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vitlab.machine import keep_freed_memory, synchronize
+
+Key = TypeVar("Key", bound=Hashable)
+WINDOW = 0.05  # seconds of calls of which one round's figure is the median
+ROUNDS, MOST_ROUNDS = 7, 28
+SPREAD = 0.08  # of a ratio, from which on more rounds are made
+
+
+def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
+    """Median, lower and upper quartile of `work`'s wall time in seconds, after one call to warm up."""
+    keep_freed_memory()  # as in training: all timings of a process are to be alike
+    _once(work)
+    low, middle, high = statistics.quantiles(_calls(work, at_least, max(repeats, 2)), n=4)
+    return middle, low, high
+
+
+def in_turns(
+    works: Mapping[Key, Callable[[], object]],
+    holds: Callable[[pd.DataFrame], bool] = lambda rounds: True,
+    rounds: int = ROUNDS,
+    most: int = MOST_ROUNDS,
+) -> pd.DataFrame:
+    """Seconds of each of `works`: a column each, a row a round in which all of them are timed once, after a warm-up.
+
+    `rounds` of them; more, up to `most`, while a ratio to the first one spreads by more than `SPREAD` or `holds`, what
+    must be true of the rounds, is not. Every second round runs backwards.
+    """
+    keep_freed_memory()
+    with torch.inference_mode():
+        for work in works.values():
+            _once(work)
+        table: list[dict[Key, float]] = []
+        while True:
+            order = list(works)[:: -1 if len(table) % 2 else 1]
+            table.append({key: statistics.median(_calls(works[key], WINDOW, 1)) for key in order})
+            frame = pd.DataFrame(table, columns=list(works))
+            spread = max(ratio(frame[key], frame.iloc[:, 0])[1] for key in works)
+            if len(frame) >= most or (len(frame) >= rounds and spread <= SPREAD and holds(frame)):
+                return frame
+
+
+def ratio(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """Median over rounds of values / reference, and its spread: the distance of the quartiles over the median."""
+    low, middle, high = np.quantile(np.asarray(values) / np.asarray(reference), [0.25, 0.5, 0.75])
+    return float(middle), float((high - low) / middle)
+
+
+def best_batch(model: torch.nn.Module, image: torch.Tensor) -> int:
+    """The batch of one image (C, S, S) at which `model` has the highest throughput.
+
+    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than 0.25 s a call.
+    """
+    best, rate = 8, 0.0
+    for batch in (8 * 4**i for i in range(5)):
+        images = image.expand(batch, *image.shape).contiguous()
+        median, *_ = seconds(lambda images=images: model(images), at_least=0.1, repeats=3)
+        if batch / median <= rate:
+            break
+        best, rate = batch, batch / median
+        if 4 * median > 0.25:
+            break
+    return best
+
+
+def _calls(work: Callable[[], object], at_least: float, repeats: int) -> list[float]:
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < at_least:
+        times.append(_once(work))
+    return times
+
+
+def _once(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start

@@ -1,0 +1,218 @@
+"""Image files to uint8 RGB of one size, by one rule for the whole folder: what each pixel means must not differ.
+
+Most files hold three bytes a pixel. Of others the first pass only learns what the folder as a whole holds, its range
+and what is drawn in its transparent images; the second one then reads them.
+"""
+
+import io
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from vitlab.data.folders import unlimited_pixels
+from vitlab.errors import LabError
+from vitlab.files import require_writable, reserve
+from vitlab.machine import cache_folder, free_memory
+from vitlab.texts import shown
+
+CACHE_PLACE = "VITLAB_CACHE=<folder>"  # where else the cache may go
+LISTED = 20  # broken images that are named, of however many
+RANGES = ((0, 1), (0, 255), (0, 65535))  # taken by convention, where the pixels fill half of one at least
+READ_AHEAD = 64  # files
+SIXTEEN_BITS = re.compile(r"[A-Z]+;16[BLN]")  # a colour; the "BGR;16" of BMP is 16 bits for all three
+DARK = 16  # of 255: images nowhere brighter are told of
+
+
+@dataclass
+class Rule:
+    """What the images of a folder that are no three bytes a pixel hold, and how they are therefore shown."""
+
+    lowest: dict[str, float] = field(default_factory=dict)  # of pixels of more than 8 bits: their kind -> value
+    highest: dict[str, float] = field(default_factory=dict)
+    light: float = 0.0  # of what is drawn on a transparent ground: sum of grey times opacity, and of opacity
+    opacity: float = 0.0
+    upper_byte: int = 0  # the highest there is in colours of 16 bits, of which Pillow reads the upper byte
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def learn(self, image: Image.Image, wide: bool) -> bool:
+        """Look at an image; returns whether it has to wait until all have been looked at."""
+        if image.mode.startswith(("I", "F")):
+            kind = "floating-point" if image.mode == "F" else "16-bit or 32-bit"
+            pixels = np.asarray(image)
+            if not np.isfinite(pixels).all():
+                raise ValueError("some of its pixels are no finite numbers")
+            self.lowest[kind] = min(float(pixels.min()), self.lowest.get(kind, math.inf))
+            self.highest[kind] = max(float(pixels.max()), self.highest.get(kind, -math.inf))
+        elif wide:
+            self.upper_byte = max(self.upper_byte, int(np.asarray(image.convert("RGB")).max()))
+            kind = "16-bit colour"
+        else:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
+            if alpha is None or alpha.min() == 255:
+                return False
+            grey = np.asarray(image.convert("RGBA").convert("RGB").convert("L"), np.float64)
+            self.light += float((grey * alpha).sum())
+            self.opacity += float(alpha.sum(dtype=np.float64))
+            kind = "transparent"
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        return kind != "16-bit colour"
+
+    def bounds(self, kind: str) -> tuple[float, float]:
+        """The values that become black and white: a customary range if the pixels fill half of it, else their own."""
+        low, high = self.lowest[kind], self.highest[kind]
+        for first, last in RANGES:
+            if first <= low and high <= last and high - low > (last - first) / 2:
+                return first, last
+        return low, high
+
+    @property
+    def ground(self) -> str:
+        """Behind transparent images: what stands out from what they show."""
+        return "white" if self.light <= 127.5 * self.opacity else "black"
+
+    def rgb(self, image: Image.Image) -> Image.Image:
+        """RGB of an image, by what has been learnt of all."""
+        if image.mode.startswith(("I", "F")):
+            low, high = self.bounds("floating-point" if image.mode == "F" else "16-bit or 32-bit")
+            share = (np.asarray(image, np.float64) - low) / max(high - low, 1e-30)
+            return Image.fromarray((255 * share).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            ground = Image.new("RGBA", image.size, self.ground)
+            return Image.alpha_composite(ground, image).convert("RGB")
+        return image.convert("RGB")
+
+    def notes(self) -> list[str]:
+        """The rules that were needed; LabError where what Pillow gives of the images is not what they hold."""
+        notes = []
+        if (wide := self.counts.get("16-bit colour")) and self.upper_byte < 128:
+            raise LabError(
+                f"{wide:,} images have 16 bits a colour and fill less than half of that range; Pillow reads only the "
+                "upper 8 bits, which would leave them dark: save them with 8 bits a colour"
+            )
+        for kind in self.lowest:
+            low, high = self.bounds(kind)
+            notes.append(f"{self.counts[kind]:,} {kind} images were scaled from {low:g} – {high:g} to black – white.")
+        if clear := self.counts.get("transparent"):
+            notes.append(f"{clear:,} images are transparent in places and stand on {self.ground}.")
+        return notes
+
+
+def decode(
+    parts: Mapping[str, Sequence[str]], size: int, unreadable: Mapping[str, str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Paths of each part to (N, 3, size, size) uint8 each, and notes on what was done to them.
+
+    unreadable: images that are known to be, and why; LabError names them with all that turn out to be.
+    The images lie in memory, or in a file that is never seen if it is too small.
+    """
+    paths = [path for part in parts.values() for path in part]
+    images, rule, broken = _room((len(paths), 3, size, size)), Rule(), dict(unreadable)
+    resized, several, waiting = np.zeros(len(paths), bool), 0, []
+    with unlimited_pixels():
+        for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), leave=False, mininterval=2)):
+            try:
+                with _opened(content, size) as image:
+                    resized[i] = image.size != (size, size)
+                    several += getattr(image, "is_animated", False)
+                    wide = any(SIXTEEN_BITS.search(str(tile)) for tile in getattr(image, "tile", ()))
+                    image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at no more than it needs
+                    _require_memory(image)
+                    image = ImageOps.exif_transpose(image)  # photographs may lie on their side
+                    if rule.learn(image, wide):
+                        waiting.append(i)
+                    else:
+                        images[i] = _fitted(rule.rgb(image), size)
+            except Exception as error:  # Pillow's decoders raise all kinds
+                broken.setdefault(paths[i], _reason(error))
+        _refuse(broken)
+        notes = rule.notes()
+        for i, content in zip(waiting, _contents([paths[i] for i in waiting]), strict=True):
+            with _opened(content, size) as image:
+                images[i] = _fitted(rule.rgb(ImageOps.exif_transpose(image)), size)
+    notes += [f"Of {several:,} files that hold several pictures the first is used."] if several else []
+    if len(paths) and (brightest := int(images.max())) < DARK:
+        notes.append(f"The images are dark: no pixel is brighter than {brightest} of 255.")
+    pools, first = {}, 0
+    for name, part in parts.items():
+        pools[name] = torch.from_numpy(images[first : first + len(part)])
+        notes += _notes_of_part(part, int(resized[first : first + len(part)].sum()), size)
+        first += len(part)
+    return pools, notes
+
+
+def _notes_of_part(paths: Sequence[str], resized: int, size: int) -> list[str]:
+    jpeg = all(path.lower().endswith((".jpg", ".jpeg")) for path in paths)
+    notes = [f"The {len(paths):,} files are JPEG, a lossy format."] if jpeg else []
+    if resized:
+        notes.append(f"{resized:,} of {len(paths):,} images were cropped and resized to {size}×{size}.")
+    return notes
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    if math.prod(shape) < free_memory(torch.device("cpu")) / 2:
+        return np.empty(shape, np.uint8)
+    folder = cache_folder()
+    require_writable(folder, 1, CACHE_PLACE)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        reserve(file, math.prod(shape), folder, CACHE_PLACE)
+        return np.memmap(file, np.uint8, shape=shape)
+
+
+def _opened(content: bytes | OSError, size: int) -> Image.Image:
+    if isinstance(content, OSError):
+        raise content
+    return Image.open(io.BytesIO(content))
+
+
+def _require_memory(image: Image.Image) -> None:
+    needed = 16 * image.width * image.height  # as RGBA, and while that is turned and resized
+    if needed > max(free_memory(torch.device("cpu")), 2**24):
+        raise ValueError(f"{image.width:,}×{image.height:,} pixels need more memory than is free: make it smaller")
+
+
+def _fitted(rgb: Image.Image, size: int) -> np.ndarray:
+    """(3, size, size): cropped to a square in the middle, then resized."""
+    if rgb.size != (size, size):
+        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(text.split(" <_io")[0].splitlines()[0])
+
+
+def _refuse(broken: Mapping[str, str]) -> None:
+    """LabError that names all images that cannot be read, with the reason of each."""
+    if not broken:
+        return
+    first = [f"{shown(path)} ({reason})" for path, reason in list(broken.items())[:LISTED]]
+    more = f" and {len(broken) - LISTED:,} more" if len(broken) > LISTED else ""
+    if len(broken) == 1:
+        raise LabError(f"cannot read {first[0]}: repair this image or remove it")
+    raise LabError(f"cannot read {len(broken):,} images: {'; '.join(first)}{more}; repair them or remove them")
+
+
+def _contents(paths: Sequence[str]) -> Iterator[bytes | OSError]:
+    """The files' bytes in order, read in parallel: small files on a slow disk wait for it, not for the processor."""
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(paths), READ_AHEAD):
+            yield from pool.map(_read, paths[start : start + READ_AHEAD])
+
+
+def _read(path: str) -> bytes | OSError:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return error  # for the place that knows what to tell the user

@@ -1,0 +1,241 @@
+"""What the chapters' exercises ask of a reader's answer: `check("2.1", …)` says right, or not yet and why.
+
+A check looks at what the answer does, not at how it is written. Solutions stand folded in the notebooks.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitlab.analysis import metrics
+from vitlab.config import RunConfig
+from vitlab.data.splits import imbalanced_counts
+from vitlab.errors import LabError
+from vitlab.machine import ROOT
+from vitlab.models import linear_vit, vit
+from vitlab.models.registry import SHARED, build_model
+from vitlab.training.fit import fit
+
+if TYPE_CHECKING:
+    from vitlab.lab import Lab
+
+
+def check(exercise: str, *answer: Any) -> bool:
+    """Print whether the answer to an exercise, "2.1", is right, and if not what is missing; returns whether it is."""
+    if exercise not in CHECKS:
+        raise LabError(f"there is no exercise {exercise!r}: there are {', '.join(CHECKS)}")
+    try:
+        missing = CHECKS[exercise](*answer)
+    except Exception as error:  # of the reader's code: what it is, they have to see
+        missing = f"your answer raised {type(error).__name__}: {error}"
+    print(f"Exercise {exercise}: {f'not yet, {missing}' if missing else 'right.'}")
+    return not missing
+
+
+# ---------------------------------------------------------------- 1
+
+
+def _long_tail(ratio: float) -> str:
+    total = sum(imbalanced_counts([500] * 10, "exponential", ratio))
+    return "" if abs(total - 1500) <= 15 else f"a ratio of {ratio:g} keeps {total:,} images, not 1,500"
+
+
+def _root_sampler(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
+    counts = torch.tensor([400, 100, 25])
+    labels = torch.arange(3).repeat_interleave(counts)
+    drawn = torch.zeros(3).index_add(0, labels, weights(labels, counts).float())
+    wanted = counts.sqrt() / counts.sqrt().sum()
+    shares = drawn / drawn.sum()
+    if torch.allclose(shares, wanted, atol=1e-3):
+        return ""
+    shown = ", ".join(f"{share:.0%}" for share in shares)
+    return f"of classes with 400, 100 and 25 images it draws {shown}, where the roots are as 20 : 10 : 5"
+
+
+# ---------------------------------------------------------------- 2
+
+
+def _smaller_vit(config: RunConfig, smaller: RunConfig) -> str:
+    whole, half = (sum(p.numel() for p in build_model(c, 10, 1).parameters()) for c in (config, smaller))
+    if (smaller.depth, smaller.num_tokens) != (config.depth, config.num_tokens):
+        return "depth and number of tokens have to stay"
+    return "" if 2 * half <= whole else f"it has {half / whole:.0%} of the parameters, and at most 50% are allowed"
+
+
+def _cosine_attention(attention: type[nn.Module]) -> str:
+    torch.manual_seed(0)
+    layer, tokens = attention(16, 2, 5), torch.randn(3, 5, 16)
+    before = layer(tokens)
+    if before.shape != tokens.shape:
+        return f"it maps {tuple(tokens.shape)} to {tuple(before.shape)}"
+    before.square().sum().backward()
+    if layer.temperature.grad is None or not layer.temperature.grad.any():
+        return "no gradient reaches the temperature"
+    with torch.no_grad():
+        layer.qkv.weight[:32] *= 3
+        layer.qkv.bias[:32] *= 3
+        if not torch.allclose(layer(tokens), before, atol=1e-5):
+            return "queries and keys that are three times as long change the result, and cosines know no length"
+    return ""
+
+
+def trained_against(lab: "Lab", attention: type[nn.Module], epochs: int = 3) -> pd.DataFrame:
+    """Validation accuracy by epoch of a ViT with the reader's attention and of one with ours, trained alike."""
+    config, data, curves = lab.plan.config("ViT"), lab.data, {}
+    for name, kind in (("yours", attention), ("ours", vit.Attention)):
+        torch.manual_seed(config.seed)
+        twin = type("ViT", (vit.ViT,), {"attention": kind})
+        options = {option: getattr(config, option) for option in SHARED}
+        model = twin(channels=data.channels, num_classes=len(data.classes), **options)
+        _, history = fit(model, data, lab.params.recipe(epochs=epochs, minutes=0))
+        curves[name] = history.set_index("epoch")["val_accuracy" if "val_accuracy" in history else "accuracy"]
+    return pd.DataFrame(curves)
+
+
+def tests_that_notice(file: str, old: str, new: str, tests: str) -> list[str]:
+    """Names of the tests in tests/<tests> that fail once `old` is replaced by `new` in a copy of vitlab/<file>."""
+    source = (ROOT / "vitlab" / file).read_text(encoding="utf-8")
+    if old not in source:
+        raise LabError(f"vitlab/{file} does not hold {old!r}: copy it from there")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("vitlab", "tests"):
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        Path(folder, "vitlab", file).write_text(source.replace(old, new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"tests/{tests}"]
+        environment = os.environ | {"PYTHONPATH": folder}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode > 1:
+        raise LabError(f"pytest could not run tests/{tests}: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
+    return re.findall(r"^FAILED tests/\S+?::(\S+)", done.stdout, re.MULTILINE)
+
+
+def _noticed(names: Sequence[str]) -> str:
+    return "" if list(names) else "no test has noticed: break it, and run the tests"
+
+
+# ---------------------------------------------------------------- 3
+
+
+def _cheap_keep_ratio(lab: "Lab", keep_ratio: float) -> str:
+    def share(ratio: float) -> float:
+        macs = lab.costs.macs(lab.plan.config("DynamicViT").replace(keep_ratio=ratio))
+        return sum(macs.values()) / sum(lab.costs.macs(lab.plan.config("ViT, fine-tuned")).values())
+
+    if share(keep_ratio) > 0.75:
+        return f"at {keep_ratio:g} it does {share(keep_ratio):.1%} of the ViT's multiply-adds"
+    higher = round(keep_ratio + 0.05, 2)
+    return "" if higher > 1 or share(higher) > 0.75 else f"{higher:g} would still do, with {share(higher):.1%}"
+
+
+def _norm_score(predictor: type[nn.Module]) -> str:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 6, 8) * torch.rand(2, 6, 1) * 5
+    scores = predictor()(tokens, torch.ones(2, 6))
+    if scores.shape != (2, 6, 2):
+        return f"it returns {tuple(scores.shape)} for 2 images of 6 tokens, and (2, 6, 2) is wanted: keep and drop"
+    order = scores[..., 0].argsort(1)
+    return "" if torch.equal(order, tokens.norm(dim=-1).argsort(1)) else "the longest token does not score highest"
+
+
+# ---------------------------------------------------------------- 4
+
+
+def _break_even(tokens: int) -> str:
+    config = RunConfig(dim=256, heads=4)
+
+    def pays(count: int) -> bool:
+        linear, softmax = (sum(a.macs(count, config).values()) for a in (linear_vit.LinearAttention, vit.Attention))
+        return linear < softmax
+
+    if not pays(tokens):
+        return f"with {tokens} tokens softmax needs no more"
+    return "" if not pays(tokens - 1) else f"{tokens - 1} tokens are enough"
+
+
+def _linear_order(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
+    torch.manual_seed(0)
+    q, k, v = (torch.rand(1, 2, 40, 8) + 0.1 for _ in range(3))  # features of queries and keys, positive; values
+    weights = q @ k.transpose(-2, -1)
+    wanted = weights / weights.sum(-1, keepdim=True) @ v
+    if not torch.allclose(attention(q, k, v), wanted, atol=1e-4):
+        return "the result is another one than that of the quadratic form"
+    work = []
+    for tokens in (128, 256):
+        with FlopCounterMode(display=False) as counter:
+            attention(*(torch.rand(1, 2, tokens, 8) for _ in range(3)))
+        work.append(counter.get_total_flops())
+    return "" if work[1] <= 2.1 * work[0] else f"twice the tokens take {work[1] / work[0]:.1f} times the work"
+
+
+# ---------------------------------------------------------------- 5
+
+
+def _block_macs(macs: int) -> str:
+    tokens, dim = 65, 512
+    right = 4 * tokens * dim**2 + 2 * tokens**2 * dim + 8 * tokens * dim**2
+    if macs == 2 * right:
+        return "these are FLOPs, two for each MAC"
+    return "" if macs == right else f"it is {'more' if (macs or 0) < right else 'less'}"
+
+
+def _median_time(seconds: Callable[[Callable[[], object], Callable[[], float]], float]) -> str:
+    for first, times in ((9.0, [1.0, 2.0, 30.0]), (0.5, [3.0, 3.0, 1.0])):
+        now, left = [0.0], [first, *times * 4]
+
+        def work(now: list = now, left: list = left) -> None:
+            now[0] += left.pop(0)
+
+        told, wanted = seconds(work, lambda now=now: now[0]), float(np.median(times))
+        if told != wanted:
+            return f"of calls of {first:g} s at first, then of {times} s in turns, it says {told:g} s, not {wanted:g}"
+    return ""
+
+
+# ---------------------------------------------------------------- 6
+
+
+def _corrected(p: float) -> str:
+    right = float(metrics.holm(np.array([0.01, 0.02, 0.04]))[1])
+    return "" if p is not None and abs(p - right) < 1e-9 else "the second smallest of three is multiplied by two"
+
+
+def _exact_mcnemar(p_value: Callable[[int, int], float]) -> str:
+    for only_a, only_b in ((3, 9), (9, 3), (5, 5), (0, 6), (0, 0)):
+        labels = np.zeros(only_a + only_b + 4, int)
+        a, b = np.zeros((len(labels), 2)), np.zeros((len(labels), 2))
+        a[:, 0] = b[:, 0] = 1
+        b[:only_a, 1] = a[only_a : only_a + only_b, 1] = 2  # answers that only one of them gets right
+        wanted, told = metrics.mcnemar(a, b, labels)["p"], p_value(only_a, only_b)
+        if abs(told - wanted) > 1e-9:
+            return f"for {only_a} and {only_b} images it says {told:.4g}, and it is {wanted:.4g}"
+    return ""
+
+
+CHECKS: dict[str, Callable[..., str]] = {
+    "1.1": _long_tail,
+    "1.2": _root_sampler,
+    "2.1": _smaller_vit,
+    "2.2": _cosine_attention,
+    "2.3": _noticed,
+    "3.1": _cheap_keep_ratio,
+    "3.2": _norm_score,
+    "3.3": _noticed,
+    "4.1": _break_even,
+    "4.2": _linear_order,
+    "5.1": _block_macs,
+    "5.2": _median_time,
+    "6.1": _corrected,
+    "6.2": _exact_mcnemar,
+}

@@ -1,0 +1,144 @@
+"""A trained model in use, as the commands offer it: find a run, predict pictures, score other images, compare costs."""
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from vitlab.analysis import complexity, metrics
+from vitlab.config import LabConfig, absolute, parse
+from vitlab.data.batches import to_float
+from vitlab.data.pictures import as_pixels
+from vitlab.data.sources import class_files, load_source
+from vitlab.data.splits import split
+from vitlab.errors import LabError
+from vitlab.models.registry import MODELS
+from vitlab.runs import Run
+from vitlab.training import evaluate
+
+BATCH = 256  # pictures that are read at once
+CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16}  # what chapter 05 measures at
+
+
+def find_run(name: str) -> Run:
+    """The complete run of a directory, or of a name in runs/ (or VITLAB_RUNS); LabError names the nearest there is."""
+    folder = Path(os.environ.get("VITLAB_RUNS") or absolute(LabConfig().runs_dir))
+    for path in (Path(name).expanduser(), folder / name):
+        if Run(path).complete:
+            return Run(path)
+        if (path / "config.json").exists():
+            raise LabError(f"the run {path} is not complete: train it to its end first")
+    names = sorted(path.parent.name for path in folder.glob("*/summary.json"))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
+    there = f"did you mean {near[0]}? {folder} holds {len(names)} runs" if near else f"{folder} holds none"
+    raise LabError(f"{name} is neither a run directory nor a run's name: {there}")
+
+
+def require_pictures_only(run: Run) -> None:
+    """LabError for a module of the reader's own, whose class a command does not know."""
+    if "module" in run.record:
+        owner = run.record["module"]["class"]
+        raise LabError(
+            f"{run.path.name} holds weights of a class {owner} of your own: use run.predict(…, module={owner}())"
+        )
+
+
+# ---------------------------------------------------------------- other images
+
+
+def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
+    """`metrics.scores` of other images, a row an image (file, class, answer, confidence), and a remark.
+
+    folder: class folders, with `test` in it or without; their names have to be classes of the run. Without one, or
+    for the folder that the run learned from, its own test images.
+    """
+    require_pictures_only(run)
+    root = Path(folder).expanduser().resolve()
+    if not folder or (run.config.data_dir and root == absolute(run.config.data_dir)):
+        return _on_own_test_images(run)
+    listing = class_files(root)
+    strangers = [name for name in listing if name not in run.classes]
+    if strangers:
+        known = ", ".join(run.classes[:12])
+        raise LabError(f"{run.path.name} knows no class {strangers[0]!r}: name the folders as its classes, {known}")
+    files = [path for name in listing for path in listing[name]]
+    labels = np.array([run.classes.index(name) for name in listing for _ in listing[name]])
+    logits, changed = _logits(run, files)
+    absent = [name for name in run.classes if name not in listing]
+    remark = (
+        f"{changed:,} of {len(files):,} pictures had another size or colour and were converted. " if changed else ""
+    )
+    remark += f"The folder has no images of {', '.join(absent)}; means leave these classes out." if absent else ""
+    return metrics.scores(logits, labels), _rows(run, files, labels, logits), remark.strip()
+
+
+def _logits(run: Run, files: Sequence[str]) -> tuple[np.ndarray, int]:
+    """(N, classes), and how many pictures had to be changed."""
+    model, parts, changed = run.model(), [], 0
+    for start in range(0, len(files), BATCH):
+        read = [as_pixels(file, run.record["channels"], run.image_size) for file in files[start : start + BATCH]]
+        pixels, remarks = zip(*read, strict=True)
+        parts.append(_answers(model, torch.stack(pixels)))
+        changed += sum(map(bool, remarks))
+    return torch.cat(parts).numpy(), changed
+
+
+@torch.inference_mode()
+def _answers(model: torch.nn.Module, pixels: Tensor) -> Tensor:
+    return model(to_float(pixels.to(next(model.parameters()).device))).float().cpu()
+
+
+def _on_own_test_images(run: Run) -> tuple[dict, pd.DataFrame, str]:
+    source = load_source(run.config)
+    if not run.tested_on(source.digest, source.test.digest):
+        raise LabError(f"the data of {run.path.name} have changed since it was trained: name images with --data")
+    test = split(source, run.config).test
+    logits, labels = evaluate.predict(run.model(), test, run.config).numpy(), test.labels.numpy()
+    names = [f"test image {i}" for i in range(len(labels))]
+    return metrics.scores(logits, labels), _rows(run, names, labels, logits), "These are the run's own test images."
+
+
+def _rows(run: Run, files: Iterable[str], labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    sure = torch.from_numpy(logits).softmax(1).max(1).values.numpy()
+    names = np.array(run.classes)
+    return pd.DataFrame({"file": files, "class": names[labels], "answer": names[logits.argmax(1)], "confidence": sure})
+
+
+def confusion(run: Run, scores: dict) -> pd.DataFrame:
+    """Images of a class (row) that were given an answer (column), and the recall of the class."""
+    frame = pd.DataFrame(scores["confusion"], index=run.classes, columns=run.classes)
+    total = frame.sum(axis=1)
+    recall = [f"{share:.1%}" if n else "–" for share, n in zip(scores["per_class"]["recall"], total, strict=True)]
+    return frame.assign(recall=recall)
+
+
+# ---------------------------------------------------------------- costs
+
+
+def analyze(
+    preset: str, models: Sequence[str], changes: dict, num_classes: int = 10, channels: int = 3
+) -> pd.DataFrame:
+    """Chapter 05's table for some models of a size, measured now: a row a model, formatted."""
+    lab = parse(LabConfig, CIFAR | {"preset": preset} | changes)
+    unknown = [name for name in models if name not in MODELS]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], MODELS, n=1, cutoff=0)[0]
+        raise LabError(f"unknown model {unknown[0]!r}: did you mean {near!r}? All of them: {', '.join(MODELS)}")
+    rows, names = {}, list(models or MODELS)
+    costs = complexity.measure([lab.run(model=name) for name in names], channels, num_classes)  # in turns
+    for name, cost in zip(names, costs, strict=True):
+        rows[MODELS[name].title] = {
+            "parameters": f"{cost['parameters']:,}",
+            "million MACs": f"{cost['macs'] / 1e6:,.2f}",
+            "GFLOPs": f"{2 * cost['macs'] / 1e9:.3f}",
+            "latency (ms)": f"{cost['latency_ms']:.2f}",
+            "images/s": f"{cost['images_per_second']:,.0f}",
+            "peak memory (MiB)": f"{cost['peak_mib']:.1f}",
+            "file (MiB)": f"{cost['file_mib']:.1f}",
+        }
+    return pd.DataFrame(rows).T
