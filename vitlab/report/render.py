@@ -22,7 +22,7 @@ from vitlab.report import page
 from vitlab.report.formulas import markdown_to_html, set_formulas
 from vitlab.report.notebook import VECTOR
 from vitlab.report.paper import typeset
-from vitlab.report.typefaces import math_font, text_faces
+from vitlab.report.fonts import math_font, text_faces
 from vitlab.texts import literal
 
 TEMPLATES = Path(__file__).parent / "templates"
