@@ -16,13 +16,13 @@ def chromium() -> str:
     return path
 
 
-def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "") -> dict[str, Any]:
+def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str = "", ask: str = "0") -> dict[str, Any]:
     """Open an HTML file offline in a window `width` CSS px wide; skip the test where there is no browser.
 
-    `click` is a selector to click once. Returns `requests` (addresses asked for besides the file; not data:),
-    `errors` (of the console and of scripts), `text` (all that is visible), `empty_images` (number of images
-    without size), `overflow` (CSS px by which the page is wider than the window), `open_details` (number of
-    unfolded blocks in the text).
+    `click` is a selector to click once, `ask` an expression in JavaScript. Returns `answer` (its value), `requests`
+    (addresses asked for besides the file; not data:), `errors` (of the console and of scripts), `text` (all that is
+    visible), `empty_images` (number of images without size), `overflow` (CSS px by which the page is wider than the
+    window), `open_details` (number of unfolded blocks in the text).
     """
     browser_path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -50,6 +50,7 @@ def open_offline(path: Path, width: int = 1280, dark: bool = False, click: str =
                 open_details: document.querySelectorAll("main details[open]").length,
             })"""
         )
+        result["answer"] = page.evaluate(ask)
         browser.close()
     foreign = [url for url in requests if url != address and not url.startswith("data:")]
     return result | {"requests": foreign, "errors": errors}

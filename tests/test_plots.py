@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from vitlab.analysis import pictures, plots, study_plots
+from vitlab.analysis import pictures, plots, study_plots, theme
 from vitlab.analysis.study import SCORES
 from vitlab.machine import ROOT
 
@@ -68,6 +67,7 @@ RESULTS = pd.DataFrame(
         "accuracy_high": [0.93, 0.84],
         "macs": [2e6, 1e6],
         "latency_ms": [2.0, 1.0],
+        "images_per_second": [500.0, 800.0],
         "training_seconds": [60.0, 90.0],
     }
 )
@@ -152,7 +152,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     ),
     "attention_matrices": (
         lambda: pictures.attention_matrices({"softmax": torch.rand(4, 4), "kernel": torch.rand(4, 4)}),
-        4, ["softmax", "kernel", "query token", "key token"],
+        3, ["softmax", "kernel", "query token", "key token"],
     ),
     "macs_by_component": (
         lambda: plots.macs_by_component({"ViT": {"mlp": 2, "head": 1}, "Linear": {"mlp": 2, "head": 1}}),
@@ -176,6 +176,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
             {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[True, False], [False, False]])},
         ),
         6, ["an ant", "probability", "bee", "rollout", "stage 1: 1 of 4"],
+    ),
+    "hero": (
+        lambda: plots.hero(RESULTS), 2, ["test accuracy", "million multiply-adds", "Linear ViT", "frontier"],
     ),
     "recall_differences": (
         lambda: plots.recall_differences(DIFFERENCES, pd.Series([0.5, 1.0], ["ant", "bee"], name="ViT")),
@@ -213,7 +216,7 @@ def test_figure_has_its_axes_and_its_words(name: str) -> None:
     assert isinstance(figure, Figure)
     assert len(figure.axes) == axes
     assert set(words) <= texts(figure)
-    assert figure.get_figwidth() == plots.WIDTH
+    assert figure.get_figwidth() == theme.WIDTH
 
 
 def figure_functions() -> dict[str, str]:
@@ -231,8 +234,9 @@ def test_every_figure_is_tested_here() -> None:
     assert figure_functions().keys() == FIGURES.keys()
 
 
-def test_every_figure_is_shown_in_a_notebook() -> None:
-    places = [*(ROOT / "notebooks").glob("*.ipynb"), ROOT / "vitlab" / "report" / "explorer.py"]  # their explore cells
+def test_every_figure_is_shown_in_a_notebook_or_on_page_one() -> None:
+    used = (ROOT / "vitlab" / "report" / name for name in ("explorer.py", "title.py"))  # one is in a notebook
+    places = [*(ROOT / "notebooks").glob("*.ipynb"), *used]
     shown = "".join(path.read_text(encoding="utf-8") for path in places)
     assert not [call for call in figure_functions().values() if call not in shown]
 
@@ -324,11 +328,6 @@ def test_more_classes_than_fit_are_still_readable() -> None:
     assert len(pictures.sample_grid(IMAGES, LABELS, classes, 2).axes) == 20  # the first ten
 
 
-def test_models_are_told_apart_by_marker_and_colour() -> None:
-    assert len(set(plots.MARKERS)) == len(plots.MARKERS) >= 8
-    assert len({to_rgb(colour) for colour in plots.PALETTE[:8]}) == 8
-
-
 def test_ninth_line_is_drawn_as_well() -> None:
     nine = pd.concat([EFFECTS[:3].assign(remedy=str(k)) for k in range(9)])
     assert [len(axis.lines) for axis in study_plots.remedy_effects(nine).axes] == [9, 9, 9, 9]
@@ -364,13 +363,17 @@ def test_frontier_joins_the_models_that_none_beats() -> None:
     assert line.get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.9]]))
 
 
-def test_frontier_rises_even_where_models_of_almost_one_cost_stand_aside() -> None:
-    close = RESULTS[:1].assign(
-        model="close", accuracy=0.95, accuracy_low=0.94, accuracy_high=0.96, macs=RESULTS["macs"].max() * 1.001
-    )
-    axis = plots.accuracy_against_cost(pd.concat([close, RESULTS], ignore_index=True)).axes[0]
+def test_points_stand_where_they_were_measured() -> None:
+    axis = plots.accuracy_against_cost(RESULTS).axes[0]
+    places = [container.lines[0].get_xdata()[0] for container in axis.containers]
+    assert places == [2.0, 1.0]
+
+
+def test_faster_and_better_models_make_the_frontier_of_the_hero() -> None:
+    slow = RESULTS[:1].assign(model="slow", accuracy=0.85, images_per_second=100.0)
+    axis = plots.hero(pd.concat([RESULTS, slow], ignore_index=True)).axes[0]
     [line] = [line for line in axis.lines if line.get_label() == "frontier"]
-    assert line.get_ydata().tolist() == [0.8, 0.9, 0.95]
+    assert line.get_xydata().tolist() == [[500, 0.9], [800, 0.8]]
 
 
 def test_model_of_unknown_cost_is_drawn_where_its_cost_is_known() -> None:

@@ -111,8 +111,9 @@ def test_figure_has_number_caption_alternative_text_and_links(page: BeautifulSou
     assert caption.startswith("Figure 1.1. Loss over")
     assert figure.figcaption.math
     assert figure.figcaption.em
-    assert {link.get_text() for link in page.select("a[href='#figure-1-1']")} == {"Figure 1.1"}
-    assert page.select_one("a[href='#table-1-1']").get_text() == "Tables 1.1"
+    assert {link.get_text() for link in page.select("a[href='#figure-1-1']:not(.anchor)")} == {"Figure 1.1"}
+    assert page.select_one("figure a.anchor[href='#figure-1-1']").get_text() == "Figure 1.1."
+    assert page.select_one("a.reference[href='#table-1-1']").get_text() == "Tables 1.1"
     assert not page.select("a[href$='9-9']")  # no such table: plain text
     assert "repeated" not in page.get_text()
 

@@ -8,8 +8,10 @@ training/      losses, optim, step                 session, fit, evaluate, progr
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
 texts          names that users gave
 analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
-analysis/      plots, study_plots, pictures        typefaces   that have the letters of users' names
+analysis/      theme, plots, study_plots, pictures diagrams, drawing: SVG   figure_data: the numbers of a chart
+analysis/      findings: the answers of page one   typefaces   that have the letters of users' names
 lab/           plan: which runs a chapter makes    workers, costs, results; use: a trained model at work
 kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
-report/        notebook: figures and prose         explorer, saving, kernels  make, render: notebooks to HTML and PDF
+report/        notebook: figures and prose         explorer, saving, kernels  make, title, render: notebooks to HTML
+report/        page, formulas, fonts: HTML         paper, pages: PDF
 """

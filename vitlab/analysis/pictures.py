@@ -6,18 +6,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitlab.analysis.plots import PALETTE, WIDTH, canvas, drawable, own_names, use_theme
+from vitlab.analysis.plots import drawable, own_names
+from vitlab.analysis.theme import PALETTE, SEQUENTIAL, SMALLEST, WIDTH, canvas, use_theme
 
 
 def _row_name(row: np.ndarray, name: str) -> None:
-    row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+    row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=SMALLEST)
 
 
-def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = 8) -> None:
+def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = SMALLEST) -> None:
     """Draw a uint8 (C, S, S) image without axes."""
     pixels = image.permute(1, 2, 0).numpy()
     axis.imshow(pixels.squeeze() if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
@@ -28,7 +30,7 @@ def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = 8) ->
 def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str = "") -> None:
     """Draw what is `left` (G, G) of an image; patches of scale×scale pixels that are gone are hatched."""
     mask = left.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    _picture(axis, torch.where(mask, image, 255), title, size=7)
+    _picture(axis, torch.where(mask, image, 255), title)
     for row, column in (~left).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
         axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
 
@@ -36,7 +38,7 @@ def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
     """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
     shown = drawable(classes[:10])
-    figure, axes = canvas(len(shown), columns, height=0.62 * len(shown))
+    figure, axes = canvas(len(shown), columns, height=0.52 * len(shown))
     for k, row in enumerate(axes):
         members = images[labels == k][:columns]
         for axis in row:
@@ -65,6 +67,7 @@ def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
     cut = cut.flatten(1, 2).transpose(0, 1)  # (N, C, P, P)
     per_row = min(16, len(cut))
     rows = -(-len(cut) // per_row)
+    use_theme()
     figure = plt.figure(figsize=(WIDTH, max(1.6, 0.42 * rows + 0.2)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 3.6])
     whole = left.subplots()
@@ -88,8 +91,8 @@ def position_similarity(positions: Tensor, grid: int) -> Figure:
     figure, axes = canvas(len(picks), len(picks), height=4.2)
     for row, i in zip(axes, picks, strict=True):
         for axis, j in zip(row, picks, strict=True):
-            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap="cividis")
-            axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=7)
+            shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap=SEQUENTIAL)
+            axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=SMALLEST)
             axis.set_axis_off()
     figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.7)
     return figure
@@ -106,7 +109,7 @@ def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[s
         ):
             _picture(axis, images[i], name if i == 0 else "")
             over = torch.nn.functional.interpolate(values[None, None], size=images.shape[-1], mode="nearest")[0, 0]
-            axis.imshow(over, cmap="magma", alpha=0.75)
+            axis.imshow(over, norm=PowerNorm(0.5, vmin=0), cmap=SEQUENTIAL, alpha=0.7)  # the few largest hide no others
     return figure
 
 
@@ -120,10 +123,10 @@ def attention_side_by_side(images: Tensor, maps: dict[str, Tensor], titles: list
     low = min(0.0, *(float(values.min()) for values in relative.values()))
     high = max(float(values.max()) for values in relative.values())
     for i, row in enumerate(axes):
-        _picture(row[0], images[i], titles[i], size=7)
+        _picture(row[0], images[i], titles[i])
         for axis, (name, values) in zip(row[1:], relative.items(), strict=True):
-            shown = axis.imshow(values[i], cmap="magma", vmin=low, vmax=high)
-            axis.set_title("\n".join(textwrap.wrap(name, 16)) if i == 0 else "", fontsize=7)
+            shown = axis.imshow(values[i], cmap=SEQUENTIAL, vmin=low, vmax=high)
+            axis.set_title("\n".join(textwrap.wrap(name, 16)) if i == 0 else "", fontsize=SMALLEST)
             axis.set_axis_off()
     figure.colorbar(shown, ax=axes, label="weight over the mean weight", shrink=0.8)
     return figure
@@ -138,7 +141,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
         axis.set_axis_off()
     truth, guess = ([label for name in names for label in drawable([name], 12)] for names in (truth, guess))
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
-        _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure", size=7)
+        _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure")
     return figure
 
 
@@ -150,7 +153,7 @@ def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: 
     figure, axes = canvas(1 + len(methods), len(images), height=0.95 * (1 + len(methods)))
     scale = images.shape[-1] // grid
     for i, title in enumerate(drawable(titles, 12)):
-        _picture(axes[0, i], images[i], title, size=7)
+        _picture(axes[0, i], images[i], title)
         for row, where in enumerate(methods.values(), 1):
             token = where[i].view(grid, grid)
             _picture(axes[row, i], _in_mean_colours(images[i], token, scale))
@@ -183,8 +186,8 @@ def places_held(methods: dict[str, Tensor]) -> Figure:
     """Maps of the part of a token that each place of the image has on average: name -> (grid, grid), 0 to 1."""
     figure, [axes] = canvas(1, len(methods), height=1.9)
     for axis, (name, values) in zip(axes, methods.items(), strict=True):
-        shown = axis.imshow(values, vmin=0, vmax=1, cmap="magma")
-        axis.set_title(name, fontsize=8)
+        shown = axis.imshow(values, vmin=0, vmax=1, cmap=SEQUENTIAL)
+        axis.set_title(name, fontsize=SMALLEST)
         axis.set_axis_off()
     figure.colorbar(shown, ax=axes, label="tokens a patch", shrink=0.8)
     return figure
@@ -192,14 +195,16 @@ def places_held(methods: dict[str, Tensor]) -> Figure:
 
 def attention_matrices(weights: dict[str, Tensor]) -> Figure:
     """Maps of the attention that each query token (row) pays to each key token (column): name -> (T, T)."""
-    figure, [axes] = canvas(1, len(weights), height=2.7)
+    figure, [axes] = canvas(1, len(weights), height=2.9, sharey=True)
+    most = max(float(matrix.max()) for matrix in weights.values())  # one scale, so that flat looks flat
     for axis, (name, matrix) in zip(axes, weights.items(), strict=True):
-        shown = axis.imshow(matrix, cmap="magma", vmin=0)
-        axis.set(title=name, xlabel="key token", ylabel="query token")
+        shown = axis.imshow(matrix, cmap=SEQUENTIAL, vmin=0, vmax=most)
+        axis.set(title=name, xlabel="key token")
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(MaxNLocator(integer=True))
         axis.grid(visible=False)
-        figure.colorbar(shown, ax=axis, shrink=0.75, label="weight")
+    axes[0].set_ylabel("query token")
+    figure.colorbar(shown, ax=list(axes), shrink=0.75, label="weight")
     return figure
 
 
@@ -214,12 +219,12 @@ def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str,
     figure = plt.figure(figsize=(WIDTH, 0.6 + 1.35 * rows), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.4, 2])
     picture, bars = left.subplots(1, 2)
-    _picture(picture, image, name, size=7)
+    _picture(picture, image, name)
     first = probabilities.sort_values(ascending=False)[:5]
     bars.barh(range(len(first)), first, color=PALETTE[0])
     bars.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"], yticks=range(len(first)), yticklabels=first.index)
-    bars.set_title("probability", fontsize=7)
-    bars.tick_params(labelsize=7)
+    bars.set_title("probability", fontsize=SMALLEST)
+    bars.tick_params(labelsize=SMALLEST)
     bars.invert_yaxis()
     for axis in (axes := right.subplots(rows, columns, squeeze=False)).flat:
         axis.set_axis_off()
@@ -228,8 +233,8 @@ def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str,
         if values.dtype is torch.bool:
             _remains(axis, image, values, scale, title)
         else:
-            _picture(axis, image, title, size=7)
-            axis.imshow(values.repeat_interleave(scale, 0).repeat_interleave(scale, 1), cmap="magma", alpha=0.75)
+            _picture(axis, image, title)
+            axis.imshow(values.repeat_interleave(scale, 0).repeat_interleave(scale, 1), cmap=SEQUENTIAL, alpha=0.7)
     return figure
 
 

@@ -13,40 +13,22 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 from vitlab.analysis.metrics import on_frontier, shown
+from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
 from vitlab.texts import NAME_WIDTH, shortened, width
 
-WIDTH = 7.2  # inches: the text width of the report
-PALETTE = sns.color_palette("colorblind")
-MARKERS = "osD^vPX*"  # so that lines differ in grey print as well
-
-
-def use_theme() -> None:
-    """Set the look of all figures of this process: one family, colours that colour-blind readers can tell apart."""
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        palette=PALETTE,
-        rc={
-            "axes.grid": True,
-            "grid.color": "0.9",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "font.size": 9,
-            "hatch.color": "0.7",
-            "hatch.linewidth": 0.5,
-        },
-    )
-
-
-def canvas(rows: int = 1, columns: int = 1, height: float = 2.6, **options) -> tuple[Figure, np.ndarray]:
-    """A figure as wide as the text, `height` inches high, and its axes (rows, columns)."""
-    use_theme()
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
-    return figure, axes
+# a part of a model has the same colour in every figure
+COMPONENTS = {
+    "tokenizer": PALETTE[7],
+    "projections": PALETTE[0],
+    "attention": PALETTE[1],
+    "mlp": PALETTE[4],
+    "predictors": PALETTE[3],
+    "head": PALETTE[6],
+}
 
 
 def own_names(module: dict[str, object]) -> list[str]:
@@ -57,13 +39,13 @@ def own_names(module: dict[str, object]) -> list[str]:
 
 def _legend_above(axis: plt.Axes, columns: int) -> None:
     """A legend over the axes, where it hides no data."""
-    axis.legend(frameon=False, fontsize=7, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axis.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "upper") -> None:
     """One legend for all panels, of what `axis` shows, above or below them."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns, frameon=False, fontsize=7)
+    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
 
 
 def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
@@ -94,7 +76,7 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     frame.plot.bar(ax=axis, width=0.8, color=PALETTE[: len(counts)], edgecolor="white")
     few = len(frame.columns) * len(frame) <= 20
     for container in axis.containers if few else []:
-        axis.bar_label(container, fontsize=6, padding=1)
+        axis.bar_label(container, fontsize=8, padding=1)
     axis.set(xlabel="class", ylabel="training images")
     _class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
@@ -107,22 +89,20 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     (first, base), *others = recalls.items()
     columns = min(3, len(others))
     rows = -(-len(others) // columns)
-    height = rows * (0.13 * min(len(classes), 30) + 0.7) + 0.3
+    height = rows * (0.15 * min(len(classes), 30) + 0.7) + 0.3
     figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
     places = np.arange(len(classes))
     for axis, (name, values) in zip(axes.flat, others, strict=False):
-        axis.hlines(places, base, values, color="0.6")
-        axis.plot(base, places, "o", color="black", fillstyle="none", markersize=4, label=first.replace("_", " "))
+        axis.hlines(places, base, values, color=MUTED)
+        axis.plot(base, places, "o", color=INK, fillstyle="none", markersize=4, label=first.replace("_", " "))
         axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
-        axis.set_title(name.replace("_", " "), fontsize=8)
+        axis.set_title(name.replace("_", " "))
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
     every = -(-len(classes) // 30)
     axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
     axes[0, 0].invert_yaxis()
-    for axis in axes.flat:
-        axis.tick_params(labelsize=7)
     figure.supxlabel("test recall", fontsize=9)
     _legend_outside(figure, axes[0, 0], 2)
     return figure
@@ -139,9 +119,10 @@ def training_curves(
     others: name -> histories of further seeds, drawn thin in the same colour.
     """
     figure, [[loss, accuracy, clock]] = canvas(1, 3, height=2.9, width_ratios=[1, 1, 1])
-    for (name, history), marker, colour in zip(histories.items(), cycle(MARKERS), cycle(PALETTE), strict=False):
-        every = max(1, len(history) // 8)
-        style = {"marker": marker, "markevery": every, "markersize": 4, "linewidth": 1.2, "color": colour}
+    look = looks(histories)
+    for name, history in histories.items():
+        colour, every = look[name].colour, max(1, len(history) // 8)
+        style = {"marker": look[name].marker, "markevery": every, "markersize": 4, "linewidth": 1.2, "color": colour}
         loss.plot(history["epoch"], history["cls"], label=name, **style)
         panels = {accuracy: lambda rows: rows["epoch"], clock: lambda rows: rows["seconds"] / 60}
         for axis, along in panels.items() if "val_accuracy" in history else ():
@@ -177,7 +158,7 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
         ax=axis,
         xticklabels=drawable(classes),
         yticklabels=drawable(classes),
-        annot_kws={"fontsize": 7},
+        annot_kws={"fontsize": 8},
         cbar_kws={"label": "share of the true class", "shrink": 0.8},
     )
     axis.set(xlabel="predicted class", ylabel="true class")
@@ -187,12 +168,13 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
 def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Figure:
     """Accuracy over confidence, and how many images are how sure: name -> `metrics.reliability`; errors: their ECE."""
     figure, [[axis, sizes]] = canvas(1, 2, height=2.8, width_ratios=[1.3, 1])
-    axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="calibrated")
-    for (name, rows), marker in zip(frames.items(), cycle(MARKERS), strict=False):
+    axis.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1, label="calibrated")
+    for (name, rows), look in zip(frames.items(), looks(frames).values(), strict=True):
         bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
         label = f"{name}, ECE {errors[name]:.3f}"
-        axis.errorbar(rows["confidence"], rows["accuracy"], bars, fmt=marker, markersize=4, capsize=2, label=label)
-        sizes.plot(rows["confidence"], rows["images"] / rows["images"].sum(), marker=marker, markersize=4)
+        style = {"color": look.colour, "marker": look.marker, "markersize": 4}
+        axis.errorbar(rows["confidence"], rows["accuracy"], bars, linestyle="none", capsize=2, label=label, **style)
+        sizes.plot(rows["confidence"], rows["images"] / rows["images"].sum(), label=name, **style)
     axis.set(xlabel="confidence", ylabel="test accuracy")
     sizes.set(xlabel="confidence", ylabel="share of the test images", xlim=axis.get_xlim())
     for formatted in (axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis):
@@ -211,20 +193,20 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
     images a second over the unreduced ViT's, by method.
     """
     figure, [axes] = canvas(1, len(panels) + 1, height=3.0, width_ratios=[1.3] * len(panels) + [1])
-    style = {n: {"color": c, "marker": m} for n, c, m in zip(speed_up.index, cycle(PALETTE), cycle(MARKERS))}
+    style = {n: {"color": look.colour, "marker": look.marker} for n, look in looks(speed_up.index).items()}
     for axis, (title, frame) in zip(axes, panels.items(), strict=False):
         for name, rows in frame.groupby("method", sort=False):
             bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
             axis.errorbar(rows["tokens"], rows["accuracy"], bars, **style[name], markersize=4, capsize=2, linewidth=1)
-        axis.axhline(unreduced[title], color="black", linestyle="--", linewidth=1)
-        axis.set_title(title, fontsize=8)
+        axis.axhline(unreduced[title], color=INK, linestyle="--", linewidth=1)
+        axis.set_title(title)
         axis.set(xlabel="tokens a block, mean")
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[0].set_ylabel("accuracy")
     for place, name in enumerate(speed_up.index):
         axes[-1].barh(place, speed_up[name], color=style[name]["color"], label=name)
-        axes[-1].plot(speed_up[name], place, color="black", marker=style[name]["marker"], markersize=4)
-    axes[-1].axvline(1, color="black", linestyle="--", linewidth=1)
+        axes[-1].plot(speed_up[name], place, color=INK, marker=style[name]["marker"], markersize=4)
+    axes[-1].axvline(1, color=INK, linestyle="--", linewidth=1)
     axes[-1].set(xlabel="throughput over\nthe unreduced ViT's", yticks=[])
     axes[-1].invert_yaxis()
     _legend_outside(figure, axes[-1], len(speed_up))
@@ -239,7 +221,7 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
     figure, [[axis]] = canvas(height=0.34 * len(rows) + 1.1)
     frame = pd.DataFrame(rows).T / 1e6
     parts = frame.loc[::-1, frame.sum() > 0]
-    colours = sns.color_palette("cividis", len(parts.columns))  # lighter and lighter: they differ in grey as well
+    colours = [COMPONENTS.get(name, PALETTE[-1]) for name in parts.columns]
     parts.plot.barh(stacked=True, ax=axis, width=0.75, color=colours, edgecolor="white", linewidth=0.5)
     axis.set(xlabel="million MACs per image", ylabel="")
     axis.grid(visible=False, axis="y")
@@ -253,14 +235,16 @@ def growth(frame: pd.DataFrame, crossovers: dict[str, float]) -> Figure:
     A dotted line in the panel of time marks the tokens from which a kind is faster than softmax, if they are in sight.
     """
     figure, [axes] = canvas(1, 3, height=2.7)
-    for (kind, rows), marker in zip(frame.groupby("attention", sort=False), cycle(MARKERS), strict=False):
+    look = looks(frame["attention"].unique())
+    for kind, rows in frame.groupby("attention", sort=False):
+        style = {"color": look[kind].colour, "marker": look[kind].marker, "markersize": 4}
         for axis, values in zip(axes, (rows["macs"] / 1e6, rows["seconds"] * 1e3, rows["bytes"] / 2**20), strict=True):
-            [line] = axis.loglog(rows["tokens"], values, marker=marker, markersize=4, label=kind)
+            axis.loglog(rows["tokens"], values, label=kind, **style)
         if rows["tokens"].min() < crossovers.get(kind, 0) < rows["tokens"].max():
-            axes[1].axvline(crossovers[kind], linestyle=":", color=line.get_color())
+            axes[1].axvline(crossovers[kind], linestyle=":", color=look[kind].colour)
     for axis, label in zip(axes, ("million MACs", "milliseconds", "MiB at the peak"), strict=True):
         axis.set(xlabel="tokens", ylabel=label)
-    axes[0].legend(frameon=False, fontsize=7)
+    _legend_outside(figure, axes[0], 4)
     return figure
 
 
@@ -271,13 +255,56 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
     columns = {"macs": "MACs", "latency_ms": "latency, batch 1", "images_per_second": "throughput"}
     for (column, label), marker in zip(columns.items(), cycle(MARKERS), strict=False):
         axis.plot(frame["keep_ratio"], frame[column] / whole[column], marker=marker, label=label)
-    axis.axhline(1, color="0.5", linewidth=0.8)
+    axis.axhline(1, color=MUTED, linewidth=0.8)
     axis.set(xlabel="keep ratio ρ", ylabel="relative to ρ = 1")
-    axis.legend(frameon=False)
+    axis.legend()
     return figure
 
 
 # ---------------------------------------------------------------- 06 comparison
+
+
+def hero(frame: pd.DataFrame) -> Figure:
+    """The whole lab in a picture: test accuracy with its 95% interval over measured throughput and over MACs.
+
+    Columns as `tables.results` makes them. Models are named beside their points; those that no other beats are joined.
+    """
+    figure, [axes] = canvas(1, 2, height=3.4, sharey=True)
+    for axis, (column, unit, label) in zip(
+        axes,
+        (("images_per_second", 1, "images per second, in batches"), ("macs", 1e6, "million multiply-adds")),
+        strict=True,
+    ):
+        known = frame.dropna(subset=[column])
+        _points(axis, known, known[column] / unit)
+        costs = known.assign(cost=1 / known[column] if column == "images_per_second" else known[column])
+        best = costs[on_frontier(costs, "cost")].sort_values(column)
+        axis.plot(
+            best[column] / unit, best["accuracy"], color=MUTED, linewidth=1, linestyle=":", zorder=0, label="frontier"
+        )
+        axis.set(xlabel=label, xscale="log")
+        wide = known[column].max() > 30 * known[column].min()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.margins(x=0.1)
+    axes[0].set_ylabel("test accuracy")
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend_outside(figure, axes[0], 3, "lower")
+    return figure
+
+
+def _points(axis: plt.Axes, frame: pd.DataFrame, places: pd.Series, runs: pd.DataFrame | None = None) -> None:
+    """A marker with its interval for each model of a frame; of several seeds also their dots."""
+    look, names = looks(frame["model"]), drawable(frame["model"], 40)
+    for (row, place), name in zip(zip(frame.itertuples(), places, strict=True), names, strict=True):
+        bars = [[row.accuracy - row.accuracy_low], [row.accuracy_high - row.accuracy]]
+        colour, marker = look[row.model]
+        style = {"color": colour, "marker": marker, "elinewidth": 1, "capsize": 2, "markersize": 5.5}
+        axis.errorbar(place, row.accuracy, yerr=bars, linestyle="none", label=name, **style)
+        seeds = runs["accuracy"][runs["model"] == row.model] if runs is not None else []
+        if len(seeds) > 1:
+            axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
 
 
 def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
@@ -285,25 +312,17 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
 
     frame: `tables.by_model`; runs: `tables.results`, of which those of several seeds are drawn as dots.
     """
-    figure, [axes] = canvas(1, 3, height=2.6 + 0.16 * -(-(len(frame) + 1) // 3), sharey=True)
+    figure, [axes] = canvas(1, 3, height=2.7 + 0.17 * -(-(len(frame) + 1) // 3), sharey=True)
     costs = (
         ("macs", 1e6, "million MACs"),
         ("latency_ms", 1, "latency, batch 1 (ms)"),
         ("training_seconds", 60, "training (minutes)"),
     )
-    aside = np.linspace(0.97, 1.03, len(frame))  # models of the same cost stand beside each other
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
-        places = frame[column] / unit * aside
-        for i, marker, colour in zip(frame.index, cycle(MARKERS), cycle(PALETTE), strict=False):
-            row = frame.loc[i]
-            bars = [[row["accuracy"] - row["accuracy_low"]], [row["accuracy_high"] - row["accuracy"]]]
-            [name] = drawable([row["model"]], 40)
-            axis.errorbar(places[i], row["accuracy"], yerr=bars, fmt=marker, color=colour, capsize=2, label=name)
-            seeds = runs["accuracy"][runs["model"] == name] if runs is not None else []
-            if len(seeds) > 1:
-                axis.plot([places[i]] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
-        best = (frame[column] / unit)[on_frontier(frame, column)].sort_values()  # not aside, or it could turn back
-        axis.step(best, frame["accuracy"][best.index], color="0.5", ls=":", where="post", zorder=0, label="frontier")
+        places = frame[column] / unit
+        _points(axis, frame, places, runs)
+        best = places[on_frontier(frame, column)].sort_values()
+        axis.step(best, frame["accuracy"][best.index], color=MUTED, ls=":", where="post", zorder=0, label="frontier")
         axis.set(xlabel=label)
         if places.max() > 20 * places.min():  # a yardstick far from the others would press them together
             axis.set_xscale("log")
@@ -333,16 +352,16 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
         points,
         annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
         fmt="",
-        cmap="RdBu",
+        cmap=DIVERGING,
         vmin=-points.abs().to_numpy().max(),
         vmax=points.abs().to_numpy().max(),
         ax=axis,
-        annot_kws={"fontsize": 7},
+        annot_kws={"fontsize": 8},
         cbar_kws={"label": "difference (points)"},
         yticklabels=drawable(points.index, 40),
     )
     if few:
-        axis.set_xticklabels(recalls, fontsize=7)
+        axis.set_xticklabels(recalls)
     axis.set(xlabel=f"class, and its recall by {reference_name}", ylabel="")
     _class_axis(axis, classes)
     return figure

@@ -53,6 +53,15 @@ class Costs:
             raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
         return stored["result"]
 
+    def latest(self, what: str) -> pd.DataFrame:
+        """The measurement of this kind, of whatever shape, that was taken last on this machine."""
+        machine = self._place(what, None)[1]["machine"]
+        paths = sorted(self.folder.glob(f"{what}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for content in map(_stored, paths):
+            if content and content["machine"] == machine:
+                return pd.DataFrame(content["result"])
+        raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
+
     def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
         here = environment()

@@ -1,6 +1,5 @@
 """`make report`: check everything, run the six notebooks with papermill, write the results, render HTML and PDF."""
 
-import datetime
 import hashlib
 import logging
 import os
@@ -9,16 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from vitlab.analysis import plots, sentences, tables
+from vitlab.analysis import plots, tables
 from vitlab.analysis.typefaces import set_typefaces
-from vitlab.config import LabConfig
 from vitlab.errors import LabError
 from vitlab.files import copy, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
@@ -27,13 +24,11 @@ from vitlab.machine import ROOT, environment
 from vitlab.parameters import as_profile, load_params, profile_path
 from vitlab.report.kernels import OwnKernelManager
 from vitlab.report.render import render
-from vitlab.texts import markdown
+from vitlab.report.title import title_page
 
-TITLE = "Vision Transformers, built, trained and measured"
 PARAMETERS = "parameters.yaml"
 INCIDENTAL = {"data_dir", "runs_dir", "extra_runs", "notes", "data_name", "processes", "num_workers", "pin_memory"}
 KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
-SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
 
 
 def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
@@ -150,48 +145,6 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. The executed notebook "
             f"is {os.path.relpath(target)}; finished runs are kept, the same command goes on from there"
         ) from None
-
-
-def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
-    """Title, summary, facts and parameters for the first page and the appendix; every number read from the runs.
-
-    results: `tables.by_model(tables.results(lab))`.
-    """
-    params = lab.params
-    runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]
-    environments = [environment for run in runs for environment in run.environments]
-    machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
-    vit = results.set_index("model").loc["ViT"]
-    dynamic = results.set_index("model").loc["DynamicViT"]
-    summary = (
-        f"A Vision Transformer of {vit['parameters']:,} parameters, trained from random weights on "
-        f"{len(lab.data.train):,} images of {lab.data_title}, classifies **{vit['accuracy']:.1%}** of "
-        f"{vit['test_images']:,} test images (95% interval {vit['accuracy_low']:.1%} to {vit['accuracy_high']:.1%}). "
-        f"DynamicViT at keep ratio {params.keep_ratio:g} needs {dynamic['macs'] / vit['macs']:.0%} of its "
-        f"multiply-adds and reaches {dynamic['accuracy']:.1%} ({dynamic['accuracy_low']:.1%} to "
-        f"{dynamic['accuracy_high']:.1%}). {sentences.leaders(results, tables.pairs(lab))} {markdown(params.notes)}"
-    )
-    facts = [
-        ("Profile", profile),
-        ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
-        ("Seed", ", ".join(map(str, lab.plan.seeds))),
-        ("Hardware", machines),
-        ("Commit of the runs", commits),
-        ("Rendered", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
-    ]
-    meaning = LabConfig.help()
-    values = params.model_dump(
-        exclude={"data_dir", "runs_dir", "extra_runs"}
-    )  # paths of this machine say nothing to the reader
-    rows = [(name, str(value), meaning[name]) for name, value in values.items()]
-    return {"title": TITLE, "subtitle": SUBTITLE, "summary": summary, "facts": facts, "parameters": rows}
-
-
-def _described(machine: dict[str, Any]) -> tuple[str, str]:
-    """Machine with software, and commit, of a run's environment.json."""
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    hardware = f"{machine['device']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['system']}"
-    return f"{hardware}; Python {machine['python']}, {versions}", machine["commit"]
 
 
 def keep_runs(lab: Lab, folder: Path) -> None:

@@ -4,6 +4,7 @@ Every helper emits one rich output whose metadata carries number, caption and al
 shows it readably and `render` can typeset the same thing for the report without guessing.
 """
 
+import base64
 import inspect
 import io
 import warnings
@@ -19,10 +20,13 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from vitlab.analysis.drawing import POINT, Drawing, drawing
+from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.typefaces import set_typefaces
 from vitlab.kernel import reader
 from vitlab.texts import unmarked, without_formulas
 
+VECTOR = "application/vnd.vitlab.drawing+svg"  # for the report; JupyterLab shows the PNG beside it
 # pygments' classes by the colour that JupyterLab's editor has for them
 KINDS = (
     ("keyword", ":is(.k, .kn, .kc, .ow)"),
@@ -35,21 +39,28 @@ KINDS = (
 )
 
 
-def show_figure(figure: Figure, number: str, caption: str, alt: str | None = None) -> None:
-    """Show a figure with its number ("2.3") and a caption that says what to see; alt defaults to the caption.
+def show_figure(figure: Figure | Drawing, number: str, caption: str, alt: str | None = None) -> None:
+    """Show a figure or a diagram with its number ("2.3") and a caption that says what to see; alt defaults to it.
 
-    The picture and its caption are two outputs; both carry `vitlab` metadata, and the report joins them.
+    The picture and its caption are two outputs; both carry `vitlab` metadata, and the report joins them. A figure's
+    metadata also has the numbers it shows, as CSV.
     """
-    buffer = io.BytesIO()
-    set_typefaces(figure)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the lab's remarks say so, and what to install
-        figure.savefig(buffer, format="png", dpi=170, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
-    width = round(figure.get_size_inches()[0] * 96)
-    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or unmarked(caption), "width": width}
-    image = Image(buffer.getvalue(), format="png", width=width, alt=meta["alt"])
-    display(image, metadata={"image/png": {"width": width, "alt": meta["alt"]}, "vitlab": meta})
+    meta = {"kind": "figure", "number": number, "caption": caption, "alt": alt or unmarked(caption)}
+    if isinstance(figure, Drawing):
+        shown, values = figure, pd.DataFrame()
+        data: dict[str, Any] = {"image/svg+xml": shown.on_white()}
+    else:
+        values = data_of(figure)
+        set_typefaces(figure)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the lab's remarks say so, and what to install
+            shown, png = drawing(figure)
+        data = {"image/png": base64.b64encode(png).decode()}
+    width = round(shown.width * POINT)
+    meta |= {"width": width, "size": [shown.width, shown.height], "panels": shown.panels}
+    meta["csv"] = values.to_csv(index=False, float_format="%.6g") if len(values) else ""
+    about = {"image/png": {"width": width, "alt": meta["alt"]}, "vitlab": meta}
+    display({"text/plain": meta["alt"], **data, VECTOR: shown.svg}, metadata=about, raw=True)
     display(Markdown(f"**Figure {number}.** {caption}"), metadata={"vitlab": {"kind": "caption"}})
 
 

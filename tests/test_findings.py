@@ -1,0 +1,105 @@
+"""The sentences of page one say what the numbers say, in either case."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from vitlab.analysis import findings
+
+RESULTS = pd.DataFrame(
+    {
+        "model": ["ViT, fine-tuned", "ViT", "Linear ViT", "DynamicViT"],
+        "accuracy": [0.92, 0.90, 0.88, 0.85],
+        "accuracy_low": [0.91, 0.89, 0.87, 0.84],
+        "accuracy_high": [0.93, 0.91, 0.89, 0.86],
+        "test_images": 1000,
+        "parameters": 1_000_000,
+        "macs": [100e6, 100e6, 90e6, 60e6],
+        "images_per_second": [1000.0, 1000.0, 900.0, 1200.0],
+        "latency_ms": [2.0, 2.0, 2.5, 3.0],
+        "training_seconds": 60.0,
+    }
+)
+
+
+def pairs(p: float) -> pd.DataFrame:
+    names = list(RESULTS["model"])
+    both = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return pd.DataFrame([{"a": a, "b": b, "difference": -0.05, "p": p} for a, b in both])
+
+
+def test_best_model_is_named_with_what_is_as_good_and_lighter() -> None:
+    text = findings.best_model(RESULTS, pairs(0.5))
+    assert "*ViT, fine-tuned* is the most accurate: 92.0% of 1,000" in text
+    assert "none of the other 3 can be told from it" in text
+    assert "*DynamicViT* of the rest needs only 60%" in text
+
+
+def test_best_model_is_ahead_where_tests_say_so() -> None:
+    assert "ahead of each of the other 3 beyond chance" in findings.best_model(RESULTS, pairs(0.01))
+
+
+def gain(value: float, low: float, high: float, name: str = "sampler") -> pd.DataFrame:
+    return pd.DataFrame({"score": 0.8, "gain": value, "low": low, "high": high}, index=[name])
+
+
+SHOWN, NOT_SHOWN = gain(0.1, 0.05, 0.15), gain(0.01, -0.05, 0.07)
+
+
+def test_imbalance_costs_and_a_remedy_gives() -> None:
+    text = findings.imbalance(10, SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]))
+    assert "10 images of the commonest class to one of the rarest macro F1 falls by 10.0 points (5.0 to 15.0)" in text
+    assert "take *sampler*, which gives 10.0 points (5.0 to 15.0)" in text
+
+
+def test_neither_cost_nor_gain_is_claimed_inside_the_noise() -> None:
+    text = findings.imbalance(10, NOT_SHOWN.iloc[0], NOT_SHOWN)
+    assert "no loss of macro F1 can be shown; no remedy shows a gain (the best, *sampler*: 1.0 points" in text
+    assert "the cost cannot be measured" in findings.imbalance(10, None, SHOWN)
+
+
+def test_remedy_that_harms_is_not_recommended() -> None:
+    assert "take" not in findings.imbalance(10, SHOWN.iloc[0], gain(-0.1, -0.2, -0.05))
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        (0.5, "worth 40% of the multiply-adds, and no loss against *ViT, fine-tuned* shows (-7.0 points)"),
+        (0.01, "None without a loss: the best, *DynamicViT*, saves 40% of the multiply-adds and loses 7.0 points"),
+    ],
+)
+def test_tokens_can_go_or_not(p: float, expected: str) -> None:
+    assert expected in findings.tokens(RESULTS, pairs(p), "ViT, fine-tuned", ["DynamicViT"])
+
+
+def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
+    text = findings.linear(RESULTS, pairs(0.01), ["Linear ViT"], {"kernelised": 500.0, "Linformer": math.inf}, 4096)
+    assert "from about 500 tokens (*kernelised*)" in text
+    assert "none beats softmax in batches, and *Linear ViT* loses accuracy" in text
+    faster = RESULTS.assign(images_per_second=[1000.0, 1000.0, 1500.0, 1200.0])
+    text = findings.linear(faster, pairs(0.5), ["Linear ViT"], {"kernelised": math.inf}, 4096)
+    assert "not up to 4,096 tokens" in text
+    assert "*Linear ViT* beats softmax, and no loss of accuracy can be shown" in text
+
+
+def test_multiply_adds_are_time_or_not() -> None:
+    text = findings.worth(RESULTS)
+    assert "Of 2 models lighter than *ViT* 1 is faster in batches and none is at one image alone" in text
+    assert "*DynamicViT*, with 60% of the work, takes 83% of the time in batches and 150% for one image" in text
+    assert "No model here needs fewer" in findings.worth(RESULTS[:2])
+    assert "Not its share of the time" in findings.worth(RESULTS[RESULTS["model"] != "Linear ViT"])
+
+
+def test_shortlist_has_the_best_of_each_family_and_at_most_seven_rows() -> None:
+    many = pd.concat([RESULTS, *(RESULTS[:1].assign(model=f"ViT, kind {k}", accuracy=0.91) for k in range(9))])
+    rows = findings.shortlist(many.reset_index(drop=True))
+    assert len(rows) == findings.MOST_ROWS
+    assert {"ViT", "ViT, fine-tuned", "Linear ViT", "DynamicViT"} <= set(rows["model"])
+    assert rows["accuracy"].is_monotonic_decreasing
+
+
+def test_unknown_cost_is_a_dash() -> None:
+    table = findings.shortlist_table(RESULTS.assign(macs=math.nan))
+    assert set(table["million multiply-adds"]) == {"–"}

@@ -1,0 +1,182 @@
+"""The answers of page one: a sentence a question, each by a rule from what was measured.
+
+results: `tables.by_model`; pairs: `tables.pairs`. A difference counts where `metrics.shown` says so; a gain where its
+interval leaves zero out.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from vitlab.analysis.metrics import shown
+from vitlab.analysis.theme import FAMILIES
+
+MOST_ROWS = 7  # of page one's table
+
+
+def _names(models: pd.Series | list[str]) -> str:
+    *most, last = (f"*{name}*" for name in models)
+    return f"{'; '.join(most)} and {last}" if most else last
+
+
+def _differ(pairs: pd.DataFrame, a: str, b: str) -> bool:
+    """Whether a difference of the two can be shown."""
+    row = pairs[((pairs["a"] == a) & (pairs["b"] == b)) | ((pairs["a"] == b) & (pairs["b"] == a))]
+    return bool(shown(row).any())
+
+
+def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Which model is most accurate, and which of those that cannot be told from it needs the least work."""
+    best = results.loc[results["accuracy"].idxmax()]
+    text = (
+        f"**Which model?** *{best['model']}* is the most accurate: {best['accuracy']:.1%} of {best['test_images']:,} "
+        f"test images (95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
+    )
+    others = results[results["model"] != best["model"]]
+    peers = others[[not _differ(pairs, best["model"], name) for name in others["model"]]]
+    if peers.empty:
+        return f"{text}, ahead of each of the other {len(others)} beyond chance."
+    light = peers[peers["macs"] < best["macs"]].sort_values("macs")
+    some = "none of the" if len(peers) == len(others) else f"{len(others) - len(peers)} of the"
+    text += f"; {some} other {len(others)} can be told from it on these images"
+    if light.empty:
+        return f"{text}, and none of the rest is lighter."
+    share = light["macs"].iloc[0] / best["macs"]
+    return f"{text}, and *{light['model'].iloc[0]}* of the rest needs only {share:.0%} of its multiply-adds."
+
+
+def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame) -> str:
+    """What imbalance costs, and which remedy to take.
+
+    ratio: images of the commonest class over the rarest's; gains: `metrics.seed_differences` of macro F1 between every
+    remedy and none, the names as they are read; price: such a row between all the images and the uneven ones, None
+    where there are no more.
+    """
+    text = f"**What does imbalance cost?** With {ratio:.3g} images of the commonest class to one of the rarest"
+    if price is None:
+        text += ", as the data come, the cost cannot be measured"
+    elif price["low"] > 0:
+        text += f" macro F1 falls by {_points(price)}"
+    else:
+        text += " no loss of macro F1 can be shown"
+    best = gains.loc[gains["gain"].idxmax()]
+    if best["low"] > 0:
+        return f"{text}; take *{best.name}*, which gives {_points(best)}."
+    return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
+
+
+def _points(row: pd.Series) -> str:
+    return f"{100 * row['gain']:.1f} points ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+
+
+def tokens(results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str]) -> str:
+    """How many tokens can go: the least work among the models that drop tokens without a loss that can be shown.
+
+    reference: the model trained as long with all its tokens; reduced: those with fewer tokens.
+    """
+    rows = results.set_index("model")
+    base, text = rows.loc[reference], "**How many tokens can go?**"
+    tried = rows.loc[[name for name in reduced if name in rows.index]].sort_values("macs")
+    free = [
+        name
+        for name, row in tried.iterrows()
+        if row["accuracy"] >= base["accuracy"] or not _differ(pairs, reference, name)
+    ]
+    if free:
+        row = tried.loc[free[0]]
+        return (
+            f"{text} *{free[0]}* leaves out tokens worth {1 - row['macs'] / base['macs']:.0%} of the multiply-adds, "
+            f"and no loss against *{reference}* shows ({100 * (row['accuracy'] - base['accuracy']):+z.1f} points)."
+        )
+    row = tried.loc[tried["accuracy"].idxmax()]
+    return (
+        f"{text} None without a loss: the best, *{row.name}*, saves {1 - row['macs'] / base['macs']:.0%} of the "
+        f"multiply-adds and loses {100 * (base['accuracy'] - row['accuracy']):.1f} points against *{reference}*."
+    )
+
+
+def linear(
+    results: pd.DataFrame, pairs: pd.DataFrame, linear: list[str], crossovers: dict[str, float], longest: int
+) -> str:
+    """When linear attention pays: by accuracy at the size of the lab, and by the clock from how many tokens on.
+
+    crossovers: kind of attention -> tokens from which it is faster than softmax, inf if it is not up to `longest`.
+    """
+    rows = results.set_index("model")
+    text, vit = "**When does linear attention pay?**", rows.loc["ViT"]
+    models = rows.loc[[name for name in linear if name in rows.index]]
+    faster = models[models["images_per_second"] > vit["images_per_second"]]
+    worse = [n for n, row in models.iterrows() if row["accuracy"] < vit["accuracy"] and _differ(pairs, "ViT", n)]
+    here = (
+        f"in batches {_names(list(faster.index))} {_s('beat', faster)} softmax"
+        if len(faster)
+        else "none beats softmax in batches"
+    )
+    loses = f"and {_names(worse)} {_s('lose', worse)} accuracy" if worse else "and no loss of accuracy can be shown"
+    finite = {kind: at for kind, at in crossovers.items() if math.isfinite(at)}
+    first = min(finite, key=finite.get, default="")
+    clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
+    return f"{text} As a layer alone, {clock}; as models of the lab's own size, {here}, {loses}."
+
+
+def worth(results: pd.DataFrame, reference: str = "ViT") -> str:
+    """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock."""
+    rows = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")
+    base, text = rows.loc[reference], "**What is a multiply-add worth?**"
+    lighter = rows[rows["macs"] < 0.995 * base["macs"]]
+    if lighter.empty:
+        return f"{text} No model here needs fewer than *{reference}*."
+    quick = lighter[lighter["images_per_second"] > base["images_per_second"]]
+    prompt = lighter[lighter["latency_ms"] < base["latency_ms"]]
+    light = lighter.loc[lighter["macs"].idxmin()]
+    share, time = light["macs"] / base["macs"], base["images_per_second"] / light["images_per_second"]
+    example = (
+        f"*{light.name}*, with {share:.0%} of the work, takes {time:.0%} of the time in batches and "
+        f"{light['latency_ms'] / base['latency_ms']:.0%} for one image"
+    )
+    if len(lighter) == 1:
+        return f"{text} Not its share of the time: {example}." if time > 1.1 * share else f"{text} Its time: {example}."
+    batches, single = (f"{len(found) or 'none'} {'is' if len(found) < 2 else 'are'}" for found in (quick, prompt))
+    return (
+        f"{text} Of {len(lighter)} models lighter than *{reference}* {batches} faster in batches and {single} at one "
+        f"image alone: {example}."
+    )
+
+
+def _s(verb: str, subjects: pd.DataFrame | list[str]) -> str:
+    return verb + "s" * (len(subjects) == 1)
+
+
+def shortlist(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of page one's table: the best of each family, the ViT, and the next best until MOST_ROWS are full."""
+    family = pd.Series([_family(name) for name in results["model"]], results.index)
+    ranked = results.sort_values("accuracy", ascending=False, kind="stable")
+    leaders = ranked.groupby(family.loc[ranked.index], sort=False).head(1).index
+    wanted = [*results.index[results["model"] == "ViT"], *leaders, *ranked.index]
+    chosen = list(dict.fromkeys(wanted))[:MOST_ROWS]
+    return ranked.loc[[i for i in ranked.index if i in chosen]]
+
+
+def _family(name: str) -> int:
+    own = name.lower().partition(", as ")[0]
+    return next((i for i, (word, *_) in enumerate(FAMILIES) if word in own), len(FAMILIES))
+
+
+def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
+    """`shortlist` for reading."""
+
+    def known(name: str, digits: str, unit: float = 1) -> list[str]:
+        return ["–" if not np.isfinite(v) else f"{v * unit:{digits}}" for v in rows[name]]
+
+    rows = shortlist(results)
+    intervals = zip(rows["accuracy"], rows["accuracy_low"], rows["accuracy_high"], strict=True)
+    columns = {
+        "accuracy, % (95% interval)": [f"{100 * v:.1f} ({100 * a:.1f} – {100 * b:.1f})" for v, a, b in intervals],
+        "million parameters": known("parameters", ".2f", 1e-6),
+        "million multiply-adds": known("macs", ",.1f", 1e-6),
+        "images/s": known("images_per_second", ",.0f"),
+        "one image, ms": known("latency_ms", ".2f"),
+        "training, min": known("training_seconds", ".1f", 1 / 60),
+    }
+    return pd.DataFrame(columns, index=list(rows["model"]))

@@ -1,0 +1,142 @@
+"""The look of every figure: one typeface, one palette, one width; a model has the same colour and marker throughout.
+
+The colours are told apart in grey print (their lightness differs by 5 L* or more) and by colour-blind readers. What is
+drawn in INK, MUTED, RULE, white or a colour of PALETTE changes with the page where a reader prefers a dark one.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple
+
+import font_source_sans_pro
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+FONT = "Source Sans Pro"
+FONTS = Path(font_source_sans_pro.font_directory)
+FACES = ("Regular", "It", "Semibold", "Bold")
+WIDTH = 6.69  # inches: the text width of the PDF, 17 cm
+SMALLEST = 8.0  # points: nothing in a figure is smaller, sub- and superscripts apart
+
+INK, MUTED, RULE = "#1d2126", "#5b6470", "#d6dae0"
+# indigo, orange, green, purple, sky, rust, ochre, grey
+PALETTE = ("#292da4", "#f7a443", "#4c935d", "#9d3aae", "#4c9cc8", "#853c15", "#c2a354", "#6d747c")
+PALETTE_DARK = ("#6f9dff", "#f2ba3e", "#60b687", "#c994dd", "#47d5e8", "#e07b3c", "#dcd67a", "#a3abb5")
+MARKERS = "osD^vPX*"  # so that series differ in grey print as well
+
+SEQUENTIAL, DIVERGING = "cividis", "RdBu"  # colour maps: both read the same to the colour-blind
+
+
+class Look(NamedTuple):
+    """Colour and marker of a series."""
+
+    colour: str
+    marker: str
+
+
+# what a model's name holds -> colour of its family, and marker; the first that fits
+FAMILIES = (
+    ("resnet", 7, "X"),
+    ("dynamicvit", 1, "D"),
+    ("linformer", 4, "^"),
+    ("inline", 2, "v"),
+    ("linear", 2, "s"),
+    ("kernelised", 2, "s"),
+    ("tome", 6, "P"),
+    ("evit", 5, "o"),
+    ("top-k", 4, "P"),
+    ("random", 7, "v"),
+    ("tokenizer", 3, "s"),
+    ("fine-tuned", 0, "^"),
+    ("vit", 0, "o"),
+    ("softmax", 0, "o"),
+)
+
+
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Name -> look. Two of one figure never look the same: the second gets another marker of its family's colour."""
+    found: dict[str, Look] = {}
+    spare = cycle(PALETTE)
+    for name in names:
+        fits = (row for word, *row in FAMILIES if word in _own_words(name))
+        number, marker = next(fits, (None, MARKERS[0]))
+        colour = next(spare) if number is None else PALETTE[number]
+        look, others = Look(colour, marker), iter(MARKERS)
+        while look in found.values() and (other := next(others, None)):
+            look = Look(colour, other)
+        found[name] = look
+    return found
+
+
+def _own_words(name: str) -> str:
+    """What a model is, without the one that it is compared with: "ViT, narrower, as DynamicViT" is a ViT."""
+    return name.lower().partition(", as ")[0]
+
+
+@cache
+def _register_fonts() -> None:
+    for face in FACES:
+        font_manager.fontManager.addfont(FONTS / f"SourceSansPro-{face}.ttf")
+
+
+def use_theme() -> None:
+    """Set the look of all figures of this process."""
+    _register_fonts()
+    sns.set_theme(
+        context="paper",
+        style="ticks",
+        palette=PALETTE,
+        rc={
+            "font.family": [FONT, "DejaVu Sans"],  # the second has what the first lacks
+            "font.size": 9,
+            "axes.labelsize": 9,
+            "axes.titlesize": 9,
+            "xtick.labelsize": SMALLEST,
+            "ytick.labelsize": SMALLEST,
+            "legend.fontsize": SMALLEST,
+            "mathtext.fontset": "custom",
+            **{f"mathtext.{kind}": FONT for kind in ("rm", "cal", "sf", "tt")},
+            "mathtext.it": f"{FONT}:italic",
+            "mathtext.bf": f"{FONT}:bold",
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": MUTED,
+            "xtick.color": MUTED,
+            "ytick.color": MUTED,
+            "xtick.labelcolor": INK,
+            "ytick.labelcolor": INK,
+            "axes.linewidth": 0.8,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": RULE,
+            "grid.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "hatch.color": "0.7",
+            "hatch.linewidth": 0.5,
+            "image.cmap": SEQUENTIAL,
+            "legend.frameon": False,
+            "svg.fonttype": "none",  # text stays text: it can be searched, and is set in the page's own typeface
+            "svg.hashsalt": "vitlab",  # the same figure has the same bytes
+        },
+    )
+
+
+def canvas(rows: int = 1, columns: int = 1, height: float = 2.6, **options) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as the text, `height` inches high, and its axes (rows, columns)."""
+    use_theme()
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False, **options)
+    return figure, axes
+
+
+def legible(figure: Figure) -> None:
+    """Enlarge what is too small to be read in print."""
+    for text in figure.findobj(Text):
+        if text.get_fontsize() < SMALLEST:
+            text.set_fontsize(SMALLEST)

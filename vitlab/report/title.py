@@ -1,0 +1,95 @@
+"""Page one: the question, what was found, the whole lab in a picture and a table; and what the appendix lists."""
+
+import datetime
+from typing import Any
+
+import pandas as pd
+
+from vitlab.analysis import complexity, findings, plots, sentences, tables
+from vitlab.analysis.drawing import drawing
+from vitlab.analysis.figure_data import data_of
+from vitlab.analysis.study import Study
+from vitlab.analysis.typefaces import set_typefaces
+from vitlab.config import BALANCED, LabConfig
+from vitlab.lab.results import Lab
+from vitlab.machine import environment
+from vitlab.models.registry import MODELS
+from vitlab.texts import markdown
+
+TITLE = "Vision Transformers, built, trained and measured"
+SUBTITLE = "A lab report on ViT, DynamicViT and linear attention for small images"
+
+
+def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
+    """What `render` sets on the first pages and in the appendix; every number is read from the runs.
+
+    results: `tables.by_model(tables.results(lab))`.
+    """
+    params, figure = lab.params, plots.hero(results)
+    set_typefaces(figure)
+    values, n = data_of(figure), int(results["test_images"].iloc[0])
+    shown, _ = drawing(figure)
+    caption = (
+        f"**The whole lab in a picture.** Accuracy on {n:,} test images, with 95% intervals, over measured speed and "
+        "over work, both on logarithmic axes. To the right is better on the left, to the left on the right; the dotted "
+        "line joins the models that no other beats at their cost."
+    )
+    hero = {"number": "overview", "drawing": shown, "caption": caption, "csv": values.to_csv(index=False)}
+    hero["alt"] = "Test accuracy of each model over images per second and over million multiply-adds."
+    table = {
+        "html": findings.shortlist_table(results).to_html(border=0),
+        "caption": "**The models in short**, most accurate first. Chapter 6 has all, and how they were measured.",
+    }
+    runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]
+    environments = [environment for run in runs for environment in run.environments]
+    machines, commits = ("; ".join(dict.fromkeys(texts)) for texts in zip(*map(_described, environments), strict=True))
+    facts = [
+        ("Profile", profile),
+        ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
+        ("Seed", ", ".join(map(str, lab.plan.seeds))),
+        ("Hardware", machines),
+        ("Commit of the runs", commits),
+        ("Rendered", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
+    ]
+    # paths of this machine say nothing to the reader
+    values, meaning = params.model_dump(exclude={"data_dir", "runs_dir", "extra_runs"}), LabConfig.help()
+    rows = [(name, str(value), meaning[name]) for name, value in values.items()]
+    page = {"title": TITLE, "subtitle": SUBTITLE, "summary": summary(lab, results), "hero": hero, "table": table}
+    return page | {"facts": facts, "parameters": rows}
+
+
+def summary(lab: Lab, results: pd.DataFrame) -> str:
+    """The question, and the answers: Markdown."""
+    vit, pairs = results.set_index("model").loc["ViT"], tables.pairs(lab)
+    question = (
+        f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_title} without "
+        "pre-training, and what do fewer tokens or cheaper attention buy? The yardstick is a ViT of "
+        f"{vit['parameters']:,} parameters, at {vit['accuracy']:.1%}."
+    )
+    of_chapter = {number: [row.title for row in MODELS.values() if row.chapter == number] for number in ("03", "04")}
+    growth = lab.costs.latest("growth")
+    kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
+    crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
+    found = [
+        findings.best_model(results, pairs),
+        imbalance(lab),
+        findings.tokens(results, pairs, "ViT, fine-tuned", of_chapter["03"]),
+        findings.linear(results, pairs, of_chapter["04"], crossed, int(growth["tokens"].max())),
+        findings.worth(results),
+    ]
+    return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
+
+
+def imbalance(lab: Lab) -> str:
+    """`findings.imbalance` of the lab's first study."""
+    study = Study(lab)
+    price = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
+    counts = study.counts[study.seeds[0]]
+    return findings.imbalance(float(counts.max() / counts.min()), price, study.gains().rename(index=sentences.words))
+
+
+def _described(machine: dict[str, Any]) -> tuple[str, str]:
+    """Machine with software, and commit, of a run's environment.json."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    hardware = f"{machine['device']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['system']}"
+    return f"{hardware}; Python {machine['python']}, {versions}", machine["commit"]
