@@ -70,7 +70,9 @@ def lively(model: nn.Module) -> nn.Module:
     """Random weights large enough that attention is far from uniform, as a trained model's; evaluation mode."""
     torch.manual_seed(0)
     for parameter in model.parameters():
-        if parameter.ndim > 1:
+        if parameter.ndim == 4:  # convolutions keep their scale: twenty in a row, or logits are beyond all rounding
+            nn.init.kaiming_normal_(parameter)
+        elif parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
         else:  # norms stay around one, biases around zero
             parameter.data += 0.2 * torch.randn_like(parameter)

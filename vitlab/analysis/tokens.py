@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vitlab.analysis import attention, complexity, metrics
+from vitlab.analysis import attention, complexity, metrics, timing
 from vitlab.config import RunConfig
 from vitlab.data.splits import Split
 from vitlab.machine import device, device_of
@@ -80,21 +80,22 @@ def saving_at(curve: pd.DataFrame, unreduced: pd.Series, loss: float = LOSS) -> 
     return max(0.0, saved), False
 
 
-@torch.inference_mode()
-def speeds(models: dict[str, nn.Module], images: Tensor, rounds: int = 20) -> pd.DataFrame:
+def speeds(models: dict[str, nn.Module], images: Tensor, rounds: int = timing.ROUNDS) -> pd.DataFrame:
     """Time of float32 models by name, in rounds that take turns: batch 1 and all images (B, C, S, S) at once.
 
-    Columns latency_ms and images_per_second (medians), and latency_ratio and speed_up, relative to the first model.
+    Columns latency_ms and images_per_second (medians), and latency_ratio and speed_up, relative to the first model: the
+    medians over the rounds, and with _spread their spread (`timing.ratio`).
     """
     one, many = (
-        complexity.in_turns({name: complexity.call_of(m, batch.to(device_of(m))) for name, m in models.items()}, rounds)
+        timing.in_turns({n: complexity.call_of(m, batch.to(device_of(m))) for n, m in models.items()}, rounds=rounds)
         for batch in (images[:1], images)
     )
-    rows = {n: {"latency_ms": 1e3 * one[n][1], "images_per_second": len(images) / many[n][1]} for n in models}
-    frame = pd.DataFrame(rows).T
-    first = frame.iloc[0]
-    frame["latency_ratio"] = frame["latency_ms"] / first["latency_ms"]
-    return frame.assign(speed_up=frame["images_per_second"] / first["images_per_second"])
+    first = next(iter(models))
+    frame = pd.DataFrame({"latency_ms": 1e3 * one.median(), "images_per_second": len(images) / many.median()})
+    for column, values, reference in (("latency_ratio", one, one[first]), ("speed_up", many, many[first])):
+        pairs = ((reference, values[n]) if column == "speed_up" else (values[n], reference) for n in models)
+        frame[[column, column + "_spread"]] = [timing.ratio(*pair) for pair in pairs]
+    return frame
 
 
 def coverage(model: nn.Module, part: Split, limit: int = 500) -> dict[str, Any]:

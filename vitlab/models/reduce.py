@@ -147,9 +147,11 @@ class RandomViT(ReducedViT):
         shape, patches = tokens.shape[:2], tokens.shape[1] - self.extra
         if self.training:
             return self.best(torch.rand(len(tokens), patches, device=tokens.device), n)
-        place = torch.arange(1, len(tokens) * patches + 1, dtype=torch.float64, device=tokens.device)
-        noise = (place * 12.9898 + shape[1]).sin() * 43758.5453  # a known hash: no generator's state, no seed
-        return self.best(noise.frac().abs().view(len(tokens), patches), n)
+        # a hash in whole numbers below 2³¹: no generator's state, and the same wherever an exported model runs
+        place = torch.arange(1, len(tokens) * patches + 1, device=tokens.device) + 7919 * shape[1]
+        for _ in range(2):
+            place = (place * place + 48271 * place) % (2**31 - 1)
+        return self.best(place.view(len(tokens), patches).float(), n).sort(dim=1).values  # as places count again
 
 
 class TopKViT(ReducedViT):
