@@ -19,10 +19,10 @@ from vitlab.analysis.drawing import Drawing, dark_series, embedded, light_series
 from vitlab.errors import LabError
 from vitlab.files import reading, writing
 from vitlab.report import page
+from vitlab.report.fonts import math_font, text_faces
 from vitlab.report.formulas import markdown_to_html, set_formulas
 from vitlab.report.notebook import VECTOR
 from vitlab.report.paper import typeset
-from vitlab.report.fonts import math_font, text_faces
 from vitlab.texts import literal
 
 TEMPLATES = Path(__file__).parent / "templates"
