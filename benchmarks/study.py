@@ -18,7 +18,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from vitlab.analysis import metrics, sentences
+from vitlab.analysis import metrics, sentences_data
 from vitlab.analysis.study import Study, conclusion, gradient_noise, shapes_table
 from vitlab.config import BALANCED
 from vitlab.lab.results import check
@@ -41,7 +41,7 @@ def of_budget(profile: Path, overrides: dict, epochs: int) -> list[Study]:
         print("\n".join(conclusion(study)))
     main = studies[0]
     if {"sampler", "class_weights"} <= {*main.remedies}:
-        print(sentences.same_gradient(main.gains(base="sampler").loc["class_weights"], gradient_noise(lab)))
+        print(sentences_data.same_gradient(main.gains(base="sampler").loc["class_weights"], gradient_noise(lab)))
     if BALANCED in main.names:
         vit = lab.train_one(lab.plan.config("ViT")).summary
         balanced = metrics.mean_and_spread([main.runs[BALANCED, s].summary["test"]["accuracy"] for s in main.seeds])[0]

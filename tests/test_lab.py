@@ -10,7 +10,7 @@ import torch
 from conftest import SMALL
 from torch import nn
 
-from vitlab.analysis import plots, sentences, tables
+from vitlab.analysis import plots, sentences_comparison, tables
 from vitlab.config import LabConfig
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
@@ -210,8 +210,8 @@ def test_run_of_the_readers_own_module_is_compared_as_well(
     plots.accuracy_against_cost(results).canvas.draw()
     ahead = results.assign(accuracy=results["accuracy"].where(results["model"] != run.path.name, 1.0))
     for frame in (results, ahead):
-        assert "nan" not in sentences.leaders(frame, pairs.assign(p=1.0)) + tables.readme_table(frame)
-        assert run.path.name not in sentences.frontier(frame)
+        assert "nan" not in sentences_comparison.leaders(frame, pairs.assign(p=1.0)) + tables.readme_table(frame)
+        assert run.path.name not in sentences_comparison.frontier(frame)
 
 
 # ---------------------------------------------------------------- before any work

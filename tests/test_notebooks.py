@@ -32,7 +32,15 @@ def code(path):
 
 
 def prose(path):
-    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    cells = [cell for cell in read(path).cells if "exercise" not in cell.metadata.get("tags", [])]
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def shown_characters(source):
+    """Characters of a cell inside calls of `say` and `show_…`."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    named = [call for call in calls if re.match(r"say$|show_", getattr(call.func, "id", ""))]
+    return sum(len(ast.get_source_segment(source, call)) for call in named)
 
 
 def parameters_cell(path):
@@ -118,6 +126,16 @@ class TestEachNotebook:
             numbers = re.findall(rf'show_{kind}\((?:[^"]|"[^"]*"(?!,))*?"(\d\.\d)"', source)
             assert numbers == [f"{chapter}.{i + 1}" for i in range(len(numbers))]
         assert 4 <= source.count("show_figure(") + source.count("show_table(") <= 12  # diagrams included
+
+    def test_reader_sees_tensors_and_results_rather_than_captions(self, path):
+        """Under a quarter of the code stands inside `say` and `show_…`: captions and sentences are the package's."""
+        cells = code(path)
+        assert sum(map(shown_characters, cells)) < 0.25 * sum(map(len, cells))
+
+    def test_prose_holds_no_software_options(self, path):
+        """The paper has this prose but neither code nor parameters: options are told in comments of cells."""
+        plain = re.sub(r"\$\$.*?\$\$|\$[^$]*\$|\]\([^)]*\)", " ", prose(path), flags=re.DOTALL)
+        assert not re.findall(r"\b[Pp]arameters? `|`[^`]*`|\b[a-z]+_[a-z_]+\b", plain)
 
     def test_prose_types_no_score(self, path):
         """Scores are read from runs: prose in Markdown cells holds none."""

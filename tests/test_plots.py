@@ -105,8 +105,15 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         1, ["none", "class weights", "test accuracy: up is better"],
     ),
     "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
-    "position_similarity": (
-        lambda: pictures.position_similarity(torch.randn(4, 8), 2), 5, ["row 1, column 2", "cosine similarity"],
+    "filters_and_positions": (
+        lambda: pictures.filters_and_positions(torch.randn(4, 3, 2, 2), torch.randn(4, 8), 2),
+        9, ["1, 2", "cosine similarity"],
+    ),
+    "broken": (
+        lambda: pictures.broken(
+            IMAGES[:2], torch.tensor([[[True, False], [True, True]]] * 2), ["ant → bee", "bee → ant"]
+        ),
+        4, ["ant → bee", "bee → ant"],
     ),
     "training_curves": (
         lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}),

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.analysis import sentences
+from vitlab.analysis import sentences, sentences_comparison, sentences_data, sentences_tokens, sentences_vit
 
 
 def found(difference: float, p: float, low: float = -0.01, high: float = 0.04) -> dict:
@@ -51,7 +51,7 @@ PAIRS = [("a", "b"), ("a", "c"), ("b", "c")]
 
 
 def leaders(*p: float) -> str:
-    return sentences.leaders(
+    return sentences_comparison.leaders(
         MODELS,
         pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "p": q} for (a, b), q in zip(PAIRS, p, strict=True)]),
     )
@@ -67,13 +67,13 @@ def test_leader_is_alone_only_where_the_tests_tell_it_from_all() -> None:
 
 def test_leader_is_no_leader_within_the_spread_over_seeds() -> None:
     pairs = pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "spread": 0.03, "p": 0.001} for a, b in PAIRS])
-    assert "no difference between it and *b*; *c*;" in sentences.leaders(MODELS, pairs)
-    assert sentences.verdicts(pairs).startswith("In 3 of 3 pairs there is no difference")
+    assert "no difference between it and *b*; *c*;" in sentences_comparison.leaders(MODELS, pairs)
+    assert sentences_comparison.verdicts(pairs).startswith("In 3 of 3 pairs there is no difference")
 
 
 def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
     pairs = pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}])
-    text = sentences.leaders(MODELS.assign(macs=1), pairs)
+    text = sentences_comparison.leaders(MODELS.assign(macs=1), pairs)
     assert "*b*, none of which needs fewer" in text
     assert "the fewest" not in text
 
@@ -82,7 +82,7 @@ def test_leader_that_is_the_cheapest_too_has_no_cheaper_peer() -> None:
 def test_leader_is_compared_with_no_cost_that_nobody_knows(unknown: str) -> None:
     """What a module of the reader's own costs is not measured."""
     results = MODELS.assign(macs=[math.nan if name == unknown else 1 for name in MODELS["model"]])
-    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}]))
+    text = sentences_comparison.leaders(results, pd.DataFrame([{"a": "a", "b": "b", "difference": -0.02, "p": 0.3}]))
     assert "no difference between it and *b*" in text
     assert "none of which is known to need fewer" in text
     assert "nan" not in text
@@ -90,7 +90,9 @@ def test_leader_is_compared_with_no_cost_that_nobody_knows(unknown: str) -> None
 
 def test_cheapest_peer_is_one_whose_cost_is_known() -> None:
     results = MODELS.assign(macs=[3, math.nan, 2])
-    text = sentences.leaders(results, pd.DataFrame([{"a": "a", "b": b, "difference": -0.02, "p": 0.3} for b in "bc"]))
+    text = sentences_comparison.leaders(
+        results, pd.DataFrame([{"a": "a", "b": b, "difference": -0.02, "p": 0.3} for b in "bc"])
+    )
     assert "no difference between it and *b*; *c*" in text
     assert "**c** needs the fewest multiply-adds" in text
 
@@ -99,17 +101,17 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
     pairs = pd.DataFrame(
         [{"a": a, "b": b, **found(0.03, p)} for (a, b), p in zip(PAIRS, (0.01, 0.05, 0.9), strict=True)]
     )
-    text = sentences.verdicts(pairs)
+    text = sentences_comparison.verdicts(pairs)
     assert text.count("ahead") == 1
     assert "*b* is ahead of *a*" in text
     assert "In 2 of 3 pairs there is no difference" in text
-    assert "ahead" not in sentences.verdicts(pairs[1:])
-    assert sentences.verdicts(pairs[1:]).startswith("In 2 of 2 pairs")
-    most = sentences.verdicts(pairs.assign(p=[0.01, 0.01, 0.9]))  # names the one that is left
+    assert "ahead" not in sentences_comparison.verdicts(pairs[1:])
+    assert sentences_comparison.verdicts(pairs[1:]).startswith("In 2 of 2 pairs")
+    most = sentences_comparison.verdicts(pairs.assign(p=[0.01, 0.01, 0.9]))  # names the one that is left
     assert most.startswith("In 2 of 3 pairs")
     assert "In 1 of 3 pairs there is no difference" in most
     assert most.endswith(": *{}* and *{}*.".format(*PAIRS[2]))
-    assert sentences.verdicts(pairs.assign(p=0.01)).count("pairs") == 1
+    assert sentences_comparison.verdicts(pairs.assign(p=0.01)).count("pairs") == 1
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
     [("linear", [40, 10], ["linear", "4:1"]), ("none", [300, 90], ["as they come", "3.33:1"])],
 )
 def test_imbalance_is_named_with_the_ratio_that_was_reached(profile: str, counts: list[int], words: list[str]) -> None:
-    assert all(word in sentences.imbalance(profile, np.array(counts)) for word in words)
+    assert all(word in sentences_data.imbalance(profile, np.array(counts)) for word in words)
 
 
 # ---------------------------------------------------------------- the imbalance study
@@ -144,29 +146,29 @@ UP, FLAT, DOWN = (0.1, 0.04, 0.16), (0.02, -0.04, 0.08), (-0.1, -0.16, -0.04)
     ],
 )
 def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, expected: str, not_said: str) -> None:
-    text = sentences.best_remedy(gains(**rows), seeds=3)
+    text = sentences_data.best_remedy(gains(**rows), seeds=3)
     assert expected in text
     assert "over seeds and test images" in text
     assert not_said not in text
-    assert "one seed says nothing" in sentences.best_remedy(gains(**rows), seeds=1)
+    assert "one seed says nothing" in sentences_data.best_remedy(gains(**rows), seeds=1)
 
 
 def test_remedies_as_good_as_the_best_are_those_that_no_interval_parts_from_it() -> None:
-    text = sentences.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
+    text = sentences_data.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
     assert "No difference to the best, LDAM-DRW, can be shown for *sampler*" in text
     assert "both" not in text
-    assert "Every other remedy is measurably behind" in sentences.as_good("ldam_drw", gains(both=DOWN))
+    assert "Every other remedy is measurably behind" in sentences_data.as_good("ldam_drw", gains(both=DOWN))
 
 
 def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
     better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
-    text = sentences.who_pays(better, common, better, few=3)
+    text = sentences_data.who_pays(better, common, better, few=3)
     assert "Under sampler the recall of the 3 rarest classes changes by +10.0 points" in text
     assert "pay measurably under *sampler* -10.0 points" in text
     assert "no loss is shown under *post hoc*" in text
     assert "both" not in text  # it gains nothing
-    assert "No remedy that gains is shown to cost" in sentences.who_pays(better, better, better, few=3)
-    assert "nobody has to pay" in sentences.who_pays(gains(both=FLAT), common, better, few=3)
+    assert "No remedy that gains is shown to cost" in sentences_data.who_pays(better, better, better, few=3)
+    assert "nobody has to pay" in sentences_data.who_pays(gains(both=FLAT), common, better, few=3)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
 )
 def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple | None, expected: list[str]) -> None:
     trained = None if to_best is None else gains(sampler=to_best).iloc[0]
-    text = sentences.what_is_free(gains(post_hoc=row), trained)
+    text = sentences_data.what_is_free(gains(post_hoc=row), trained)
     assert all(words in text for words in expected)
 
 
@@ -189,7 +191,7 @@ def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple |
 )
 def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, expected: str) -> None:
     noise = pd.Series({"sampler": 1.234, "class_weights": 3.456})
-    text = sentences.same_gradient(gains(class_weights=row).iloc[0], noise)
+    text = sentences_data.same_gradient(gains(class_weights=row).iloc[0], noise)
     assert expected in text
     assert "3.5 times as long" in text
     assert "1.2 times under the sampler" in text
@@ -201,21 +203,21 @@ def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, ex
 )
 def test_price_of_imbalance_is_named_only_beyond_the_noise(gap: tuple, expected: str) -> None:
     row = gains(balanced=gap).iloc[0]
-    text = sentences.price_of_imbalance(row, gains(sampler=UP, both=FLAT), missing=1200)
+    text = sentences_data.price_of_imbalance(row, gains(sampler=UP, both=FLAT), missing=1200)
     assert expected in text
     won = "the best remedy, sampler, wins 10.0 of these points back"
     assert (won in text) == ("1,200 missing images" in text) == ("better" in text)
-    assert "wins" not in sentences.price_of_imbalance(row, gains(both=FLAT), missing=1200)
+    assert "wins" not in sentences_data.price_of_imbalance(row, gains(both=FLAT), missing=1200)
 
 
 def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
-    text = sentences.elsewhere(
+    text = sentences_data.elsewhere(
         {"linear 10:1": gains(sampler=UP, drw=FLAT), "linear 99:1": gains(sampler=UP, drw=(0.3, 0.1, 0.5))}
     )
     assert "linear 10:1: *sampler* (+10.0 points" in text
     assert "linear 99:1: *DRW* (+30.0 points" in text
     assert text.endswith("at all these class sizes: *sampler*.")
-    assert sentences.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
+    assert sentences_data.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
 
 
 @pytest.mark.parametrize(
@@ -234,12 +236,12 @@ def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[i
         share: {"only_a": max(n, 0), "only_b": max(-n, 0), "p": 1.0 if abs(n) < 5 else 1e-6}
         for share, n in zip(sweep["keep_ratio"], losses, strict=True)
     }
-    assert expected in sentences.how_far(sweep, tests, "100 test images", "the teacher")
+    assert expected in sentences_tokens.how_far(sweep, tests, "100 test images", "the teacher")
 
 
 def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
     results = {"model": ["c", "a", "b"], "macs": [3, 1, 2], "latency_ms": [1, 3, 2], "accuracy": [0.6, 0.5, 0.4]}
-    text = sentences.frontier(pd.DataFrame(results))
+    text = sentences_comparison.frontier(pd.DataFrame(results))
     assert text.startswith("On the measured values, noise included")
     by_work, by_time = text.split(": ")[1:]
     assert by_work.startswith("*a*; *c*;")
@@ -248,7 +250,7 @@ def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
 
 def test_model_of_unknown_cost_is_on_no_frontier() -> None:
     results = {"model": ["a", "own"], "macs": [1, math.nan], "latency_ms": [1, math.nan], "accuracy": [0.5, 0.9]}
-    text = sentences.frontier(pd.DataFrame(results))
+    text = sentences_comparison.frontier(pd.DataFrame(results))
     assert "*a*" in text
     assert "own" not in text
 
@@ -259,7 +261,7 @@ def test_model_of_unknown_cost_is_on_no_frontier() -> None:
 )
 def test_predictors_are_said_to_know_what_the_test_shows(difference: float, p: float, expected: str) -> None:
     comparison = {"difference": difference, "interval": (difference - 0.03, difference + 0.03), "p": p}
-    text = sentences.what_predictors_know(0.7, 0.7 + difference, comparison)
+    text = sentences_tokens.what_predictors_know(0.7, 0.7 + difference, comparison)
     assert "drawn at random, answers 70.0%" in text
     assert f"{100 * difference:+.1f} points" in text
     assert f"95% interval {100 * difference - 3:+.1f} to {100 * difference + 3:+.1f}, p " in text
@@ -276,7 +278,7 @@ def history(seconds: list[float], accuracy: list[float]) -> pd.DataFrame:
 
 
 def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
-    text = sentences.at_equal_minutes(
+    text = sentences_vit.at_equal_minutes(
         {
             "short": history([60, 120], [0.5, 0.6]),
             "long": history([50, 110, 170], [0.4, 0.7, 0.9]),
@@ -315,7 +317,7 @@ def rival_pairs(difference: float, p: float, a: str = "Light", b: str = "ViT, na
 def test_smaller_vit_or_lighter_model_by_rule(difference: float, p: float, faster: float, taken: str) -> None:
     speed = RIVALS["images_per_second"].where(RIVALS["model"] != "ViT, narrower", 100 * faster)
     results = RIVALS.assign(images_per_second=speed)
-    text = sentences.smaller_or_lighter(
+    text = sentences_comparison.smaller_or_lighter(
         "Light", ["ViT, fewer blocks", "ViT, narrower"], results, rival_pairs(difference, p)
     )
     assert taken in text
@@ -329,7 +331,9 @@ def net(**ahead: float) -> str:
     """What is said of Net where each model named is `ahead` of it by so much, significantly."""
     names = {"Light": "Light", "narrower": "ViT, narrower", "blocks": "ViT, fewer blocks"}
     pairs = [rival_pairs(ahead.get(key, 0.0), 0.01, "Net", name) for key, name in names.items()]
-    return sentences.convolution_or_attention("Net", RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6]), pd.concat(pairs))
+    return sentences_comparison.convolution_or_attention(
+        "Net", RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6]), pd.concat(pairs)
+    )
 
 
 def test_convolution_or_attention_by_rule() -> None:
@@ -350,23 +354,23 @@ def way(name: str, difference: float, p: float, accuracy: float) -> dict:
 
 def test_reduction_to_take_is_the_most_accurate_without_a_shown_loss() -> None:
     rows = pd.DataFrame([way("A", -0.03, 0.001, 0.87), way("B", -0.01, 0.3, 0.89), way("C", 0.002, 1.0, 0.902)])
-    text = sentences.which_reduction(rows, "the ViT")
+    text = sentences_tokens.which_reduction(rows, "the ViT")
     assert "take **C**: 37% fewer multiply-adds, +0.2 points" in text
     assert "(nor for *B*)" in text
     assert "A loss against *the ViT* is shown for *A* (-3.0 points)." in text
-    alone = sentences.which_reduction(rows[2:], "the ViT")
+    alone = sentences_tokens.which_reduction(rows[2:], "the ViT")
     assert "nor for" not in alone
     assert "is shown for" not in alone
 
 
 def test_no_reduction_is_to_be_taken_where_all_of_them_lose() -> None:
-    text = sentences.which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]), "the ViT")
+    text = sentences_tokens.which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]), "the ViT")
     assert text.startswith("Every way to fewer tokens loses")
     assert "take" not in text
 
 
 def test_gain_is_no_loss_however_clear() -> None:
-    assert "take **A**" in sentences.which_reduction(pd.DataFrame([way("A", 0.03, 0.001, 0.93)]), "the ViT")
+    assert "take **A**" in sentences_tokens.which_reduction(pd.DataFrame([way("A", 0.03, 0.001, 0.93)]), "the ViT")
 
 
 @pytest.mark.parametrize(
@@ -375,6 +379,6 @@ def test_gain_is_no_loss_however_clear() -> None:
 )
 def test_choice_is_called_worse_than_chance_only_where_a_test_shows_it(chosen: float, p: float, words: str) -> None:
     row = {"vit": "V", "chosen": chosen, "random": 6.0, "merged": 1.0, "alike": 0.2, "apart": 1.3, "p": p}
-    text = sentences.why_it_fails(pd.DataFrame([row]))
+    text = sentences_tokens.why_it_fails(pd.DataFrame([row]))
     assert words in text
     assert "a place is 1.30 times as far" in text

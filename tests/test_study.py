@@ -215,8 +215,9 @@ def test_several_seeds_show_their_spread_and_a_single_one_its_interval(done: Lab
 
 
 def test_conclusion_answers_for_whatever_was_studied(drawn: Study, done: Lab) -> None:
-    assert len(study.conclusion(drawn)) == len(study.conclusion(Study(done))) == 5
-    assert "2 remedies" in study.conclusion(drawn)[0] or "No remedy" in study.conclusion(drawn)[0]
+    assert len(study.conclusion(drawn)) == len(study.conclusion(Study(done))) == 6
+    assert "to one of the rarest cost" in study.conclusion(drawn)[0]
+    assert "2 remedies" in study.conclusion(drawn)[1] or "No remedy" in study.conclusion(drawn)[1]
 
 
 def test_report_keeps_every_run_of_the_studies_once(done: Lab) -> None:

@@ -7,7 +7,8 @@ data/          folders, decode, sources, splits    batches, augment, pictures: o
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
 texts          names that users gave
-analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
+analysis/      metrics, complexity, timing         attention, tokens, tables, study
+analysis/      sentences                           sentences_…: what each chapter says of its numbers
 analysis/      theme, plots, study_plots, pictures diagrams, drawing: SVG   figure_data: the numbers of a chart
 analysis/      findings: the answers of page one   typefaces   that have the letters of users' names
 lab/           plan: which runs a chapter makes    workers, costs, results; use: a trained model at work

@@ -66,6 +66,19 @@ def attention_of_heads(attention: Tensor, grid: int) -> Tensor:
     return rows.unflatten(-1, (grid, grid)).cpu()
 
 
+def heads_alike(heads: Tensor) -> float:
+    """Mean cosine between the maps (B, H, grid, grid) of two heads of one image; 1 of a single head."""
+    unit = torch.nn.functional.normalize(heads.flatten(2).float(), dim=-1)
+    alike, count = unit @ unit.transpose(1, 2), heads.shape[1]
+    return float(((alike.sum((1, 2)) - count) / (count * (count - 1))).mean()) if count > 1 else 1.0
+
+
+def first_filters(model: nn.Module) -> Tensor:
+    """(D, C, k, k) kernels of a model's first convolution: what makes tokens of pixels."""
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    return first.weight.detach().cpu()
+
+
 def composition(reduced: list[Tensor], attention: list[Tensor]) -> list[Tensor]:
     """What the tokens of each block consist of: a (B, T, all tokens) matrix a block, its rows sum to 1.
 

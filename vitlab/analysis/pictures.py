@@ -1,5 +1,6 @@
 """One function a picture: images, and what a model sees in them. Each returns a matplotlib Figure without a title."""
 
+import math
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -82,19 +83,36 @@ def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
     return figure
 
 
-def position_similarity(positions: Tensor, grid: int) -> Figure:
-    """Cosine similarity of each patch's position embedding (N, D) to all others, a small map a patch."""
+def filters_and_positions(filters: Tensor, positions: Tensor, grid: int) -> Figure:
+    """The strongest filters (D, C, k, k) of the first layer, and how similar the positions (N, D) of patches are.
+
+    Each filter is drawn from its least to its largest weight; cosines of one patch's position to all others, a map a
+    patch.
+    """
+    use_theme()
+    figure = plt.figure(figsize=(WIDTH, 3.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25])
+    strongest = filters[filters.flatten(1).norm(dim=1).argsort(descending=True)[:36]]
+    side = math.ceil(len(strongest) ** 0.5)
+    for axis in (axes := left.subplots(side, side, squeeze=False)).flat:
+        axis.set_axis_off()
+    for axis, kernel in zip(axes.flat, strongest, strict=False):
+        low, high = kernel.min(), kernel.max()
+        shown = ((kernel - low) / (high - low + 1e-9)).permute(1, 2, 0).numpy()
+        axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1)
+    left.suptitle("filters of the first layer", fontsize=9)
     unit = positions / positions.norm(dim=-1, keepdim=True)
     maps = (unit @ unit.T).view(grid, grid, grid, grid).numpy()
     step = -(-grid // 4)  # more than 4×4 maps are too small to read
     picks = range(step // 2, grid, step)
-    figure, axes = canvas(len(picks), len(picks), height=4.2)
+    axes = right.subplots(len(picks), len(picks), squeeze=False)
     for row, i in zip(axes, picks, strict=True):
         for axis, j in zip(row, picks, strict=True):
             shown = axis.imshow(maps[i, j], vmin=-1, vmax=1, cmap=SEQUENTIAL)
-            axis.set_title(f"row {i + 1}, column {j + 1}", fontsize=SMALLEST)
+            axis.set_title(f"{i + 1}, {j + 1}", fontsize=SMALLEST)
             axis.set_axis_off()
-    figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.7)
+    right.suptitle("similarity of positions, by row and column", fontsize=9)
+    right.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.8)
     return figure
 
 
@@ -167,6 +185,17 @@ def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: 
                 axes[row, i].plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
     for row, name in zip(axes, ["input", *methods], strict=True):
         _row_name(row, name)
+    return figure
+
+
+def broken(images: Tensor, kept: Tensor, titles: list[str]) -> Figure:
+    """Images (M, C, S, S) with truth → answer above, and below what was left of each, (M, grid, grid) bool."""
+    figure, axes = canvas(2, max(len(images), 1), height=2.3)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for image, left, title, column in zip(images, kept, titles, axes.T, strict=False):
+        _picture(column[0], image, title)
+        _remains(column[1], image, left, image.shape[-1] // len(left))
     return figure
 
 

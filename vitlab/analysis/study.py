@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from vitlab import machine
-from vitlab.analysis import metrics, sentences
+from vitlab.analysis import metrics, sentences, sentences_data
 from vitlab.config import BALANCED, POST_HOC
 from vitlab.data.augment import augment
 from vitlab.data.batches import epoch_order, training_batches
@@ -196,23 +196,24 @@ class Study:
 
 
 def conclusion(study: Study) -> list[str]:
-    """What the study says, a sentence or two each: which remedy, how much, who pays, what is free, at which price."""
-    gains = study.gains()
+    """What the study says, a sentence or two each: the answer, how sure, who pays, what is free, at which price."""
+    gains, counts = study.gains(), study.counts[study.seeds[0]]
     best = gains["gain"].idxmax()
     common, rare = study.gains("recall_common"), study.gains("recall_rare")
-    told = [sentences.best_remedy(gains, len(study.seeds))]
+    gap = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
+    told = [sentences_data.answer(float(counts.max() / counts.min()), gap, gains)]
+    told.append(sentences_data.best_remedy(gains, len(study.seeds)))
     if len(gains) > 1:
-        told.append(sentences.as_good(best, study.gains(base=best)))
-    told.append(sentences.who_pays(gains, common, rare, study.group))
+        told.append(sentences_data.as_good(best, study.gains(base=best)))
+    told.append(sentences_data.who_pays(gains, common, rare, study.group))
     if POST_HOC in gains.index:
         trained = gains["gain"].drop(POST_HOC)
         top = trained.idxmax() if len(trained) else None
-        told.append(sentences.what_is_free(gains, study.gains(base=top).loc[POST_HOC].rename(top) if top else None))
-    if BALANCED in study.names:
-        gap = study.gains(names=[BALANCED]).loc[BALANCED]
-        kept = int(study.counts[study.seeds[0]].sum())
-        missing = study.runs[BALANCED, study.seeds[0]].summary["train_images"] - kept
-        told.append(sentences.price_of_imbalance(gap, gains, missing))
+        free = study.gains(base=top).loc[POST_HOC].rename(top) if top else None
+        told.append(sentences_data.what_is_free(gains, free))
+    if gap is not None:
+        missing = study.runs[BALANCED, study.seeds[0]].summary["train_images"] - int(counts.sum())
+        told.append(sentences_data.price_of_imbalance(gap, gains, missing))
     return told
 
 

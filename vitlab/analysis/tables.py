@@ -13,6 +13,8 @@ from vitlab.models import registry
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
+    from vitlab.models.vit import ViT
+    from vitlab.runs import Run
 
 COSTS = ("parameters", "macs", "latency_ms", "images_per_second")
 
@@ -89,6 +91,19 @@ def recalls(lab: "Lab", name: str) -> np.ndarray:
     return np.mean([run.summary["test"]["per_class"]["recall"] for run in lab.load_seeds(name)], axis=0)
 
 
+def parameters_by_part(model: "ViT") -> pd.DataFrame:
+    """Where a ViT's parameters sit: part -> count."""
+    parts = {
+        "tokenizer": [model.embed],
+        "attention, all blocks": [block.attention for block in model.blocks],
+        "MLP, all blocks": [block.mlp for block in model.blocks],
+        "head": [model.head],
+    }
+    counts = {name: sum(p.numel() for part in of for p in part.parameters()) for name, of in parts.items()}
+    counts["norms, positions, class token"] = sum(p.numel() for p in model.parameters()) - sum(counts.values())
+    return pd.DataFrame({"count": counts})
+
+
 def pairs(lab: "Lab") -> pd.DataFrame:
     """`compare` of every two compared runs, columns a and b; p is corrected for making all these tests (Holm)."""
     names = combinations(lab.compared, 2)
@@ -141,6 +156,40 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
 
 
 # ---------------------------------------------------------------- for reading
+
+
+def shares(counts: pd.DataFrame) -> pd.DataFrame:
+    """`parameters_by_part` for reading."""
+    total = counts["count"].sum()
+    columns = {
+        "parameters": counts["count"].map("{:,}".format),
+        "share": (counts["count"] / total).map("{:.1%}".format),
+    }
+    return pd.DataFrame(columns)
+
+
+def training(lab: "Lab", runs: dict[str, "Run"]) -> pd.DataFrame:
+    """What the runs of a chapter score, which epoch was kept, and how long they were trained."""
+    rows = {
+        name: chapter_scores(lab, name)
+        | {
+            "top-2": f"{metrics.top_k(*run.predictions, 2):.1%}",
+            "epoch kept": f"{run.summary['epoch']} of {run.summary['epochs']}",
+            "training": f"{run.summary['seconds'] / 60:.1f} min",
+            "training images/s": f"{run.summary['images_per_second']:,.0f}",
+        }
+        for name, run in runs.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def by_class(test: dict, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Precision, recall and F1 of each class, and their means; test: a run's `summary["test"]`."""
+    table = pd.DataFrame(test["per_class"], index=classes).map("{:.3f}".format)
+    table["test images"] = [f"{sum(row):,}" for row in test["confusion"]]
+    for mean, title in (("macro", "mean, all classes alike"), ("weighted", "mean, weighted by images")):
+        table.loc[title] = [*(f"{test[name][mean]:.3f}" for name in ("precision", "recall", "f1")), f"{test['n']:,}"]
+    return table
 
 
 def scores_table(results: pd.DataFrame) -> pd.DataFrame:

@@ -110,8 +110,9 @@ class Picture:
 
 
 def say(text: str) -> None:
-    """Show prose whose numbers were computed: Markdown, set like the text around it."""
-    display(Markdown(text), metadata={"vitlab": {"kind": "prose"}})
+    """Show prose whose numbers were computed: Markdown, set like the text around it. Nothing of an empty text."""
+    if text:
+        display(Markdown(text), metadata={"vitlab": {"kind": "prose"}})
 
 
 def show_source(item: object) -> None:

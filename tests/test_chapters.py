@@ -1,0 +1,286 @@
+"""What chapters say of their numbers: each rule in both of its outcomes."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vitlab.analysis import (
+    sentences_comparison,
+    sentences_costs,
+    sentences_data,
+    sentences_linear,
+    sentences_tokens,
+    sentences_vit,
+)
+from vitlab.config import RunConfig
+
+
+def found(difference: float, p: float) -> dict:
+    return {"difference": difference, "p": p, "interval": (difference - 0.02, difference + 0.02), "seeds": 1}
+
+
+LOST, FLAT, WON = found(-0.05, 0.001), found(-0.01, 0.5), found(0.05, 0.001)
+
+# ---------------------------------------------------------------- 1 data and imbalance
+
+
+def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "low", "high"])
+
+
+@pytest.mark.parametrize(
+    ("gap", "remedy", "words"),
+    [
+        ((0.1, 0.05, 0.15), (0.08, 0.02, 0.1), ["cost 10.0 points of macro F1", "sampler helps most: 8.0 points"]),
+        ((0.01, -0.05, 0.15), (0.01, -0.02, 0.1), ["cost no macro F1 that these", "no remedy is shown to help"]),
+        (None, (0.01, -0.02, 0.1), ["can't be told here", "no remedy is shown to help"]),
+    ],
+)
+def test_what_imbalance_does_is_the_first_sentence(gap: tuple | None, remedy: tuple, words: list[str]) -> None:
+    row = None if gap is None else gains(balanced=gap).iloc[0]
+    text = sentences_data.answer(50.0, row, gains(sampler=remedy))
+    assert "50 images of the commonest class to one of the rarest" in text
+    assert all(part in text for part in words)
+
+
+@pytest.mark.parametrize(("best", "words"), [([[9, 1], [2, 8]], "20.0%: fewer"), ([[9, 1], [7, 3]], "70.0%: no fewer")])
+def test_rare_images_are_taken_for_commoner_ones_or_not(best: list, words: str) -> None:
+    text = sentences_data.rare_answers({"none": np.array([[9, 1], [6, 4]]), "sampler": np.array(best)}, few=1)
+    assert "Without a remedy 60.0% of the images of the 1 rarest" in text
+    assert words in text
+
+
+def test_surest_remedy_is_the_best_one_or_another() -> None:
+    scores = pd.DataFrame({"remedy": ["none", "sampler"], "calibration_error": [0.1, 0.05]})
+    assert "which also has the best macro F1" in sentences_data.sureness(scores, "sampler")
+    scores["calibration_error"] = [0.05, 0.1]
+    assert "to answer better is not to know better" in sentences_data.sureness(scores, "sampler")
+
+
+def test_curves_still_rise_or_are_level() -> None:
+    level = pd.DataFrame({"step": range(1, 101), "val_macro_f1": [0.5] * 100})
+    rising = level.assign(val_macro_f1=np.linspace(0, 1, 100))
+    assert "All curves are level" in sentences_data.still_rising({"none": level})
+    text = sentences_data.still_rising({"none": level, "ldam_drw": rising})
+    assert "the curves of *LDAM-DRW* still rise" in text
+
+
+def test_twice_is_too_much_where_there_is_something_to_correct() -> None:
+    effects = pd.DataFrame(
+        {"remedy": ["both"] * 2, "images": [100, 10], "drawn": 0.5, "weight": [1, 10], "share": [1, 9]}
+    )
+    text = sentences_data.twice(effects)
+    assert "comes 1.00 times as often" in text
+    assert "counts 10 times as much: 9 times" in text
+    assert sentences_data.twice(effects.assign(images=[100, 90])) == ""
+    assert sentences_data.twice(effects.assign(remedy="sampler")) == ""
+
+
+def test_sizes_are_said_to_change_where_they_do() -> None:
+    assert "100 images become 60." in sentences_data.class_sizes("linear", 100, 60)
+    assert "100 images, used as they come." in sentences_data.class_sizes("as they come", 100, 100)
+
+
+# ---------------------------------------------------------------- 2 ViT
+
+
+def history(accuracy: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"epoch": range(1, len(accuracy) + 1), "val_accuracy": accuracy})
+
+
+def test_tokenizer_learns_faster_as_expected_or_does_not() -> None:
+    histories = {"ViT": history([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), "conv": history([0.3, 0.4, 0.7, 0.7, 0.8, 0.8])}
+    text = sentences_vit.learns_faster("ViT", "conv", histories)
+    assert "As expected, *conv* learns faster than *ViT*" in text
+    assert "in 2 of the first 2 epochs" in text
+    assert "60.0%, it has after epoch 3" in text
+    text = sentences_vit.learns_faster("conv", "ViT", histories)
+    assert "Against the expectation, *ViT* does not learn faster than *conv*" in text
+    assert "80.0%, it never has" in text
+
+
+def test_loss_falls_or_not() -> None:
+    assert "falls from 2.00 (mean of the first five) to 1.00" in sentences_vit.by_hand([2.0] * 5 + [1.0] * 5)
+    assert "did not lower the loss yet" in sentences_vit.by_hand([1.0] * 5 + [2.0] * 5)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "accuracy", "words"),
+    [(0.9, 0.95, "better than it says"), (0.95, 0.9, "more than it knows"), (0.95, 0.949, "about as good as it says")],
+)
+def test_model_is_as_good_as_it_says_or_not(confidence: float, accuracy: float, words: str) -> None:
+    assert words in sentences_vit.confident(confidence, accuracy)
+
+
+def test_heads_share_the_work_or_look_at_the_same() -> None:
+    assert "share the work" in sentences_vit.heads_differ(0.5, 4)
+    assert "nearly the same places" in sentences_vit.heads_differ(0.95, 4)
+    assert "nothing to share" in sentences_vit.heads_differ(1.0, 1)
+
+
+def test_neighbours_are_alike_or_not() -> None:
+    config = RunConfig()
+    assert "neighbours are alike" in sentences_vit.places(config, 0.4, 0.0)
+    assert "no more alike" in sentences_vit.places(config, 0.01, 0.0)
+
+
+def test_images_are_known_by_heart_or_not() -> None:
+    ends = {
+        "ViT": pd.Series({"accuracy": 0.99, "val_accuracy": 0.7}),
+        "CNN": pd.Series({"accuracy": 0.8, "val_accuracy": 0.8}),
+    }
+    assert sentences_vit.by_heart(ends).startswith("*ViT* knows the training images by heart")
+    assert sentences_vit.by_heart({"CNN": ends["CNN"]}).startswith("No model knows")
+
+
+def test_training_is_told_with_growing_images_where_they_grow() -> None:
+    assert "Images begin at 16×16" in sentences_vit.recipe(RunConfig(image_size=32, start_size=16))
+    assert "begin" not in sentences_vit.recipe(RunConfig(image_size=32, start_size=0))
+
+
+# ---------------------------------------------------------------- 3 fewer tokens
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        ((-5, -3, -1, -2), ["As expected, *ToMe* loses least", "as expected, *Random tokens* most", "learning beats"]),
+        ((-1, -2, -3, -4), ["Against the expectation, *Random tokens*", "against the expectation, *DynamicViT* most"]),
+        ((-1, -2, -3, -4), ["Against the expectation, learning does not beat the rule"]),
+    ],
+)
+def test_order_of_losses_is_the_expected_one_or_not(points: tuple, words: list[str]) -> None:
+    names = ["Random tokens", "Top-K", "ToMe", "DynamicViT"]
+    frame = pd.DataFrame({"model": names, "difference": [point / 100 for point in points]})
+    text = sentences_tokens.order_of_loss(frame)
+    assert all(part in text for part in words)
+
+
+def test_fewer_tokens_are_faster_or_not() -> None:
+    speed, latency = (pd.Series(values, ["Top-K", "ToMe"]) for values in ([1.2, 0.9], [1.2, 1.3]))
+    text = sentences_tokens.is_it_faster(speed, latency)
+    assert "in batches, *Top-K*; at one image alone, none of them" in text
+    assert "in batches, all of them" in sentences_tokens.is_it_faster(speed + 1, latency)
+
+
+# ---------------------------------------------------------------- 4 linear attention
+
+
+@pytest.mark.parametrize(
+    ("of", "speed", "words"),
+    [
+        ((FLAT, FLAT), (0.5, 0.5), ["takes no accuracy that these", "none is faster than softmax"]),
+        (
+            (LOST, FLAT),
+            (1.5, 0.5),
+            ["takes accuracy with *A*, and none that can be shown", "*A* is faster than softmax"],
+        ),
+        ((LOST, LOST), (1.5, 1.5), ["takes accuracy, whichever", "*A*; *B* are faster"]),
+    ],
+)
+def test_linear_cost_takes_accuracy_or_not(of: tuple, speed: tuple, words: list[str]) -> None:
+    text = sentences_linear.answer(dict(zip("AB", of, strict=True)), dict(zip("AB", speed, strict=True)), 17)
+    assert "at our 17 tokens" in text
+    assert all(part in text for part in words)
+
+
+def test_linear_attention_loses_as_expected_or_not() -> None:
+    text = sentences_linear.as_expected({"Linear ViT": LOST, "InLine ViT": FLAT})
+    first, second = "As expected, a loss is shown for *Linear ViT*", "As expected, *InLine ViT* loses least"
+    assert text == f"{first}. {second} (-1.0 points, as measured)."
+    text = sentences_linear.as_expected({"Linear ViT": WON, "InLine ViT": FLAT})
+    assert "Against the expectation, a loss is shown for none of them" in text
+    assert "Against the expectation, *Linear ViT* loses least" in text
+
+
+def test_steps_that_help_are_those_that_are_shown() -> None:
+    text = sentences_linear.which_step({"kernel": LOST, "local": WON, "norm": FLAT})
+    assert text == "A gain is shown for *local*; a loss for *kernel*."
+    assert sentences_linear.which_step({"norm": FLAT}) == "No step is shown to gain, and none to lose."
+    table = sentences_linear.steps_table({"local": WON, "norm": FLAT})
+    assert table["shown"].tolist() == ["yes", "no"]
+
+
+def test_classes_that_notice_are_named() -> None:
+    rows = pd.DataFrame(
+        {"model": "A", "class": ["ant", "bee"], "difference": [-0.3, 0.0], "spread": 0.0, "p": [0.001, 1]}
+    )
+    assert sentences_linear.noticed(rows).endswith("can show 1: A, ant, -30.0 points.")
+    assert sentences_linear.noticed(rows[1:]).endswith("can show none.")
+
+
+def test_tokens_suffice_for_the_formula_or_not() -> None:
+    assert "We have 65, more than that" in sentences_linear.break_even(16, 65, 8)
+    assert "We have 10, fewer" in sentences_linear.break_even(16, 10, 8)
+
+
+# ---------------------------------------------------------------- 5 costs
+
+
+def cost(macs: float, speed: float, parameters: float = 100) -> pd.Series:
+    return pd.Series({"macs": macs, "images_per_second": speed, "parameters": parameters})
+
+
+def test_clock_follows_the_work_or_names_what_does_not() -> None:
+    text = sentences_costs.formulas_agree(0.001, cost(100, 10), {"A": cost(50, 20), "B": cost(50, 10)})
+    assert "ran agree (to 0.10% at worst)" in text
+    assert "but for *B* (50% of the work, 100% of the time)" in text
+    text = sentences_costs.formulas_agree(0.1, cost(100, 10), {"A": cost(50, 20)})
+    assert "do not agree" in text
+    assert text.endswith("the clock follows the work.")
+
+
+def test_linear_attention_pays_somewhere_or_nowhere() -> None:
+    memory = pd.Series({"softmax": 10, "kernelised": 20})
+    crossed = {"kernelised": 64.0, "InLine": 1000.4, "Linformer": math.inf}
+    text = sentences_costs.where_it_pays(crossed, 64, 192, memory, 4096)
+    assert "kernelised at every size measured, InLine from 1,000 tokens on, Linformer at no size measured" in text
+    assert "none of them at 4,096 tokens" in text
+    assert "at least one of them" in sentences_costs.where_it_pays(crossed, 64, 192, memory[::-1] * [1, 9], 4096)
+
+
+def test_parameters_are_added_or_not() -> None:
+    text = sentences_costs.parameters(cost(1, 1, 100), {"Linear ViT": cost(1, 1, 101)})
+    assert "As expected, linear attention adds almost no parameters: Linear ViT +1.0%" in text
+    assert "Against the expectation" in sentences_costs.parameters(cost(1, 1), {"Linear ViT": cost(1, 1, 150)})
+
+
+def test_keep_ratio_is_time_or_not() -> None:
+    frame = pd.DataFrame({"keep_ratio": [1.0, 0.3], "macs": [100, 50], "images_per_second": [10.0, 20.0]})
+    assert "the clock follows" in sentences_costs.keep_ratios(frame, 64)
+    assert "the clock does not follow" in sentences_costs.keep_ratios(frame.assign(images_per_second=10.0), 64)
+
+
+def test_quoted_flops_are_right_as_macs_or_not() -> None:
+    base = pd.Series({"parameters": 19e6, "macs": 1.25e9})
+    assert "are right as a number of MACs" in sentences_costs.quoted(base, [0.4, 0.9])
+    assert "wrong even" in sentences_costs.quoted(base * 2, [0.4, 0.9])
+
+
+# ---------------------------------------------------------------- 6 comparison
+
+MODELS = pd.DataFrame(
+    {"model": ["a", "b", "c"], "accuracy": [0.9, 0.89, 0.7], "images_per_second": [100.0, 300.0, 900.0]}
+)
+
+
+def pairs(*p: float) -> pd.DataFrame:
+    names = [("a", "b"), ("a", "c"), ("b", "c")]
+    return pd.DataFrame([{"a": a, "b": b, "difference": -0.02, "p": q} for (a, b), q in zip(names, p, strict=True)])
+
+
+def test_model_to_take_is_the_fastest_of_those_that_are_as_good() -> None:
+    text = sentences_comparison.answer(MODELS, pairs(0.5, 0.001, 0.001))
+    assert "Take b, 89.0%: it cannot be told from the most accurate, *a* (90.0%)" in text
+    assert "3.0 times as many images a second" in text
+    assert "2 of the 3 differences" in text
+
+
+def test_best_model_is_taken_where_it_is_ahead_or_the_fastest() -> None:
+    assert "Take a, 90.0%: it is shown to be ahead of every other" in sentences_comparison.answer(
+        MODELS, pairs(0.01, 0.01, 1)
+    )
+    slow = MODELS.assign(images_per_second=[400.0, 300.0, 900.0])
+    assert "none that is as good is faster" in sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01))

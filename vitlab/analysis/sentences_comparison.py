@@ -1,0 +1,218 @@
+"""What chapter 6's numbers say: which model to take, and which differences are real."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from vitlab.analysis.metrics import on_frontier, shown
+from vitlab.analysis.sentences import listed, verdict
+from vitlab.texts import markdown
+
+if TYPE_CHECKING:
+    from vitlab.lab import Lab
+
+FEW_MODELS = 6  # of which the pairs are listed one by one
+COSTS = (
+    "What each model costs: float32 inference, latency at batch 1, throughput in batches, medians. Training time of "
+    "chapter 3 includes that of the ViT it started from."
+)
+MOST_LISTED = 12  # pairs that are named one by one
+
+
+def _model(name: str) -> str:
+    """A model's name, which may be that of a user's directory."""
+    return f"*{markdown(name)}*"
+
+
+def verdicts(pairs: pd.DataFrame) -> str:
+    """What the tests can say of `tables.pairs`: the pairs with a difference or, if fewer, those without."""
+    clear = shown(pairs)
+    rest = f"In {(~clear).sum()} of {len(pairs)} pairs there is no difference that this test set can show"
+    if min(clear.sum(), (~clear).sum()) > MOST_LISTED:
+        return f"In {clear.sum()} of {len(pairs)} pairs it is shown which of the two is ahead, in the others not."
+    if clear.sum() <= len(pairs) / 2:
+        lines = [f"* {verdict(_model(row.a), _model(row.b), row._asdict())}." for row in pairs[clear].itertuples()]
+        return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
+    found = f"In {clear.sum()} of {len(pairs)} pairs this test set shows which of the two is ahead."
+    alike = "; ".join(f"{_model(row.a)} and {_model(row.b)}" for row in pairs[~clear].itertuples())
+    return f"{found} {rest}: {alike}." if alike else found
+
+
+def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Sentences on the most accurate model, and on the one of fewest MACs that the tests cannot tell from it.
+
+    results: model, accuracy, accuracy_low, accuracy_high, macs; pairs: a, b, difference, p, corrected for the number of
+    tests, and of several seeds spread.
+    """
+    best = results.loc[results["accuracy"].idxmax()]
+    unclear = pairs[~shown(pairs) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
+    peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
+    text = (
+        f"The highest accuracy was measured for *{_model(best['model'])}*: {best['accuracy']:.1%} "
+        f"(95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
+    )
+    if peers.empty:
+        return f"{text} It differs significantly from every other model."
+    text += f" This test set can show no difference between it and {'; '.join(map(_model, peers['model']))}"
+    lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
+    if lighter.empty:
+        needs = "needs" if results["macs"].notna().all() else "is known to need"
+        return f"{text}, none of which {needs} fewer multiply-adds."
+    light = lighter.loc[lighter["macs"].idxmin()]
+    share = light["macs"] / best["macs"]
+    return f"{text}; of these *{_model(light['model'])}* needs the fewest multiply-adds, {share:.1%} of the best one's."
+
+
+def frontier(results: pd.DataFrame) -> str:
+    """One sentence naming the models on the frontiers of accuracy and MACs, and of accuracy and latency."""
+
+    def best(cost: str) -> str:
+        """Names apart by semicolons: some hold commas."""
+        return "; ".join(map(_model, results[on_frontier(results, cost)].sort_values(cost)["model"]))
+
+    return (
+        "On the measured values, noise included, no model is more accurate than these at the same or fewer "
+        f"multiply-adds: {best('macs')}; and than these at the same or a shorter latency: {best('latency_ms')}."
+    )
+
+
+def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """One sentence, by rule: take the lighter model, or rather a smaller ViT that costs as little?
+
+    light: the model; smaller: names of the ViTs of its cost, of which the most accurate is compared. The lighter model
+    is worth its machinery only where it is ahead; where no difference can be shown the plain ViT is the better choice,
+    having nothing to explain, unless it is slower.
+    """
+    rows = results.set_index("model")
+    other = rows.loc[smaller, "accuracy"].idxmax()
+    ahead = _ahead(pairs, light, other)
+    speed = rows.loc[other, "images_per_second"] / rows.loc[light, "images_per_second"]
+    cost = (
+        f"{rows.loc[light, 'accuracy']:.1%} against {rows.loc[other, 'accuracy']:.1%} at "
+        f"{rows.loc[light, 'macs'] / 1e6:,.2f} and {rows.loc[other, 'macs'] / 1e6:,.2f} million multiply-adds; the "
+        f"latter's throughput is {speed:.2f} times the former's"
+    )
+    if ahead == light:
+        return f"**{light}** is the better choice than a ViT built as small, *{other}*: {cost}."
+    if ahead == other:
+        return f"A ViT built as small, **{other}**, is the better choice than *{light}*: {cost}."
+    neither = f"a ViT built as small, *{other}*, no difference in accuracy is shown"
+    if speed >= 1:
+        return f"Between *{light}* and {neither}, and it is no slower: **{other}** is the better choice ({cost})."
+    return (
+        f"Between *{light}* and {neither}, and it is slower: **{light}** is the better choice where "
+        f"throughput counts ({cost})."
+    )
+
+
+def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """One sentence, by rule: when is the convolutional network `cnn` the better choice?
+
+    Where no model that needs no more multiply-adds is shown to be ahead of it; models that are, for more work, are
+    named with what they cost. Models of unknown cost are left out.
+    """
+    rows = results.dropna(subset=["macs"]).set_index("model")
+    own = rows.loc[cnn]
+    winner = {name: _ahead(pairs, cnn, name) for name in rows.index if name != cnn}
+    ahead, behind = [n for n, w in winner.items() if w == n], [n for n, w in winner.items() if w == cnn]
+    lighter = [name for name in ahead if rows.loc[name, "macs"] <= own["macs"]]
+
+    what = (
+        f"The convolutional network **{cnn}** ({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
+        f"{own['latency_ms']:.2f} ms an image)"
+    )
+    if lighter:
+        return f"{what} is not the better choice: ahead of it, for no more work, is {listed(lighter)}."
+    beats = f"It is ahead of {listed(behind)}." if behind else "It is shown to be ahead of none."
+    if ahead:
+        more = min(rows.loc[name, "macs"] for name in ahead) / own["macs"]
+        return (
+            f"{what} is the better choice up to its cost; ahead of it, for {more:.1f} times its multiply-adds or more, "
+            f"is {listed(ahead)}. {beats}"
+        )
+    return f"{what} is the better choice: no model is shown to be ahead of it. {beats}"
+
+
+def _ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
+    """Which of two models is shown to be ahead in `tables.pairs`; "" where neither is."""
+    [pair] = pairs[
+        ((pairs["a"] == one) & (pairs["b"] == other)) | ((pairs["a"] == other) & (pairs["b"] == one))
+    ].to_dict("records")
+    return (pair["b"] if pair["difference"] > 0 else pair["a"]) if shown(pair) else ""
+
+
+# ---------------------------------------------------------------- captions
+
+
+def scores(lab: "Lab", images: int) -> str:
+    return f"What each model scores on {images:,} test images, best first; {lab.plan.seed_words}."
+
+
+def against_cost(images: int) -> str:
+    return (
+        f"Accuracy with its 95% interval ({images:,} test images) against three kinds of cost, minutes of training "
+        "among them. Up and to the left is better; the dotted frontier joins the models that no other beats at the "
+        "same or a lower cost. Where intervals overlap widely, look at the paired tests below before preferring a "
+        "model."
+    )
+
+
+def paired(lab: "Lab", pairs: int, images: int) -> str:
+    """Caption of the pairs: listed one by one, or at a glance."""
+    text = f"All {pairs} pairs of models on the same {images:,} test images,"
+    if len(lab.compared) <= FEW_MODELS:
+        return (
+            f"{text} differences in points with 95% intervals, images that only one model gets right, and the exact "
+            "McNemar test's p, two-sided, corrected after Holm."
+        )
+    spread = ", and beyond the spread over seeds" if lab.params.seeds > 1 else ""
+    return (
+        f"{text} by how many points of accuracy the row's model is above the column's. A star: shown by the exact "
+        f"McNemar test, two-sided, corrected after Holm{spread}. Intervals and p-values of all pairs stand beside the "
+        "report, in `pairs.csv`."
+    )
+
+
+def by_class(differences: pd.DataFrame) -> str:
+    """differences: `tables.recall_differences`."""
+    return (
+        "Recall of each class by each model minus that of the ViT, in points; the ViT's recall stands below the "
+        "class. A star marks a difference that the test set can show (McNemar within the class, Holm over the figure): "
+        f"{shown(differences).sum()} of {len(differences)}."
+    )
+
+
+def study(lab: "Lab", shape: str) -> str:
+    how = (
+        "mean ± standard deviation over seeds" if lab.params.study_seeds > 1 else "with 95% intervals of the bootstrap"
+    )
+    where = f"Chapter 1's study in short (training data: {shape}), on the test images"
+    return f"{where}: {how}; the gain with its 95% interval."
+
+
+# ---------------------------------------------------------------- the conclusion
+
+
+def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Which model to take: the fastest of those that the tests cannot tell from the most accurate one.
+
+    results: `tables.by_model`; pairs: `tables.pairs`.
+    """
+    best = results.loc[results["accuracy"].idxmax()]
+    behind = [name for name in results["model"] if name != best["model"] and _ahead(pairs, best["model"], name)]
+    good = results[~results["model"].isin(behind)]
+    take = good.loc[good["images_per_second"].fillna(0).idxmax()]
+    real = f"{shown(pairs).sum()} of the {len(pairs)} differences between two models are real"
+    if take["model"] == best["model"]:
+        why = "no model is more accurate, and none that is as good is faster"
+        if len(behind) == len(results) - 1:
+            why = "it is shown to be ahead of every other model"
+    else:
+        times = take["images_per_second"] / best["images_per_second"]
+        why = (
+            f"it cannot be told from the most accurate, *{markdown(best['model'])}* ({best['accuracy']:.1%}), and "
+            f"classifies {times:.1f} times as many images a second"
+        )
+    return (
+        f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}. As far as these test images show, {real}.**"
+    )

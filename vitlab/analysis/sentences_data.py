@@ -1,0 +1,326 @@
+"""What chapter 1's numbers say: the data, and the study of imbalance. No gain inside the noise is called one."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from vitlab.analysis.sentences import points, words
+from vitlab.training.losses import SWITCH
+
+if TYPE_CHECKING:
+    from vitlab.analysis.study import Study
+    from vitlab.lab import Lab
+
+RISING = 0.01  # of macro F1 over the last tenth of the steps: a curve that still rises
+
+SAMPLES = (
+    "Ten training images of each class (of the first ten classes), as the models see them. Variety within a class is "
+    "what has to be learnt; where classes look alike, models will confuse them."
+)
+EFFECTS = (
+    "What each remedy does to each class: its share of the images really drawn in the first epoch; the weight of its "
+    f"loss (of the deferred ones from {SWITCH:.0%} of the steps on); the product, its share of the whole loss; and the "
+    "margin by which its logit has to win, over the commonest class or, for LDAM, over any other, whose logits are "
+    "cosines times 30. A level share is fair; *both* tilts to the other side."
+)
+CONFUSIONS = (
+    "Where do the rare ones go? Answers in percent of the true class, the commonest class first, all seeds together; "
+    "left without a remedy, right with the best one. What stands left of the diagonal is taken for a commoner class."
+)
+CALIBRATION = (
+    "Accuracy against calibration error: small marks are seeds, large ones their mean. Weights, margins and "
+    "adjustments change what a probability means, so a remedy that answers better need not know better how sure it is."
+)
+CURVES = (
+    "Macro F1 on the validation images over training, mean over the seeds. Post-hoc adjustment has no curve, its "
+    "training is that of none."
+)
+SHAPES = (
+    "Macro F1 without a remedy, and what each remedy gains in points, by class sizes; the same number of steps "
+    "everywhere, intervals as in Table 1.1."
+)
+
+
+# ---------------------------------------------------------------- the data
+
+
+def data(lab: "Lab") -> str:
+    """What the images are, and how many."""
+    channels, _, size = lab.data.train.pool.shape[1:]
+    colours = "colour" if channels == 3 else "grey"
+    return (
+        f"**{lab.data_title}**: {len(lab.source.train):,} images to learn from and {len(lab.source.test):,} to test, "
+        f"{len(lab.data.classes)} classes, {size}×{size} pixels, {colours}. {lab.remarks}"
+    )
+
+
+def parts(lab: "Lab") -> str:
+    """Images of the three parts, and of their smallest and largest class."""
+    classes, told = len(lab.data.classes), []
+    for name, part in (("train", lab.data.train), ("validation", lab.data.val), ("test", lab.data.test)):
+        counts = part.class_counts(classes)
+        told.append(f"**{name}** {len(part):,} images, {int(counts.min()):,} to {int(counts.max()):,} a class")
+    seed = lab.params.seed
+    return f"Before any imbalance is made (seed {seed}): {'; '.join(told)}. Training and validation share no image."
+
+
+def augmentation(lab: "Lab", shift: int) -> str:
+    """What the augmentations do, and which of them the runs use."""
+    p = lab.params
+    used = {"crop": "shifts", "flip": "mirror images", "cutout": "Cutout", "mixup": "MixUp", "cutmix": "CutMix"}
+    told = ", ".join(words for name, words in used.items() if getattr(p, name)) or "none"
+    longer = (
+        " (the longer one of chapter 2 with Cutout too)" if p.long_epochs and p.long_cutout and not p.cutout else ""
+    )
+    return (
+        f"One training image of each class and what each augmentation makes of it, shifts of up to {shift} pixels. "
+        f"The runs here train with: {told}{longer}."
+    )
+
+
+def class_sizes(shape: str, whole: int, kept: int) -> str:
+    """Training images before and after the imbalance was made; as they come, both are the same."""
+    became = f" become {kept:,}" if kept != whole else ", used as they come"
+    return (
+        f"Training images of each class without those for validation ({shape}): {whole:,} images{became}. Validation "
+        "and test are untouched."
+    )
+
+
+# ---------------------------------------------------------------- before any training
+
+
+def twice(effects: pd.DataFrame) -> str:
+    """What doing the same correction twice amounts to, where there is something to correct; else "".
+
+    effects: `study.remedy_effects`, the commonest class first.
+    """
+    ends = effects.groupby("remedy", sort=False).agg(["first", "last"])  # the commonest and the rarest class
+    if "both" not in ends.index or ends["images"]["first"].iloc[0] < 2 * ends["images"]["last"].iloc[0]:
+        return ""
+    drawn, weight, share = (
+        ends[name]["last"]["both"] / ends[name]["first"]["both"] for name in ("drawn", "weight", "share")
+    )
+    return (
+        f"Twice is too much: under *both* the rarest class comes {drawn:.2f} times as often as the commonest, its few "
+        f"images again and again, and then still counts {weight:.3g} times as much: {share:.3g} times the commonest "
+        "class's share of the loss. That can hurt: rare classes are then answered too often, and the common ones pay "
+        "with their recall."
+    )
+
+
+# ---------------------------------------------------------------- the study
+
+
+def scores(study: "Study", batch: int) -> str:
+    """Caption of the study's figure."""
+    few, seeds = study.group, len(study.seeds)
+    return (
+        f"Test scores by remedy, seeds: {seeds}, {study.steps:,} steps of batch {batch}. Recall is that of the {few} "
+        f"commonest, the {few} rarest and the other classes: the first shows who pays, the last who gains."
+    )
+
+
+def scores_table(study: "Study") -> str:
+    """Caption of the study's table."""
+    several = "Mean ± standard deviation over the seeds."
+    one = "In brackets the bootstrap's 95% intervals, none for the calibration error."
+    return (
+        f"Test scores ({len(study.lab.data.test):,} images), seeds: {len(study.seeds)}. "
+        f"{several if len(study.seeds) > 1 else one} Last column: macro F1 against no remedy, with the interval over "
+        "seeds and test images."
+    )
+
+
+def rare_answers(matrices: dict[str, np.ndarray], few: int) -> str:
+    """How many images of the `few` rarest classes are taken for a commoner one, without and with the best remedy.
+
+    matrices: two names -> `Study.confusion`, the commonest class first.
+    """
+    shares = [
+        sum(matrix[row, :row].sum() for row in range(len(matrix) - few, len(matrix))) / max(matrix[-few:].sum(), 1)
+        for matrix in matrices.values()
+    ]
+    _, best = matrices
+    change = "fewer" if shares[1] < shares[0] else "no fewer"
+    return (
+        f"Without a remedy {shares[0]:.1%} of the images of the {few} rarest classes are taken for a commoner class, "
+        f"under {words(best)} {shares[1]:.1%}: {change}."
+    )
+
+
+def sureness(scores: pd.DataFrame, best: str) -> str:
+    """Which remedy has the smallest calibration error, and whether the one of the best macro F1, `best`, has it.
+
+    scores: `Study.scores`.
+    """
+    means = scores.groupby("remedy", sort=False)["calibration_error"].mean()
+    least = means.idxmin()
+    text = f"The smallest calibration error is that of *{words(least)}* ({means[least]:.3f})"
+    if best == least:
+        return f"{text}, which also has the best macro F1: here answering better and knowing better go together."
+    return (
+        f"{text}; *{words(best)}*, of the best macro F1, has {means[best]:.3f}, and none has {means['none']:.3f}: to "
+        "answer better is not to know better."
+    )
+
+
+def still_rising(curves: dict[str, pd.DataFrame]) -> str:
+    """Whether models still learn when the study ends; curves: name -> step and val_macro_f1."""
+    rising = []
+    for name, rows in curves.items():
+        late = rows[rows["step"] >= 0.9 * rows["step"].max()]["val_macro_f1"]
+        if late.iloc[-1] - late.iloc[0] > RISING:
+            rising.append(f"*{words(name)}*")
+    if not rising:
+        return "All curves are level at the end: the ranking is one of models that have learnt what they will."
+    return f"At the end the curves of {', '.join(rising)} still rise: the ranking is one of models that still learn."
+
+
+def imbalance(profile: str, counts: np.ndarray) -> str:
+    """How the study's training data are shaped, with the ratio that was reached; counts (C,) images of each class."""
+    return f"{'as they come' if profile == 'none' else profile}, {float(counts.max() / counts.min()):.3g}:1"
+
+
+def _named(gains: pd.DataFrame) -> str:
+    """Names with their gains in points and intervals, the largest first."""
+    rows = gains.sort_values("gain", ascending=False).iterrows()
+    return "; ".join(f"*{words(name)}* {points(row)}" for name, row in rows)
+
+
+def _noise(seeds: int) -> str:
+    return (
+        "seeds and test images" if seeds > 1 else "test images (one seed says nothing about the spread between seeds)"
+    )
+
+
+def best_remedy(gains: pd.DataFrame, seeds: int) -> str:
+    """Which remedies gain macro F1 over `none`: only where the interval of the gain leaves zero out.
+
+    gains: `metrics.seed_differences` of all remedies to `none`, whose intervals hold at once.
+    """
+    best, better, worse = gains["gain"].idxmax(), gains[gains["low"] > 0], gains[gains["high"] < 0]
+    base = gains["score"].iloc[0] - gains["gain"].iloc[0]
+    against = f"against {base:.3f} without a remedy (95% intervals of all {len(gains)} together, over {_noise(seeds)})"
+    lost = f" Worse than none: {_named(worse)}." if len(worse) else ""
+    if better.empty:
+        row = gains.loc[best]
+        return f"No remedy shows a gain {against}; the best is {words(best)}, {row['score']:.3f} ({points(row)}).{lost}"
+    return (
+        f"The best remedy is **{words(best)}**: macro F1 {gains.loc[best, 'score']:.3f} {against}. "
+        f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_named(better)}.{lost}"
+    )
+
+
+def as_good(best: str, behind: pd.DataFrame) -> str:
+    """Which remedies cannot be told from the best one; behind: `metrics.seed_differences` of the others to it."""
+    open_ = behind[(behind["high"] >= 0) & (behind["low"] <= 0)]
+    if open_.empty:
+        return f"Every other remedy is measurably behind {words(best)}."
+    return f"No difference to the best, {words(best)}, can be shown for {_named(open_)}."
+
+
+def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few: int) -> str:
+    """What the remedies that gain cost the commonest classes, and what they give the rarest.
+
+    gains, common, rare: `metrics.seed_differences` to `none` of macro F1 and of recall of the `few` commonest and
+    rarest classes.
+    """
+    better = gains.index[gains["low"] > 0]
+    if better.empty:
+        return "Where no remedy gains, nobody has to pay."
+    paying = [name for name in better if common.loc[name, "high"] < 0]
+    best = gains["gain"].idxmax()
+    text = (
+        f"Under {words(best)} the recall of the {few} rarest classes changes by {points(rare.loc[best])}, and that of "
+        f"the {few} commonest by {points(common.loc[best])}. "
+    )
+    if not paying:
+        return f"{text}No remedy that gains is shown to cost the commonest classes recall."
+    free = [name for name in better if name not in paying]
+    text += f"The commonest classes pay measurably under {_named(common.loc[paying])}"
+    return f"{text}; no loss is shown under {_named(common.loc[free])}." if free else f"{text}."
+
+
+def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:
+    """What adjusting the finished model's logits gains, without any training.
+
+    gains: as in `best_remedy`; trained: the row of post_hoc in the differences to the best remedy that is trained,
+    whose name it bears; None where none is.
+    """
+    row = gains.loc["post_hoc"]
+    claim = "gains" if row["low"] > 0 else "loses" if row["high"] < 0 else "shows no gain:"
+    text = f"Free, because nothing is trained anew, is post-hoc logit adjustment: it {claim} ({points(row)})"
+    if trained is None:
+        return f"{text}."
+    if trained["low"] <= 0 <= trained["high"]:
+        return f"{text}; a difference to *{words(trained.name)}*, the best that is trained, can't be shown."
+    side = "behind" if trained["gain"] < 0 else "ahead of"
+    return f"{text}, and is measurably {side} *{words(trained.name)}*, the best that is trained ({points(trained)})."
+
+
+def same_gradient(difference: pd.Series, noise: pd.Series) -> str:
+    """What sampler and class weights, which follow the same gradient on average, differ by.
+
+    difference: the row of class_weights in the differences to the sampler; noise: `study.gradient_noise`.
+    """
+    apart = "differ" if difference["low"] > 0 or difference["high"] < 0 else "can't be told apart"
+    return (
+        f"Sampler and class weights minimise the same expected loss and {apart} in macro F1 (class weights against "
+        f"sampler {points(difference)}). What differs is the noise of a step: the gradient of one batch is "
+        f"{noise['class_weights']:.2g} times as long in its chance part as in its mean under class weights, "
+        f"{noise['sampler']:.2g} times under the sampler; a rare image then counts much, but seldom comes."
+    )
+
+
+def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str:
+    """What the imbalance cost in macro F1.
+
+    gap: `metrics.seed_differences` of `balanced` to `none`; gains: of the remedies; missing: training images that the
+    imbalanced data lack.
+    """
+    figures = f"({points(gap)})"
+    if gap["low"] <= 0 <= gap["high"]:
+        return f"Between training on all the images and on the imbalanced ones no difference can be shown {figures}."
+    than = f"than on the imbalanced ones without a remedy {figures}"
+    if gap["gain"] < 0:
+        return f"Trained on all the images the model scores worse {than}."
+    text = f"Trained on all the images the model scores better {than}"
+    best = gains.loc[gains["gain"].idxmax()]
+    if best["low"] > 0:
+        text += f"; the best remedy, {words(best.name)}, wins {100 * best['gain']:.1f} of these points back"
+    return (
+        f"{text}. This is the price of uneven data and of {missing:,} missing images together; a remedy can only mend "
+        "the first."
+    )
+
+
+def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
+    """Which remedies gain at which class sizes: class sizes -> `metrics.seed_differences` of the remedies to `none`."""
+    better = {shape: set(frame.index[frame["low"] > 0]) for shape, frame in gains.items()}
+    best = "; ".join(
+        f"{shape}: *{words(f['gain'].idxmax())}* ({points(f.loc[f['gain'].idxmax()])})" for shape, f in gains.items()
+    )
+    always = [name for name in next(iter(gains.values())).index if all(name in names for names in better.values())]
+    told = ", ".join(f"*{words(name)}*" for name in always) or "none"
+    return f"The most was gained at {best}. Remedies whose gain is shown at all these class sizes: {told}."
+
+
+def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
+    """The chapter's question in one sentence: what imbalance does, and which remedy helps.
+
+    ratio: images of the commonest class over the rarest's; gap: `metrics.seed_differences` of `balanced` to `none`,
+    None where there is no such run; gains: of the remedies.
+    """
+    what = f"{ratio:.3g} images of the commonest class to one of the rarest"
+    if gap is None:
+        cost = f"What {what} cost can't be told here"
+    elif gap["low"] > 0:
+        cost = f"{what} cost {100 * gap['gain']:.1f} points of macro F1"
+    else:
+        cost = f"{what} cost no macro F1 that these runs can show"
+    best = gains.loc[gains["gain"].idxmax()]
+    if best["low"] > 0:
+        return f"**{cost}, and {words(best.name)} helps most: {100 * best['gain']:.1f} points over no remedy.**"
+    return f"**{cost}, and no remedy is shown to help.**"

@@ -1,0 +1,183 @@
+"""What chapter 4's numbers say: what linear attention does to accuracy, and whether it pays."""
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from vitlab.analysis.metrics import shown
+from vitlab.analysis.sentences import expected, listed, p_text, verdict
+from vitlab.texts import markdown
+
+if TYPE_CHECKING:
+    from vitlab.lab import Lab
+    from vitlab.runs import Run
+
+LINEAR = ("Linear ViT", "Linformer ViT", "InLine ViT")  # the local terms apart, which are a control
+LEAST = "InLine ViT"  # expected to lose least
+TWO_ORDERS = (
+    "One product of three matrices in two orders, drawn to scale for one head of this chapter's models. Softmax works "
+    "on all the weights at once, so that they have to be there; without it keys and values can be summed up before any "
+    "query asks."
+)
+STEPS = (
+    "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
+    "(McNemar) and the spread over seeds say so."
+)
+# from, to, what is exchanged
+CHANGES = (
+    ("ViT", "Linear ViT", "kernel for softmax"),
+    ("Linear ViT", "InLine ViT without its local term", "injective normalisation"),
+    ("InLine ViT without its local term", "InLine ViT", "local term, on InLine"),
+    ("Linear ViT", "Linear ViT with the local term", "local term, on the kernel"),
+    ("ViT", "ViT with the local term", "local term, on softmax: the control"),
+    ("ViT", "InLine ViT", "all of InLine for softmax"),
+)
+
+
+def yardstick(run: "Run", tokens: int) -> str:
+    test, config = run.summary["test"], run.config
+    return (
+        f"The yardstick is the ViT of chapter 2: {test['accuracy']:.1%} of {test['n']:,} test images with {tokens} "
+        f"tokens of width {config.dim} in {config.heads} heads."
+    )
+
+
+def same_result(difference: float) -> str:
+    return f"Largest difference between both orders: {difference:.1e}, which is rounding."
+
+
+def matrices(most: dict[str, float], tokens: int) -> str:
+    """most: kind of attention -> its largest weight."""
+    told = ", ".join(f"{value:.3f} ({name})" for name, value in most.items())
+    return (
+        f"Attention weights of one head for the same random queries and keys ({tokens} tokens); a row sums to 1. The "
+        f"largest weight is {told}: before any training the {min(most, key=most.get)} weights are the flattest."
+    )
+
+
+def curves(lab: "Lab", budget: str) -> str:
+    return (
+        f"The same Transformer with other attentions ({budget}, {len(lab.data.train):,} images, seeds "
+        f"{', '.join(map(str, lab.plan.seeds))}). The ring marks the epoch whose weights were kept."
+    )
+
+
+def scores(lab: "Lab", tokens: int, k: int) -> str:
+    return (
+        f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, "
+        f"latency at batch 1, throughput at each model's best batch, medians). Linformer's k is {k}."
+    )
+
+
+def steps_table(found: dict[str, dict]) -> pd.DataFrame:
+    """What is exchanged -> `metrics.compare`, for reading."""
+    rows = {
+        what: {
+            "points": f"{100 * c['difference']:+z.1f}",
+            "95% interval": f"{100 * c['interval'][0]:+z.1f} to {100 * c['interval'][1]:+z.1f}",
+            "p": p_text(c["p"]),
+            "spread over seeds": f"{100 * c['spread']:.1f}" if c["seeds"] > 1 else "–",
+            "shown": "yes" if shown(c) else "no",
+        }
+        for what, c in found.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def which_step(found: dict[str, dict]) -> str:
+    """Which part of a remedy helps: the steps whose gain is shown."""
+    gains = [what for what, c in found.items() if shown(c) and c["difference"] > 0]
+    losses = [what for what, c in found.items() if shown(c) and c["difference"] < 0]
+    text = f"A gain is shown for {listed(gains)}" if gains else "No step is shown to gain"
+    return f"{text}; a loss for {listed(losses)}." if losses else f"{text}, and none to lose."
+
+
+def looking(flat: dict[str, float]) -> str:
+    """flat: model -> T Σ w², how far rows of weights are from uniform."""
+    told = ", ".join(f"{name} {value:.2f}" for name, value in flat.items())
+    return (
+        "What trained attention gives to each patch in the last block, one colour scale for all, 1 for a mean share (a "
+        f"local term is not in it). How far rows of weights are from uniform, T Σ w² (1: all alike): {told}. The "
+        f"nearest to uniform is that of {min(flat, key=flat.get)}, the farthest that of {max(flat, key=flat.get)}."
+    )
+
+
+def where_the_work_is(parts: dict[str, int], tokens: int) -> str:
+    """parts: component of the softmax ViT -> MACs."""
+    share = parts["attention"] / sum(parts.values())
+    return (
+        f"Multiply-adds of one image by component, from the formula. Attention between {tokens} tokens is {share:.1%} "
+        "of the softmax ViT's work: more can't be saved here."
+    )
+
+
+def break_even(head: float, tokens: int, k: int) -> str:
+    """Where the formulas meet; head: D/H, k: Linformer's."""
+    meet = f"T = D/H + \\tfrac{{1}}{{2}} = {head + 0.5:g}"
+    more = "more than that" if tokens > head + 0.5 else "fewer"
+    return (
+        "The formulas say from where on it pays: $2 T^2 D$ for softmax against $2 T D^2 / H + T D$ for the kernel "
+        f"meet at ${meet}$ tokens, InLine's $2 T D^2 / H + 9 T D$ at $T = D/H + \\tfrac{{9}}{{2}}$, Linformer's $4 T "
+        f"k D$ at $T = 2k = {2 * k}$. We have {tokens}, {more}. Chapter 5 asks the clock."
+    )
+
+
+def by_class(images: int, classes: int) -> str:
+    return (
+        "Recall of each class: ring, softmax; diamond, the attention above the panel. A class has "
+        f"{images // classes:,} test images on average, so one image moves a marker by about "
+        f"{100 * classes / images:.1f} points."
+    )
+
+
+def noticed(differences: pd.DataFrame) -> str:
+    """Which classes notice; differences: `tables.recall_differences`."""
+    clear = differences[shown(differences)]
+    tests = "the tests (McNemar within the class, Holm over all)"
+    text = f"Of these {len(differences)} differences to softmax {tests} can show "
+    if clear.empty:
+        return f"{text}none."
+    told = (f"{r.model}, {markdown(r['class'])}, {100 * r.difference:+.1f} points" for _, r in clear.iterrows())
+    return f"{text}{len(clear)}: {'; '.join(told)}."
+
+
+# ---------------------------------------------------------------- the conclusion
+
+
+def answer(against: dict[str, dict], speed: dict[str, float], tokens: int) -> str:
+    """The chapter's question in one sentence: what the linear cost does to accuracy, and whether it pays here.
+
+    against: linear attention -> `metrics.compare` with softmax; speed: its throughput over softmax's.
+    """
+    lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
+    faster = [name for name in against if speed[name] > 1]
+    if not lost:
+        cost = "The linear cost takes no accuracy that these test images can show"
+    elif len(lost) == len(against):
+        cost = "The linear cost takes accuracy, whichever attention has it"
+    else:
+        cost = f"The linear cost takes accuracy with {listed(lost)}, and none that can be shown with the others"
+    pays = (
+        f"{listed(faster)} {'is' if len(faster) == 1 else 'are'} faster than softmax"
+        if faster
+        else "none is faster than softmax"
+    )
+    return f"**{cost}; at our {tokens} tokens {pays}.**"
+
+
+def as_expected(against: dict[str, dict]) -> str:
+    """Whether linear attention loses, and InLine least, as was expected."""
+    lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
+    points = {name: 100 * found["difference"] for name, found in against.items()}
+    best = max(points, key=points.get)
+    first = f"{expected(bool(lost))}, a loss is shown for {listed(lost) or 'none of them'}"
+    return f"{first}. {expected(best == LEAST)}, *{best}* loses least ({points[best]:+z.1f} points, as measured)."
+
+
+def each(against: dict[str, dict], works: dict[str, float], speed: dict[str, float], tokens: int) -> str:
+    """A line an attention: how sure its difference is, and what it costs of softmax's work and throughput."""
+    return "\n".join(
+        f"* **{name}:** {verdict('the softmax ViT', 'it', found)}, with {works[name]:.1%} of its multiply-adds and "
+        f"{speed[name]:.2f} times its throughput at {tokens} tokens."
+        for name, found in against.items()
+    )

@@ -1,0 +1,292 @@
+"""What chapter 2's numbers say: the ViT, its tokenizers, and the convolutional network beside it."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from vitlab.analysis.metrics import confident_mistakes
+from vitlab.analysis.sentences import expected, first_sentence, verdict
+from vitlab.texts import markdown
+
+if TYPE_CHECKING:
+    from vitlab.config import RunConfig
+    from vitlab.lab import Lab
+    from vitlab.runs import Run
+
+OPTIMIZERS = {
+    "adamw": "AdamW",
+    "sgd": "SGD with momentum",
+    "muon": "Muon for the hidden layers' matrices and kernels, AdamW for the rest",
+}
+KNOWN_BY_HEART = 0.1  # by which training accuracy lies above validation: images are then known by heart
+CONV_TOKENIZER = (
+    "The convolutional tokenizer: channels × height × width after each convolution. It ends with as many tokens as "
+    "there are patches, but each has seen its neighbours."
+)
+BY_CLASS = (
+    "class by class: precision (of the images given this answer, how many are of the class), recall (of the images of "
+    "the class, how many are found), and F1, their harmonic mean."
+)
+MCNEMAR = (
+    "The exact McNemar test asks how likely so uneven a split would be if both models were equally good; of several "
+    "seeds an image counts for what all of them say of it, and a difference is claimed only where it exceeds the "
+    "spread over seeds as well."
+)
+
+
+# ---------------------------------------------------------------- the model
+
+
+def data(lab: "Lab", config: "RunConfig") -> str:
+    """What this chapter learns from, and in how many tokens."""
+    answer = "a class token" if config.pool == "cls" else "the mean of the patches, with no class token"
+    return (
+        f"This run uses **{lab.data_title}**: {len(lab.data.train):,} images to train, {len(lab.data.val):,} to choose "
+        f"the epoch, {len(lab.data.test):,} to test, {len(lab.data.classes)} classes, "
+        f"{config.image_size}×{config.image_size} pixels; patches of {config.patch_size}×{config.patch_size} make "
+        f"{config.num_tokens} tokens. {lab.remarks} What is classified in the end is {answer}."
+    )
+
+
+def diagram(config: "RunConfig") -> str:
+    return (
+        f"The model of this chapter, with this run's numbers: {config.num_tokens} patches become tokens, "
+        f"{config.depth} equal blocks mix them, and a linear layer reads the answer. In a block attention lets tokens "
+        "look at each other, the MLP works on each for itself; both add to what is there."
+    )
+
+
+def patches(config: "RunConfig") -> str:
+    return (
+        f"What the model reads: one training image and its {config.num_tokens} patches in the order of the tokens. "
+        f"Each patch of {config.patch_size}×{config.patch_size} pixels becomes a vector of {config.dim} numbers."
+    )
+
+
+def sizes(table: pd.DataFrame, config: "RunConfig") -> str:
+    """Caption of `tables.parameters_by_part`."""
+    inside = table.loc[["attention, all blocks", "MLP, all blocks"], "count"].sum() / table["count"].sum()
+    return (
+        f"Where the {table['count'].sum():,} parameters sit ({config.depth} blocks, width {config.dim}, {config.heads} "
+        f"heads). Attention's projections and the MLPs hold {inside:.0%} of them."
+    )
+
+
+def by_hand(losses: list[float]) -> str:
+    """Whether the loss falls over some steps, by the means of the first and of the last five."""
+    first, last = (float(np.mean(part)) for part in (losses[:5], losses[-5:]))
+    if last < first:
+        return (
+            f"{len(losses)} such steps by hand: the loss falls from {first:.2f} (mean of the first five) to {last:.2f} "
+            "(of the last five)."
+        )
+    return f"{len(losses)} steps by hand did not lower the loss yet: {first:.2f}, then {last:.2f}."
+
+
+# ---------------------------------------------------------------- training
+
+
+def recipe(config: "RunConfig") -> str:
+    """How the runs of this chapter were trained."""
+    how = f"learning rate {config.lr:g} at its peak, {config.batch_size} images a batch"
+    text = f"Here: {OPTIMIZERS[config.optimizer]}, {how}."
+    if not 0 < config.start_size < config.image_size:
+        return text
+    return (
+        f"{text} Images begin at {config.start_size}×{config.start_size} pixels and grow to full size over the first "
+        f"{config.grow:.0%} of the training: early steps see fewer tokens and take a fraction of the time, which is "
+        "why the epochs take longer and longer. Positions are resampled to each size; validation and test are always "
+        "at full size."
+    )
+
+
+def curves(lab: "Lab") -> str:
+    kept = "The ring marks the epoch whose weights were kept; they alone meet the test set."
+    seeds = ", ".join(map(str, lab.plan.seeds))
+    return (
+        f"Loss and validation accuracy while training, by epoch and by the clock ({len(lab.data.train):,} images, "
+        f"seeds {seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
+    )
+
+
+def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame]) -> str:
+    """Whether `other` learns faster than `first` over the first third of the epochs, as is expected of convolutions.
+
+    histories: name -> epoch and val_accuracy.
+    """
+    slow, quick = (histories[name]["val_accuracy"] for name in (first, other))
+    early = -(-min(len(quick), len(slow)) // 3)
+    ahead = int((quick[:early].to_numpy() > slow[:early].to_numpy()).sum())
+    faster = ahead > early / 2
+    there = histories[other]["epoch"][quick >= slow.iloc[-1]]
+    then = f"it has after epoch {there.iloc[0]}" if len(there) else "it never has"
+    return (
+        f"{expected(faster)}, *{other}* {'learns' if faster else 'does not learn'} faster than *{first}*: it "
+        f"classifies more validation images correctly in {ahead} of the first {early} epochs. What *{first}* reaches "
+        f"in the end, {slow.iloc[-1]:.1%}, {then}."
+    )
+
+
+def scores(lab: "Lab") -> str:
+    return (
+        f"The trained models on the same {len(lab.data.test):,} test images, {lab.plan.seed_words}. The intervals "
+        "(Wilson's) hold the true accuracies that these answers are compatible with. Top-2: the class is among the two "
+        "likeliest."
+    )
+
+
+def difference(first: str, other: str, found: dict) -> str:
+    """What the paired test says of two models; found: `metrics.compare`."""
+    counted = ", counted in every seed" if found.get("seeds", 1) > 1 else ""
+    return (
+        f"After training, {verdict(f'*{first}*', f'*{other}*', found)}: {found['only_a']} images are right with "
+        f"*{first}* alone, {found['only_b']} with *{other}* alone{counted}."
+    )
+
+
+def longer(lab: "Lab", name: str, short: str) -> str:
+    """What a longer training of chapter 2 brought."""
+    config = lab.plan.config(name)
+    cut = ", with Cutout (DeVries and Taylor 2017) so that images seen so often stay new" if config.cutout else ""
+    return (
+        f"**And with more training?** {config.budget} instead of {lab.plan.config(short).budget}{cut}: after them "
+        f"{verdict(f'*{short}*', f'*{name}*', lab.compare(short, name))}."
+    )
+
+
+# ---------------------------------------------------------------- what it answers
+
+
+def confusion(name: str, recall: pd.Series, images: int) -> str:
+    """recall: class -> recall."""
+    best, worst = recall.idxmax(), recall.idxmin()
+    return (
+        f"Which classes {name} takes for which, on {images:,} test images: numbers are images, colour is the share of "
+        f"the row. Best recognised: {markdown(best)} ({recall[best]:.0%}); worst: {markdown(worst)} "
+        f"({recall[worst]:.0%})."
+    )
+
+
+def reliability(config: "RunConfig") -> str:
+    modest = f" Label smoothing ({config.label_smoothing:g}) asks for modest answers." if config.label_smoothing else ""
+    return (
+        "Left: accuracy of the test answers by their confidence, with 95% intervals; above the diagonal a model is "
+        f"better than it says, below it is overconfident. Right: how often it is how sure.{modest}"
+    )
+
+
+def how_sure(run: "Run") -> str:
+    """Whether a model is as good as it says: mean confidence of the test answers against their accuracy."""
+    logits, labels = run.predictions
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    confidence, accuracy = float((e.max(1) / e.sum(1)).mean()), float((logits.argmax(1) == labels).mean())
+    return confident(confidence, accuracy)
+
+
+def confident(confidence: float, accuracy: float) -> str:
+    """One sentence on mean confidence against accuracy; a point apart is as good as it says."""
+    if abs(confidence - accuracy) < 0.01:
+        what = "it is about as good as it says"
+    else:
+        what = "it is better than it says" if accuracy > confidence else "it says more than it knows"
+    return f"On average the ViT is {confidence:.1%} sure and {accuracy:.1%} right: {what}."
+
+
+# ---------------------------------------------------------------- what it has learnt
+
+
+def places(config: "RunConfig", near: float, far: float) -> str:
+    """Caption of filters and positions; near, far: mean cosine of neighbours' positions, and of any two."""
+    fixed = config.positions == "sincos"
+    how = "Positions here are fixed" if fixed else "Positions here are learned"
+    alike = "neighbours are alike" if near > far + 0.05 else "neighbours are no more alike than others"
+    return (
+        "Left: what the first layer looks for, the filters that turn a patch into a token, the strongest first. Right: "
+        "how similar the position of one patch is to all others (cosine similarity; at most 16 patches shown). "
+        f"{how}; {alike} (mean cosine of neighbours {near:.2f}, of any two {far:.2f})."
+    )
+
+
+def looking(name: str, depth: int, images: int) -> str:
+    return (
+        f"Where {name} looks: rollout over all {depth} blocks, then each head of the last block; bright patches weigh "
+        f"more. One test image of each of the first {images} classes."
+    )
+
+
+def heads_differ(cosine: float, heads: int) -> str:
+    """Whether heads share the work: cosine is the mean similarity of two heads' maps of the same image."""
+    if heads < 2:
+        return "With one head there is nothing to share."
+    if cosine > 0.9:
+        return f"The heads look at nearly the same places (mean cosine of two heads' maps {cosine:.2f})."
+    return f"The heads share the work: they look at different places (mean cosine of two heads' maps {cosine:.2f})."
+
+
+def mistakes(name: str, logits: np.ndarray, labels: np.ndarray) -> str:
+    wrong = int((logits.argmax(1) != labels).sum())
+    surest = confident_mistakes(logits, labels)
+    sure = f" The surest is {surest[0][2]:.0%} sure." if surest else ""
+    return (
+        f"The surest of {wrong:,} mistakes of {name}: true class → answer, with the softmax probability of the answer. "
+        f"Sure and wrong is what a single accuracy hides.{sure}"
+    )
+
+
+# ---------------------------------------------------------------- the conclusion
+
+
+def answer(run: "Run", train_images: int) -> str:
+    """The chapter's first question in one sentence."""
+    test, config = run.summary["test"], run.config
+    low, high = test["interval"]
+    return (
+        f"**A ViT of {run.summary['parameters']:,} parameters, trained from random weights on {train_images:,} images, "
+        f"classifies {test['accuracy']:.1%} of the {test['n']:,} test images correctly** (95% interval {low:.1%} to "
+        f"{high:.1%}, seed {config.seed})."
+    )
+
+
+def beside(first: str, comparisons: dict[str, dict], tokenizers: list[str]) -> str:
+    """What the tokenizers and the yardstick do beside the first model: name -> `metrics.compare` with it."""
+    told = []
+    for name, found in comparisons.items():
+        about = "As to the tokenizer" if name in tokenizers else f"Beside *{name}*"
+        told.append(f"{about}: {verdict(f'*{first}*', f'*{name}*', found)}.")
+    return " ".join(told)
+
+
+def by_heart(ends: dict[str, pd.Series]) -> str:
+    """Whether images are known by heart: name -> the last epoch's accuracy in training, and val_accuracy."""
+    known = [name for name, end in ends.items() if end["accuracy"] - end["val_accuracy"] > KNOWN_BY_HEART]
+    figures = "; ".join(f"*{name}* {end['accuracy']:.1%} and {end['val_accuracy']:.1%}" for name, end in ends.items())
+    if known:
+        verb = "knows" if len(known) == 1 else "know"
+        claim = f"{' and '.join(f'*{name}*' for name in known)} {verb} the training images by heart"
+    else:
+        claim = "No model knows its training images by heart"
+    return first_sentence(
+        f"{claim}: right in the last epoch were, of training and validation images, {figures}. The first figure is of "
+        "augmented images and of weights that still moved, so that the two do not compare to the point."
+    )
+
+
+def at_equal_minutes(histories: dict[str, pd.DataFrame]) -> str:
+    """One sentence on name -> history with validation: what each had reached when the first of them was done.
+
+    The last epoch that was over by then counts; a run with none over is left out. The clock is that of each history.
+    """
+    end = min(history["seconds"].iloc[-1] for history in histories.values())
+    reached = {}
+    for name, history in histories.items():
+        over = history[history["seconds"] <= end]
+        if len(over):
+            reached[name] = over["val_accuracy"].iloc[-1]
+    order = sorted(reached, key=lambda name: -reached[name])
+    clock = f"{end / 60:.1f} minutes" if end >= 60 else f"{end:.0f} seconds"
+    return (
+        f"After {clock} of training, when the first of them was done, they classified of the validation images: "
+        + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
+        + ". Those that went on had a learning rate that had not fallen yet, which is worth points at the end."
+    )
