@@ -33,19 +33,21 @@ def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("gap", "remedy", "words"),
     [
-        ((0.1, 0.05, 0.15), (0.08, 0.02, 0.1), ["cost 10.0 points of macro F1", "sampler helps most: 8.0 points"]),
-        ((0.01, -0.05, 0.15), (0.01, -0.02, 0.1), ["cost no macro F1 that these", "no remedy is shown to help"]),
+        ((0.1, 0.05, 0.15), (0.08, 0.02, 0.1), ["costs 10.0 points of macro F1", "sampler helps most: 8.0 points"]),
+        ((0.01, -0.05, 0.15), (0.01, -0.02, 0.1), ["costs no macro F1 that these", "no remedy is shown to help"]),
         (None, (0.01, -0.02, 0.1), ["can't be told here", "no remedy is shown to help"]),
     ],
 )
 def test_what_imbalance_does_is_the_first_sentence(gap: tuple | None, remedy: tuple, words: list[str]) -> None:
     row = None if gap is None else gains(balanced=gap).iloc[0]
     text = sentences_data.answer(50.0, row, gains(sampler=remedy))
-    assert "50 images of the commonest class to one of the rarest" in text
+    assert "n imbalance of 50:1 cost" in text
     assert all(part in text for part in words)
 
 
-@pytest.mark.parametrize(("best", "words"), [([[9, 1], [2, 8]], "20.0%: fewer"), ([[9, 1], [7, 3]], "70.0%: no fewer")])
+@pytest.mark.parametrize(
+    ("best", "words"), [([[9, 1], [2, 8]], "20.0%: it keeps"), ([[9, 1], [7, 3]], "70.0%: it does not")]
+)
 def test_rare_images_are_taken_for_commoner_ones_or_not(best: list, words: str) -> None:
     text = sentences_data.rare_answers({"none": np.array([[9, 1], [6, 4]]), "sampler": np.array(best)}, few=1)
     assert "Without a remedy 60.0% of the images of the 1 rarest" in text
@@ -122,8 +124,9 @@ def test_heads_share_the_work_or_look_at_the_same() -> None:
 
 def test_neighbours_are_alike_or_not() -> None:
     config = RunConfig()
-    assert "neighbours are alike" in sentences_vit.places(config, 0.4, 0.0)
-    assert "no more alike" in sentences_vit.places(config, 0.01, 0.0)
+    assert "neighbours have become alike" in sentences_vit.places(config, 0.4, 0.0)
+    assert "have not become alike" in sentences_vit.places(config, 0.06, -0.1)
+    assert "fixed, and alike" in sentences_vit.places(config.replace(positions="sincos"), 0.4, 0.0)
 
 
 def test_images_are_known_by_heart_or_not() -> None:
@@ -154,8 +157,15 @@ def test_training_is_told_with_growing_images_where_they_grow() -> None:
 def test_order_of_losses_is_the_expected_one_or_not(points: tuple, words: list[str]) -> None:
     names = ["Random tokens", "Top-K", "ToMe", "DynamicViT"]
     frame = pd.DataFrame({"model": names, "difference": [point / 100 for point in points]})
-    text = sentences_tokens.order_of_loss(frame)
+    text = sentences_tokens.order_of_loss(frame, apart=True)
     assert all(part in text for part in words)
+
+
+def test_no_expectation_is_confirmed_or_refuted_inside_the_noise() -> None:
+    frame = pd.DataFrame({"model": ["Random tokens", "Top-K", "ToMe", "DynamicViT"], "difference": [-0.01, 0, 0, 0]})
+    text = sentences_tokens.order_of_loss(frame, apart=False)
+    assert text.startswith("What was expected is neither confirmed nor refuted")
+    assert "xpectation," not in text
 
 
 def test_fewer_tokens_are_faster_or_not() -> None:

@@ -375,7 +375,11 @@ def test_gain_is_no_loss_however_clear() -> None:
 
 @pytest.mark.parametrize(
     ("chosen", "p", "words"),
-    [(12.0, 0.001, "more than random ones (6.0"), (2.0, 0.001, "less than random"), (12.0, 0.2, "no difference that")],
+    [
+        (12.0, 0.001, "more than with random ones (6.0"),
+        (2.0, 0.001, "fewer than with random"),
+        (12.0, 0.2, "not shown to differ"),
+    ],
 )
 def test_choice_is_called_worse_than_chance_only_where_a_test_shows_it(chosen: float, p: float, words: str) -> None:
     row = {"vit": "V", "chosen": chosen, "random": 6.0, "merged": 1.0, "alike": 0.2, "apart": 1.3, "p": p}

@@ -216,7 +216,7 @@ def test_several_seeds_show_their_spread_and_a_single_one_its_interval(done: Lab
 
 def test_conclusion_answers_for_whatever_was_studied(drawn: Study, done: Lab) -> None:
     assert len(study.conclusion(drawn)) == len(study.conclusion(Study(done))) == 6
-    assert "to one of the rarest cost" in study.conclusion(drawn)[0]
+    assert "n imbalance of 9:1 cost" in study.conclusion(drawn)[0]
     assert "2 remedies" in study.conclusion(drawn)[1] or "No remedy" in study.conclusion(drawn)[1]
 
 

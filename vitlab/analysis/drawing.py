@@ -48,7 +48,8 @@ def drawing(figure: Figure) -> tuple[Drawing, bytes]:
     figure.set_layout_engine("none")
     figure.savefig(png, format="png", facecolor="white", dpi=PNG_DPI)
     boxes = {axes: _inches(axes.get_tightbbox(), figure.dpi) for axes in figure.axes if axes.get_visible()}
-    others = [_inches(item.get_window_extent(), figure.dpi) for item in [*figure.legends, *figure.texts]]
+    parts = (figure, *figure.subfigs)  # whose titles and legends belong to no axes
+    others = [_inches(item.get_window_extent(), figure.dpi) for part in parts for item in [*part.legends, *part.texts]]
     box = Bbox.union([area for area in [*boxes.values(), *others] if area.width > 0]).padded(0.02)
     panels = _panels(figure, boxes)
     plt.close(figure)

@@ -51,8 +51,5 @@ def listed(names: list[str]) -> str:
 
 
 def seeds(numbers: range) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def first_sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
+    """ "seed 0", or "seeds 0, 1"."""
+    return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

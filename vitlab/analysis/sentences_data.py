@@ -143,7 +143,7 @@ def rare_answers(matrices: dict[str, np.ndarray], few: int) -> str:
         for matrix in matrices.values()
     ]
     _, best = matrices
-    change = "fewer" if shares[1] < shares[0] else "no fewer"
+    change = "it keeps rare images from being lost" if shares[1] < shares[0] else "it does not help them"
     return (
         f"Without a remedy {shares[0]:.1%} of the images of the {few} rarest classes are taken for a commoner class, "
         f"under {words(best)} {shares[1]:.1%}: {change}."
@@ -313,13 +313,13 @@ def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
     ratio: images of the commonest class over the rarest's; gap: `metrics.seed_differences` of `balanced` to `none`,
     None where there is no such run; gains: of the remedies.
     """
-    what = f"{ratio:.3g} images of the commonest class to one of the rarest"
+    what = f"imbalance of {ratio:.3g}:1"
     if gap is None:
-        cost = f"What {what} cost can't be told here"
+        cost = f"What an {what} costs can't be told here"
     elif gap["low"] > 0:
-        cost = f"{what} cost {100 * gap['gain']:.1f} points of macro F1"
+        cost = f"An {what} costs {100 * gap['gain']:.1f} points of macro F1"
     else:
-        cost = f"{what} cost no macro F1 that these runs can show"
+        cost = f"An {what} costs no macro F1 that these runs can show"
     best = gains.loc[gains["gain"].idxmax()]
     if best["low"] > 0:
         return f"**{cost}, and {words(best.name)} helps most: {100 * best['gain']:.1f} points over no remedy.**"

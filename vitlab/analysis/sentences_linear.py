@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
-from vitlab.analysis.sentences import expected, listed, p_text, verdict
+from vitlab.analysis.sentences import expected, listed, p_text, seeds, verdict
 from vitlab.texts import markdown
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def matrices(most: dict[str, float], tokens: int) -> str:
 
 def curves(lab: "Lab", budget: str) -> str:
     return (
-        f"The same Transformer with other attentions ({budget}, {len(lab.data.train):,} images, seeds "
-        f"{', '.join(map(str, lab.plan.seeds))}). The ring marks the epoch whose weights were kept."
+        f"The same Transformer with other attentions ({budget}, {len(lab.data.train):,} images, "
+        f"{seeds(lab.plan.seeds)}). The ring marks the epoch whose weights were kept."
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.metrics import confident_mistakes
-from vitlab.analysis.sentences import expected, first_sentence, verdict
+from vitlab.analysis.sentences import expected, seeds, verdict
 from vitlab.texts import markdown
 
 if TYPE_CHECKING:
@@ -103,10 +103,9 @@ def recipe(config: "RunConfig") -> str:
 
 def curves(lab: "Lab") -> str:
     kept = "The ring marks the epoch whose weights were kept; they alone meet the test set."
-    seeds = ", ".join(map(str, lab.plan.seeds))
     return (
         f"Loss and validation accuracy while training, by epoch and by the clock ({len(lab.data.train):,} images, "
-        f"seeds {seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
+        f"{seeds(lab.plan.seeds)}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
     )
 
 
@@ -198,13 +197,16 @@ def confident(confidence: float, accuracy: float) -> str:
 
 def places(config: "RunConfig", near: float, far: float) -> str:
     """Caption of filters and positions; near, far: mean cosine of neighbours' positions, and of any two."""
-    fixed = config.positions == "sincos"
-    how = "Positions here are fixed" if fixed else "Positions here are learned"
-    alike = "neighbours are alike" if near > far + 0.05 else "neighbours are no more alike than others"
+    if config.positions == "sincos":
+        how = "fixed, and alike where places are near"
+    elif near > max(0.1, far + 0.1):
+        how = "learned: neighbours have become alike"
+    else:
+        how = "learned: neighbours have not become alike"
     return (
-        "Left: what the first layer looks for, the filters that turn a patch into a token, the strongest first. Right: "
-        "how similar the position of one patch is to all others (cosine similarity; at most 16 patches shown). "
-        f"{how}; {alike} (mean cosine of neighbours {near:.2f}, of any two {far:.2f})."
+        "Left: what the first layer looks for, the filters that turn pixels into tokens, the strongest first. Right: "
+        "how similar the position of one patch is to all others (cosine similarity; at most 16 patches shown). They "
+        f"are {how} (mean cosine of neighbours {near:.2f}, of any two {far:.2f})."
     )
 
 
@@ -266,7 +268,7 @@ def by_heart(ends: dict[str, pd.Series]) -> str:
         claim = f"{' and '.join(f'*{name}*' for name in known)} {verb} the training images by heart"
     else:
         claim = "No model knows its training images by heart"
-    return first_sentence(
+    return (
         f"{claim}: right in the last epoch were, of training and validation images, {figures}. The first figure is of "
         "augmented images and of weights that still moved, so that the two do not compare to the point."
     )

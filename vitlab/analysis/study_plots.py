@@ -1,15 +1,14 @@
 """The charts of the imbalance study, one function each: plain arrays or tables in, a matplotlib Figure out."""
 
-from itertools import cycle
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vitlab.analysis.plots import MARKERS, PALETTE, _legend_outside, canvas, drawable, heatmap
+from vitlab.analysis.plots import PALETTE, _legend_outside, canvas, drawable, heatmap
 from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
+from vitlab.analysis.theme import remedy_looks
 from vitlab.texts import width
 
 
@@ -23,11 +22,13 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
         "margin": "margin asked for (logits)",
     }
     classes = np.array(drawable(frame["class"].unique()))
-    places = np.arange(0, len(classes), -(-len(classes) // 20))
+    places, look = np.arange(0, len(classes), -(-len(classes) // 20)), remedy_looks(frame["remedy"].unique())
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
-        for i, ((remedy, rows), marker) in enumerate(zip(frame.groupby("remedy", sort=False), cycle(MARKERS))):
+        for i, (remedy, rows) in enumerate(frame.groupby("remedy", sort=False)):
+            colour, marker = look[remedy]
             size = max(3, 10 - i)  # equal ones lie on top of each other: the larger show behind the smaller
-            axis.plot(range(len(rows)), rows[column], marker=marker, markersize=size, linewidth=1, label=words(remedy))
+            style = {"color": colour, "marker": marker, "markersize": size, "linewidth": 1}
+            axis.plot(range(len(rows)), rows[column], label=words(remedy), **style)
         axis.set(ylabel=label, yscale="linear" if column == "margin" else "log")
         axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(width, classes)) > 3 else 0)
     axes[0, 0].sharey(axes[1, 0])
@@ -96,11 +97,11 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
 def f1_over_training(curves: dict[str, pd.DataFrame], switch: float) -> Figure:
     """Macro F1 over the steps: name -> step, val_macro_f1; a line where the share `switch` of the steps is over."""
     figure, [[axis]] = canvas(height=3.0)
-    for (name, rows), marker in zip(curves.items(), cycle(MARKERS)):
-        every = max(1, len(rows) // 8)
-        axis.plot(
-            rows["step"], rows["val_macro_f1"], marker=marker, markevery=every, markersize=4, lw=1.2, label=words(name)
-        )
+    look = remedy_looks(curves)
+    for name, rows in curves.items():
+        colour, marker = look[name]
+        style = {"color": colour, "marker": marker, "markevery": max(1, len(rows) // 8), "markersize": 4, "lw": 1.2}
+        axis.plot(rows["step"], rows["val_macro_f1"], label=words(name), **style)
     last = max(rows["step"].max() for rows in curves.values())
     axis.axvline(switch * last, color="0.6", linestyle=":", label="deferred weights begin")
     axis.set(xlabel="training step", ylabel="macro F1, validation")
@@ -112,7 +113,9 @@ def f1_over_training(curves: dict[str, pd.DataFrame], switch: float) -> Figure:
 def accuracy_against_calibration(frame: pd.DataFrame) -> Figure:
     """Accuracy over the calibration error by remedy: a small mark a seed, a large one at the mean."""
     figure, [[axis]] = canvas(height=3.2)
-    for (name, rows), marker, colour in zip(frame.groupby("remedy", sort=False), cycle(MARKERS), cycle(PALETTE)):
+    look = remedy_looks(frame["remedy"].unique())
+    for name, rows in frame.groupby("remedy", sort=False):
+        colour, marker = look[name]
         x, y = rows["calibration_error"], rows["accuracy"]
         axis.plot(x, y, marker, color=colour, markersize=3, alpha=0.6)
         axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, label=words(name))

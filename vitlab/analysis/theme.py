@@ -59,6 +59,27 @@ FAMILIES = (
 )
 
 
+# remedies, which are told apart by colour and marker in every figure of chapter 1
+REMEDY_LOOKS = {
+    "balanced": Look(INK, "*"),
+    "none": Look(PALETTE[7], "o"),
+    "sampler": Look(PALETTE[0], "s"),
+    "class_weights": Look(PALETTE[4], "^"),
+    "both": Look(PALETTE[5], "X"),
+    "effective_number": Look(PALETTE[2], "v"),
+    "drw": Look(PALETTE[6], "D"),
+    "ldam_drw": Look(PALETTE[1], "P"),
+    "logit_adjustment": Look(PALETTE[3], "o"),
+    "post_hoc": Look(PALETTE[3], "s"),
+}
+
+
+def remedy_looks(names: Iterable[str]) -> dict[str, Look]:
+    """Name -> look; remedies that a reader added take what is left in turn."""
+    spare = zip(cycle(PALETTE), cycle(reversed(MARKERS)), strict=False)
+    return {name: REMEDY_LOOKS.get(name) or Look(*next(spare)) for name in names}
+
+
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """Name -> look. Two of one figure never look the same: the second gets another marker of its family's colour."""
     found: dict[str, Look] = {}

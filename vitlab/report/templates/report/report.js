@@ -13,8 +13,8 @@ wide.addEventListener("change", fold);
 fold();
 toc.addEventListener("click", (event) => { if (event.target.closest("a") && !wide.matches) toc.open = false; });
 
-// A table that is cut at the window's edge says how much of it is hidden.
-const boxes = [...document.querySelectorAll("div.scroll")];
+// A table or figure that is cut at the window's edge says how much of it is hidden.
+const boxes = [...document.querySelectorAll("div.scroll, .picture")];
 boxes.forEach((box) => {
   const hint = document.createElement("p");
   hint.className = "hint";
@@ -22,9 +22,13 @@ boxes.forEach((box) => {
 });
 const measure = () => boxes.forEach((box) => {
   const table = box.querySelector("table");
-  const hidden = table ? table.scrollWidth - box.clientWidth : 0;
+  const hidden = (table ?? box).scrollWidth - box.clientWidth;
   box.classList.toggle("cut", hidden > 1);
   if (hidden <= 1) return;
+  if (!table) {
+    box.nextElementSibling.textContent = "→ more to the right; a click shows the whole";
+    return;
+  }
   const edge = box.getBoundingClientRect().right;
   const heads = [...table.querySelectorAll("thead tr:last-child > *")];
   const more = heads.filter((cell) => cell.getBoundingClientRect().right > edge + 1).length;
