@@ -50,7 +50,9 @@ SHOWN, NOT_SHOWN = gain(0.1, 0.05, 0.15), gain(0.01, -0.05, 0.07)
 def test_imbalance_costs_and_a_remedy_gives() -> None:
     text = findings.imbalance(10, SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]))
     assert "10 images of the commonest class to one of the rarest macro F1 falls by 10.0 points (5.0 to 15.0)" in text
-    assert "take *sampler*, which gives 10.0 points (5.0 to 15.0)" in text
+    assert text.endswith("take *sampler*, which gives 10.0 points (5.0 to 15.0) back.")
+    alike = findings.imbalance(10, SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]), alike=1)
+    assert "; 1 of the other 1 remedies cannot be told from it" in alike
 
 
 def test_neither_cost_nor_gain_is_claimed_inside_the_noise() -> None:
@@ -66,12 +68,25 @@ def test_remedy_that_harms_is_not_recommended() -> None:
 @pytest.mark.parametrize(
     ("p", "expected"),
     [
-        (0.5, "worth 40% of the multiply-adds, and no loss against *ViT, fine-tuned* shows (-7.0 points)"),
-        (0.01, "None without a loss: the best, *DynamicViT*, saves 40% of the multiply-adds and loses 7.0 points"),
+        (0.5, "*DynamicViT* saves 40% of the multiply-adds without a loss that shows against *ViT, fine-tuned* (-7.0"),
+        (
+            0.01,
+            "none does it without a loss; the best, *DynamicViT*, saves 40% of the multiply-adds and loses 7.0 points",
+        ),
     ],
 )
 def test_tokens_can_go_or_not(p: float, expected: str) -> None:
-    assert expected in findings.tokens(RESULTS, pairs(p), "ViT, fine-tuned", ["DynamicViT"])
+    text = findings.tokens(RESULTS, pairs(p), "ViT, fine-tuned", ["DynamicViT"], (5, 16))
+    assert "Of 16 tokens 5 are left in the end:" in text
+    assert expected in text
+
+
+def test_way_to_fewer_tokens_is_the_most_accurate_of_those_without_a_loss() -> None:
+    other = RESULTS[3:].assign(model="Top-K", accuracy=0.91, macs=65e6)
+    tests = pairs(0.5)
+    tests = pd.concat([tests, pd.DataFrame([{"a": "ViT, fine-tuned", "b": "Top-K", "difference": -0.01, "p": 0.5}])])
+    names = ["DynamicViT", "Top-K"]
+    assert "*Top-K* saves 35%" in findings.tokens(pd.concat([RESULTS, other]), tests, "ViT, fine-tuned", names, (5, 16))
 
 
 def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
@@ -84,12 +99,17 @@ def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
     assert "*Linear ViT* beats softmax, and no loss of accuracy can be shown" in text
 
 
+BESIDE = {"ViT, fine-tuned": ["DynamicViT"], "ViT": ["Linear ViT"]}
+
+
 def test_multiply_adds_are_time_or_not() -> None:
-    text = findings.worth(RESULTS)
-    assert "Of 2 models lighter than *ViT* 1 is faster in batches and none is at one image alone" in text
-    assert "*DynamicViT*, with 60% of the work, takes 83% of the time in batches and 150% for one image" in text
-    assert "No model here needs fewer" in findings.worth(RESULTS[:2])
-    assert "Not its share of the time" in findings.worth(RESULTS[RESULTS["model"] != "Linear ViT"])
+    text = findings.worth(RESULTS, BESIDE)
+    assert "Less than its share of the time: *DynamicViT*, with 60% of the work of *ViT, fine-tuned*" in text
+    assert "takes 83% of its time in batches and 150% for one image" in text
+    assert "Of 2 models lighter than the one beside them 1 is faster in batches and none is at one image alone" in text
+    quick = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 1700.0])
+    assert "** Its share of the time: *DynamicViT*" in findings.worth(quick, BESIDE)
+    assert "No model here needs fewer" in findings.worth(RESULTS[:2], BESIDE)
 
 
 def test_shortlist_has_the_best_of_each_family_and_at_most_seven_rows() -> None:

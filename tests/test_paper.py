@@ -210,3 +210,13 @@ def test_columns_are_as_wide_as_what_stands_in_them() -> None:
     assert list(itertools.chain(*headers)) == [f"measured value {k}" for k in range(8)]
     narrow = BeautifulSoup(table("1.1", 3, 2).data["text/html"], "html.parser").table
     assert len(paper.fitted(narrow)) == 1
+
+
+def test_code_in_a_table_has_the_room_that_it_takes() -> None:
+    rows = "".join(
+        f"<tr><td><code>linformer_sharing</code></td><td>headwise</td><td>{WORDS * n}</td></tr>" for n in (1, 2)
+    )
+    html = f"<table><thead><tr><th>Name</th><th>Value</th><th>Meaning</th></tr></thead><tbody>{rows}</tbody></table>"
+    [part] = paper.fitted(BeautifulSoup(html, "html.parser").table)
+    first = float(re.search(r"width: ([\d.]+)%", str(part))[1]) / 100 * theme.WIDTH * 72
+    assert first > len("linformer_sharing") * paper.CODE_WIDTH

@@ -1,5 +1,6 @@
 """`make report` as its user meets it: the quick profile, whole. The notebooks that follow it here find its runs."""
 
+import itertools
 import os
 import re
 import signal
@@ -9,9 +10,11 @@ import time
 
 import nbformat
 import pandas as pd
+import pdfplumber
 import pytest
 import yaml
 from browser import open_offline
+from bs4 import BeautifulSoup
 from conftest import SHARED_RUNS
 from PIL import Image
 
@@ -106,6 +109,42 @@ def test_every_number_of_the_comparison_stands_in_results(made, place):
     for row in pd.read_csv(place[0] / "results.csv").itertuples():
         assert f"{100 * row.accuracy:.1f}" in html
         assert f"{row.parameters:,}" in html
+
+
+@pytest.mark.slow
+def test_paper_holds_no_software_options(made, place):
+    """Names of parameters stand in code, which is folded and not in the PDF, and in the appendix."""
+    page = BeautifulSoup((place[0] / "report.html").read_text(encoding="utf-8"), "html.parser")
+    for part in page.select("details, pre, .code, svg, style, script, math"):
+        part.decompose()
+    text = page.select_one("header .summary").get_text() + page.main.get_text().partition("A. Parameters")[0]
+    assert "6. Comparison" in text
+    assert not re.findall(r"\b[a-z]+_[a-z_]+\b|\b[Pp]arameter [a-z`]+|[Ss]et to none", text)
+
+
+@pytest.mark.slow
+def test_each_conclusion_answers_and_ends_with_its_limits(made, place):
+    page = BeautifulSoup((place[0] / "report.html").read_text(encoding="utf-8"), "html.parser")
+    conclusions = [heading for heading in page.select("main h2") if "Conclusion" in heading.get_text()]
+    assert len(conclusions) == 6
+    for heading in conclusions:
+        first = heading.find_next("p")
+        assert first.strong or first.em, first.get_text()  # what is taken, or was found
+        rest = list(itertools.takewhile(lambda tag: tag.name != "h1", heading.find_next_siblings()))
+        assert any(tag.get_text().startswith("Limits.") for tag in rest)
+        assert not [tag for tag in rest if tag.name == "figure"]
+
+
+@pytest.mark.slow
+def test_page_one_answers_five_questions(made, place):
+    page = BeautifulSoup((place[0] / "report.html").read_text(encoding="utf-8"), "html.parser")
+    asked = [bold.get_text() for bold in page.select("header .summary li strong")]
+    assert len(asked) == 5
+    assert all(question.endswith("?") for question in asked)
+    with pdfplumber.open(place[0] / "report.pdf") as pdf:
+        first = pdf.pages[0].extract_text()
+    assert all(question in first.replace("\n", " ") for question in asked)
+    assert "The models in short" in first
 
 
 def tables_of(notebook):

@@ -337,7 +337,7 @@ def net(**ahead: float) -> str:
 
 
 def test_convolution_or_attention_by_rule() -> None:
-    assert "is the better choice: no model is shown to be ahead of it. It is shown to be ahead of none." in net()
+    assert "can be told from no other model by its accuracy: what it costs decides." in net()
     assert "It is ahead of *Light*; *ViT, narrower*." in net(Light=-0.1, narrower=-0.1)
     text = net(blocks=0.1, narrower=0.1)
     assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text

@@ -46,12 +46,12 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return f"{text}, and *{light['model'].iloc[0]}* of the rest needs only {share:.0%} of its multiply-adds."
 
 
-def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame) -> str:
+def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame, alike: int = 0) -> str:
     """What imbalance costs, and which remedy to take.
 
     ratio: images of the commonest class over the rarest's; gains: `metrics.seed_differences` of macro F1 between every
     remedy and none, the names as they are read; price: such a row between all the images and the uneven ones, None
-    where there are no more.
+    where there are no more; alike: remedies that cannot be told from the best.
     """
     text = f"**What does imbalance cost?** With {ratio:.3g} images of the commonest class to one of the rarest"
     if price is None:
@@ -61,39 +61,39 @@ def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame) -> str
     else:
         text += " no loss of macro F1 can be shown"
     best = gains.loc[gains["gain"].idxmax()]
-    if best["low"] > 0:
-        return f"{text}; take *{best.name}*, which gives {_points(best)}."
-    return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
+    if best["low"] <= 0:
+        return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
+    others = f"; {alike} of the other {len(gains) - 1} remedies cannot be told from it" if alike else ""
+    return f"{text}; take *{best.name}*, which gives {_points(best)} back{others}."
 
 
 def _points(row: pd.Series) -> str:
     return f"{100 * row['gain']:.1f} points ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
 
-def tokens(results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str]) -> str:
-    """How many tokens can go: the least work among the models that drop tokens without a loss that can be shown.
+def tokens(
+    results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str], left: tuple[int, int]
+) -> str:
+    """How many tokens can go: with the most accurate of the models that drop tokens without a loss that can be shown.
 
-    reference: the model trained as long with all its tokens; reduced: those with fewer tokens.
+    reference: the model trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
+    last stage, and all.
     """
     rows = results.set_index("model")
-    base, text = rows.loc[reference], "**How many tokens can go?**"
-    tried = rows.loc[[name for name in reduced if name in rows.index]].sort_values("macs")
+    base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
+    tried = rows.loc[[name for name in reduced if name in rows.index]]
     free = [
         name
         for name, row in tried.iterrows()
         if row["accuracy"] >= base["accuracy"] or not _differ(pairs, reference, name)
     ]
+    row = tried.loc[free or list(tried.index)]
+    row = row.loc[row["accuracy"].idxmax()]
+    saves = f"saves {1 - row['macs'] / base['macs']:.0%} of the multiply-adds"
+    points = 100 * (row["accuracy"] - base["accuracy"])
     if free:
-        row = tried.loc[free[0]]
-        return (
-            f"{text} *{free[0]}* leaves out tokens worth {1 - row['macs'] / base['macs']:.0%} of the multiply-adds, "
-            f"and no loss against *{reference}* shows ({100 * (row['accuracy'] - base['accuracy']):+z.1f} points)."
-        )
-    row = tried.loc[tried["accuracy"].idxmax()]
-    return (
-        f"{text} None without a loss: the best, *{row.name}*, saves {1 - row['macs'] / base['macs']:.0%} of the "
-        f"multiply-adds and loses {100 * (base['accuracy'] - row['accuracy']):.1f} points against *{reference}*."
-    )
+        return f"{text} *{row.name}* {saves} without a loss that shows against *{reference}* ({points:+z.1f} points)."
+    return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and loses {-points:.1f} points against *{reference}*."
 
 
 def linear(
@@ -120,27 +120,36 @@ def linear(
     return f"{text} As a layer alone, {clock}; as models of the lab's own size, {here}, {loses}."
 
 
-def worth(results: pd.DataFrame, reference: str = "ViT") -> str:
-    """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock."""
+def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
+    """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock.
+
+    beside: the model that lighter ones are compared with -> their names.
+    """
     rows = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")
-    base, text = rows.loc[reference], "**What is a multiply-add worth?**"
-    lighter = rows[rows["macs"] < 0.995 * base["macs"]]
-    if lighter.empty:
-        return f"{text} No model here needs fewer than *{reference}*."
-    quick = lighter[lighter["images_per_second"] > base["images_per_second"]]
-    prompt = lighter[lighter["latency_ms"] < base["latency_ms"]]
-    light = lighter.loc[lighter["macs"].idxmin()]
-    share, time = light["macs"] / base["macs"], base["images_per_second"] / light["images_per_second"]
+    text, lighter = "**What is a multiply-add worth?**", []
+    for reference, names in beside.items():
+        base = rows.loc[reference]
+        for name in (name for name in names if name in rows.index and rows.loc[name, "macs"] < 0.995 * base["macs"]):
+            row = rows.loc[name]
+            time = base["images_per_second"] / row["images_per_second"]
+            lighter.append((name, reference, row["macs"] / base["macs"], time, row["latency_ms"] / base["latency_ms"]))
+    frame = pd.DataFrame(lighter, columns=["model", "reference", "work", "batch", "one"])
+    if frame.empty:
+        return f"{text} No model here needs fewer than the one beside it."
+    light = frame.loc[frame["work"].idxmin()]
     example = (
-        f"*{light.name}*, with {share:.0%} of the work, takes {time:.0%} of the time in batches and "
-        f"{light['latency_ms'] / base['latency_ms']:.0%} for one image"
+        f"*{light['model']}*, with {light['work']:.0%} of the work of *{light['reference']}*, takes "
+        f"{light['batch']:.0%} of its time in batches and {light['one']:.0%} for one image"
     )
-    if len(lighter) == 1:
-        return f"{text} Not its share of the time: {example}." if time > 1.1 * share else f"{text} Its time: {example}."
-    batches, single = (f"{len(found) or 'none'} {'is' if len(found) < 2 else 'are'}" for found in (quick, prompt))
+    less = "less than its share of the time" if light["batch"] > 1.1 * light["work"] else "its share of the time"
+    counts = (
+        f"{count or 'none'} {'is' if count < 2 else 'are'}"
+        for count in ((frame[c] < 1).sum() for c in ("batch", "one"))
+    )
+    batches, single = counts
     return (
-        f"{text} Of {len(lighter)} models lighter than *{reference}* {batches} faster in batches and {single} at one "
-        f"image alone: {example}."
+        f"{text} {less[0].upper() + less[1:]}: {example}. Of {len(frame)} models lighter than the one beside them "
+        f"{batches} faster in batches and {single} at one image alone."
     )
 
 

@@ -28,6 +28,8 @@ COMPONENTS = {
     "mlp": PALETTE[4],
     "predictors": PALETTE[3],
     "head": PALETTE[6],
+    "E K, F V": PALETTE[2],  # Linformer's projections
+    "local term": PALETTE[5],  # InLine's
 }
 
 

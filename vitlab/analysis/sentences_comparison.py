@@ -130,6 +130,8 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
             f"{what} is the better choice up to its cost; ahead of it, for {more:.1f} times its multiply-adds or more, "
             f"is {listed(ahead)}. {beats}"
         )
+    if not behind:
+        return f"{what} can be told from no other model by its accuracy: what it costs decides."
     return f"{what} is the better choice: no model is shown to be ahead of it. {beats}"
 
 
@@ -202,7 +204,7 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     behind = [name for name in results["model"] if name != best["model"] and _ahead(pairs, best["model"], name)]
     good = results[~results["model"].isin(behind)]
     take = good.loc[good["images_per_second"].fillna(0).idxmax()]
-    real = f"{shown(pairs).sum()} of the {len(pairs)} differences between two models are real"
+    real = f"{shown(pairs).sum() or 'none'} of the {len(pairs)} differences between two models can be shown"
     if take["model"] == best["model"]:
         why = "no model is more accurate, and none that is as good is faster"
         if len(behind) == len(results) - 1:
@@ -213,6 +215,4 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
             f"it cannot be told from the most accurate, *{markdown(best['model'])}* ({best['accuracy']:.1%}), and "
             f"classifies {times:.1f} times as many images a second"
         )
-    return (
-        f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}. As far as these test images show, {real}.**"
-    )
+    return f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}.** On these test images {real}."

@@ -202,4 +202,4 @@ def parameters(plain: pd.Series, rows: dict[str, pd.Series]) -> str:
     little = more["Linear ViT"] < ALMOST_NONE
     told = ", ".join(f"{name} {share:+.1%}" for name, share in more.items())
     adds = "almost no" if little else "many"
-    return f"{expected(little)}, linear attention adds {adds} parameters: {told}, against ViT-Tiny."
+    return f"{expected(little)}, linear attention adds {adds} parameters. Against those of ViT-Tiny: {told}."

@@ -170,8 +170,13 @@ def as_expected(against: dict[str, dict]) -> str:
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     points = {name: 100 * found["difference"] for name, found in against.items()}
     best = max(points, key=points.get)
-    first = f"{expected(bool(lost))}, a loss is shown for {listed(lost) or 'none of them'}"
-    return f"{first}. {expected(best == LEAST)}, *{best}* loses least ({points[best]:+z.1f} points, as measured)."
+    measured = f"*{best}* loses least ({points[best]:+z.1f} points)"
+    if not lost:
+        return (
+            "A loss was to be expected; these test images show none, and so cannot say which attention loses least "
+            f"(as measured, {measured})."
+        )
+    return f"As expected, a loss is shown for {listed(lost)}. {expected(best == LEAST)}, {measured}, as measured."
 
 
 def each(against: dict[str, dict], works: dict[str, float], speed: dict[str, float], tokens: int) -> str:

@@ -26,6 +26,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_BOX = (WIDTH * 96, 530)  # CSS px: the width of the text, and a little more than half its height
 LONG_TABLE = 16  # rows of a table from which it stands in the appendix
 TABLE_SIZE, INSET = 8.5, 8.0  # points: of a table's letters, and beside each of its cells
+CODE_WIDTH = 0.602 * 8.0  # points of a character of code: DejaVu Sans Mono at the size that style.typ has
 NARROW = 110.0  # points that a column of words may be squeezed to
 CASES = re.compile(r"\\begin\{cases\}.*?\\end\{cases\}", re.DOTALL)
 BOUNDARY = "BETWEENTWOBLOCKS"
@@ -248,16 +249,21 @@ def unbreakable(cell: Tag) -> None:
 
 
 def natural_width(column: tuple[Tag, ...], _: bool) -> float:
-    return max(text_width(cell.get_text().strip(), cell.name == "th") for cell in column) + INSET
+    return max(cell_width(cell, cell.get_text().strip()) for cell in column) + INSET
 
 
 def least_width(column: tuple[Tag, ...], has_head: bool) -> float:
     """Points that a column needs at least: of its longest word, or of its longest number."""
     body = column[1:] if has_head else column
-    words = [max((text_width(w, cell.name == "th") for w in cell.get_text().split(" ")), default=0) for cell in column]
-    whole = [text_width(cell.get_text().strip(), cell.name == "th") for cell in body]
+    words = [max((cell_width(cell, word) for word in cell.get_text().split(" ")), default=0) for cell in column]
+    whole = [cell_width(cell, cell.get_text().strip()) for cell in body]
     wordy = any(map(is_wordy, body))
     return max(*words, min(NARROW, max(whole, default=0)) if wordy else max(whole, default=0)) + INSET
+
+
+def cell_width(cell: Tag, text: str) -> float:
+    """Points that a text of this cell takes on a line, which is wider where it is code."""
+    return CODE_WIDTH * len(text) if cell.code else text_width(text, cell.name == "th")
 
 
 @cache

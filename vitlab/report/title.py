@@ -13,7 +13,7 @@ from vitlab.analysis.typefaces import set_typefaces
 from vitlab.config import BALANCED, LabConfig
 from vitlab.lab.results import Lab
 from vitlab.machine import environment
-from vitlab.models.registry import MODELS
+from vitlab.models.registry import MODELS, reductions
 from vitlab.texts import markdown
 
 TITLE = "Vision Transformers, built, trained and measured"
@@ -73,9 +73,9 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     found = [
         findings.best_model(results, pairs),
         imbalance(lab),
-        findings.tokens(results, pairs, "ViT, fine-tuned", of_chapter["03"]),
+        findings.tokens(results, pairs, "ViT, fine-tuned", of_chapter["03"], tokens_left(lab)),
         findings.linear(results, pairs, of_chapter["04"], crossed, int(growth["tokens"].max())),
-        findings.worth(results),
+        findings.worth(results, {"ViT, fine-tuned": of_chapter["03"], "ViT": of_chapter["04"]}),
     ]
     return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
 
@@ -85,7 +85,17 @@ def imbalance(lab: Lab) -> str:
     study = Study(lab)
     price = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
     counts = study.counts[study.seeds[0]]
-    return findings.imbalance(float(counts.max() / counts.min()), price, study.gains().rename(index=sentences.words))
+    gains = study.gains()
+    others = study.gains(base=gains["gain"].idxmax()) if len(gains) > 1 else gains[:0]
+    alike = int(((others["low"] <= 0) & (others["high"] >= 0)).sum())
+    return findings.imbalance(float(counts.max() / counts.min()), price, gains.rename(index=sentences.words), alike)
+
+
+def tokens_left(lab: Lab) -> tuple[int, int]:
+    """Patches in the last block of chapter 3's models, and in the first."""
+    config = next(lab.plan.config(title) for title in reductions())
+    by_block = MODELS[config.model].build.patches_by_block(config)
+    return int(by_block[-1]), int(by_block[0])
 
 
 def _described(machine: dict[str, Any]) -> tuple[str, str]:
