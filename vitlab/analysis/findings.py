@@ -93,7 +93,8 @@ def tokens(
     points = 100 * (row["accuracy"] - base["accuracy"])
     if free:
         return f"{text} *{row.name}* {saves} without a loss that shows against *{reference}* ({points:+z.1f} points)."
-    return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and loses {-points:.1f} points against *{reference}*."
+    loses = f"loses {-points:.1f} points against *{reference}*"
+    return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and {loses}."
 
 
 def linear(
