@@ -384,6 +384,26 @@ def test_precision_that_training_began_with_is_kept(
     assert taken == {torch.bfloat16}
 
 
+def test_threads_that_training_began_with_are_kept(tiny: RunConfig, train: Train) -> None:
+    taken: list[int] = []
+
+    class Watched(RunSession):
+        def before_step(self, step: int) -> None:
+            taken.append(torch.get_num_threads())
+
+    wide, threads = tiny.replace(dim=96, heads=2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        kill(train, wide, at=4)
+        torch.set_num_threads(2)
+        run = train(wide, session=Watched)
+        assert torch.get_num_threads() == 2  # as whoever called it had it
+    finally:
+        torch.set_num_threads(threads)
+    assert set(taken) == {1}
+    assert {start["threads"] for start in run.environments} == {1}
+
+
 def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> None:
     config = tiny.replace(imbalance="linear", imbalance_ratio=2)
     run = train(config)

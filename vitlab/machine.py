@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import LabError
+from vitlab.neighbours import giving_way
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -300,7 +301,7 @@ def set_for_training(model: nn.Module) -> Iterator[None]:
         # more threads make narrow models no faster, and many times slower where another process wants the cores too
         torch.set_num_threads(1 if width_of(model) < NARROW else threads)
         torch.backends.cudnn.deterministic = True  # some kernels for convolutions add in any order
-        with within_memory():
+        with within_memory(), giving_way():
             yield
     finally:
         torch.set_num_threads(threads)

@@ -115,7 +115,7 @@ class Lab:
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
         with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
-            if (at_once := workers.fitting(todo)) > 1:
+            if (at_once := workers.fitting(todo, len(self.source.train))) > 1:
                 tasks = [(self.params, config) for config in todo]
                 workers.side_by_side(_train_in_worker, tasks, at_once, view)
             return {key: self.train_one(config) for key, config in configs.items()}

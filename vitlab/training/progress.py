@@ -23,6 +23,7 @@ class Progress:
     best: dict = field(default_factory=lambda: {"val_accuracy": -1.0, "epoch": 0, "weights": {}})
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the losses in the running epoch
     precision: str = ""  # that training began with
+    threads: int = 0  # of the CPU, that training began with: sums are split by them
 
 
 class Budget:

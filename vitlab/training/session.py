@@ -79,8 +79,13 @@ class Session:
                 raise Stopped(f"{self.title} stopped in {place}: {self.goes_on}") from None
 
     def begin(self, at: Progress, model: nn.Module, recipe: Recipe) -> Recipe:
-        """Start the clock; returns the recipe with the precision that this training began with."""
+        """Start the clock; returns the recipe with the precision that this training began with.
+
+        It keeps its number of threads as well: with another one sums would be rounded otherwise.
+        """
         device = self.device(recipe)
+        at.threads = at.threads or torch.get_num_threads()
+        torch.set_num_threads(at.threads)
         # a CPU is timed for it, and another timing could turn out otherwise: the first one counts
         if device.type != "cpu" or at.precision in ("", "fp16"):
             at.precision = machine.precision_name(machine.precision(recipe.precision, model, device))
