@@ -36,7 +36,7 @@ def fitting(todo: Sequence[RunConfig], images: int) -> int:
 
 
 def _needs(config: RunConfig, images: int) -> int:
-    """Bytes of a process that trains it: torch itself, the images, and what each layer keeps of a batch for its gradient.
+    """Bytes of a process that trains it: torch itself, the images, what each layer keeps of a batch for its gradient.
 
     Reckoned high: a process of the preset tiny, batch 128, on CIFAR-10 takes 1.3 GB, of base 4.4.
     """
@@ -78,9 +78,7 @@ def side_by_side(
 
 
 def _begin(statuses: Any, places: Any) -> None:
-    """What a worker does first: it takes its thread, or its GPU, tells how far it is, leaves an interrupt to its parent,
-    and ends with it.
-    """
+    """What a worker does first: it takes its thread, or its GPU, tells how far it is, and ends with its parent."""
     place = places.get()
     if torch.cuda.is_available():
         torch.cuda.set_device(place % torch.cuda.device_count())
