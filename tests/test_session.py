@@ -43,6 +43,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "at"),
     [
@@ -85,6 +86,7 @@ def test_recorded_passes_train_as_launched_ones_do(tiny: RunConfig, train: Train
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "empty", "zeros", "absent"])
 def test_damaged_checkpoint_is_replaced_by_the_one_before(
     damage: str, tiny: RunConfig, train: Train, tmp_path: Path, watched: Any
@@ -109,6 +111,7 @@ def test_without_a_timed_checkpoint_it_continues_from_the_end_of_the_epoch(
     assert watched.steps[0] == 5
 
 
+@pytest.mark.slow
 def test_run_killed_while_it_is_evaluated_trains_no_step_again(
     tiny: RunConfig, few: Source, train: Train, tmp_path: Path, watched: Any
 ) -> None:
@@ -128,6 +131,7 @@ def test_run_killed_while_it_is_evaluated_trains_no_step_again(
     assert watched.steps == []
 
 
+@pytest.mark.slow
 def test_compiled_run_is_the_same_run(
     tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +256,7 @@ def assert_same_training(a: tuple[nn.Module, pd.DataFrame], b: tuple[nn.Module, 
     pd.testing.assert_frame_equal(a[1].drop(columns=CLOCK), b[1].drop(columns=CLOCK), check_exact=True)
 
 
+@pytest.mark.slow
 def test_killed_training_of_a_module_of_ones_own_continues_bit_for_bit(
     data: Data, tmp_path: Path, watched: Any
 ) -> None:
@@ -352,6 +357,7 @@ def test_weights_of_a_module_of_ones_own_are_for_that_very_class(data: Data, tmp
 # ---------------------------------------------------------------- records
 
 
+@pytest.mark.slow
 def test_run_that_goes_on_elsewhere_says_so(tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     kill(train, tiny, at=3)
     kill(train, tiny, at=5)  # the same machine, once more
@@ -360,6 +366,7 @@ def test_run_that_goes_on_elsewhere_says_so(tiny: RunConfig, train: Train, monke
     assert [start["device"] for start in train(tiny).environments] == [here["device"], "another"]
 
 
+@pytest.mark.slow
 def test_precision_that_training_began_with_is_kept(
     tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
