@@ -203,7 +203,7 @@ def test_the_same_recipe_trains_the_same_module_twice(
     options: dict, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_module(self, backend="eager"))
     recipe = RECIPE.replace(mixup=0.5, remedy="sampler", **options)
     (first, history), (again, history_again) = (fit(Net(), data, recipe) for _ in range(2))
     assert equal(states(first), states(again))

@@ -22,6 +22,7 @@ from vitlab.config import Recipe, RunConfig
 from vitlab.data.splits import Data, Source, Split, split
 from vitlab.errors import LabError
 from vitlab.runs import Run
+from vitlab.training import session
 from vitlab.training.fit import fit
 from vitlab.training.session import RunSession, Session
 
@@ -137,7 +138,7 @@ def test_compiled_run_is_the_same_run(
 ) -> None:
     """The compiler itself is torch's affair: its backend "eager" runs what it has traced."""
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_module(self, backend="eager"))
     config = tiny.replace(compile=True, ema=0.9, dropout=0.1)
     whole = train(config, runs_dir=tmp_path / "whole")
     plain = train(config.replace(compile=False), runs_dir=tmp_path / "whole")
@@ -373,13 +374,13 @@ def test_precision_that_training_began_with_is_kept(
     taken: set[torch.dtype] = set()
 
     class Watched(RunSession):
-        def begin(self, at: Any, model: nn.Module, recipe: Recipe) -> Recipe:
+        def begin(self, at: Any, objective: nn.Module, data: Data, recipe: Recipe) -> Recipe:
             def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
                 kind = inputs[0].device.type
                 taken.add(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32)
 
-            model.register_forward_pre_hook(note)  # of training steps, validation and test
-            return super().begin(at, model, recipe)
+            objective.model.register_forward_pre_hook(note)  # of training steps, validation and test
+            return super().begin(at, objective, data, recipe)
 
     wide = tiny.replace(precision="auto", dim=96, heads=2)
     monkeypatch.setattr(machine, "bf16_pays", lambda: True)
@@ -409,6 +410,19 @@ def test_threads_that_training_began_with_are_kept(tiny: RunConfig, train: Train
         torch.set_num_threads(threads)
     assert set(taken) == {1}
     assert {start["threads"] for start in run.environments} == {1}
+
+
+def test_whether_training_began_compiled_is_kept(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr(session, "pays", lambda *_: True)
+    kill(train, tiny, at=4)
+    monkeypatch.setattr(session, "pays", lambda *_: False)
+    run = train(tiny)
+    assert len(compiled) == 2
+    assert {start["compiled"] for start in run.environments} == {True}
 
 
 def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> None:

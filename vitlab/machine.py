@@ -90,18 +90,25 @@ def require_as_launched() -> None:
         )
 
 
-def require_compiler() -> None:
-    """LabError where torch.compile would find no compiler for what it writes."""
+def finds_compiler() -> bool:
+    """Whether torch.compile finds a compiler for what it writes."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def require_compiler() -> None:
+    """LabError where there is none."""
+    if not finds_compiler():
         raise LabError(
             "compile is true, but there is no C++ compiler: install one (Debian, Ubuntu: apt install g++), or choose "
-            "compile=false"
-        ) from None
+            "compile=auto"
+        )
 
 
 def require_gpus(processes: int) -> None:

@@ -31,11 +31,11 @@ def fitting(todo: Sequence[RunConfig], images: int) -> int:
     """
     if not todo or torch.cuda.is_available():
         return max(1, min(len(todo), torch.cuda.device_count()))
-    room = machine.free_memory(torch.device("cpu")) // max(_needs(config, images) for config in todo)
+    room = machine.free_memory(torch.device("cpu")) // max(needs(config, images) for config in todo)
     return max(1, min(len(todo), torch.get_num_threads(), room))
 
 
-def _needs(config: RunConfig, images: int) -> int:
+def needs(config: RunConfig, images: int) -> int:
     """Bytes of a process that trains it: torch itself, the images, what each layer keeps of a batch for its gradient.
 
     Reckoned high: a process of the preset tiny, batch 128, on CIFAR-10 takes 1.3 GB, of base 4.4.
