@@ -23,6 +23,7 @@ def made(tiny: RunConfig, few: Source, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("VITLAB_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "finds_compiler", lambda: True)
     monkeypatch.setattr(compiling, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(compiling, "LEAST_STEPS", 0)
     compile_module = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_module(self, backend="eager"))
 

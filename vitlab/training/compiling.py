@@ -19,7 +19,7 @@ from vitlab.data.splits import Data
 from vitlab.files import reading, writing
 from vitlab.training.losses import Objective
 
-LEAST_SECONDS = 1200  # that a training has before it, or no trial is made
+LEAST_STEPS, LEAST_SECONDS = 200, 1200  # that a training has before it, or no trial is made
 ROUNDS = 5
 MARGIN = 2.0  # times the seconds of compiling are to be gained
 
@@ -30,12 +30,12 @@ def pays(objective: Objective, data: Data, recipe: Recipe, steps: Callable[[floa
     steps: how many there are left, if each takes so many seconds. Only on a CPU: on a GPU a step's kernels are launched
     by graphs (`session.recorded`). The objective stays as it was.
     """
-    if machine.device_of(objective).type != "cpu" or not machine.finds_compiler():
+    if machine.device_of(objective).type != "cpu" or steps(1.0) < LEAST_STEPS:
         return False
     plain = _both_passes(objective, data, recipe)
     plain()
     left = steps(seconds := _seconds(plain))
-    if left * seconds < LEAST_SECONDS:
+    if left * seconds < LEAST_SECONDS or not machine.finds_compiler():
         return False
     found = _kept(objective, recipe, lambda: _trial(objective, data, recipe))
     sizes = 3 if recipe.start_size else 1
