@@ -13,6 +13,7 @@ explore(lambda layer: drawn.append(layer) or Figure(), layer=(1, 4))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [False, True])
 def test_controls_appear_only_where_somebody_can_use_them(reader: bool) -> None:
     """The kernel is asked as papermill asks it, and as JupyterLab does."""

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from vitlab.analysis import complexity, metrics
-from vitlab.config import LabConfig, absolute, parse
+from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.pictures import as_pixels
 from vitlab.data.sources import class_files, load_source
 from vitlab.data.splits import split
 from vitlab.errors import LabError
+from vitlab.files import absolute
 from vitlab.models.registry import MODELS
 from vitlab.runs import Run
 from vitlab.training import evaluate
