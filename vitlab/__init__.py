@@ -9,7 +9,8 @@ training/      compiling: whether it pays          neighbours  threads that give
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
 texts          names that users gave
 analysis/      metrics, complexity, timing         attention, tokens, tables, study
-analysis/      sentences                           sentences_…: what each chapter says of its numbers
+analysis/      sentences: what numbers say         sentences_data, sentences_vit, sentences_tokens: of chapters 1 to 3
+analysis/      sentences_linear                    sentences_costs, sentences_comparison: of chapters 4 to 6
 analysis/      theme, plots, study_plots, pictures diagrams, drawing: SVG   figure_data: the numbers of a chart
 analysis/      findings: the answers of page one   typefaces   that have the letters of users' names
 lab/           plan: which runs a chapter makes    workers, cluster, costs, results; use: a trained model at work

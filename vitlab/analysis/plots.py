@@ -211,7 +211,7 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
     axes[-1].axvline(1, color=INK, linestyle="--", linewidth=1)
     axes[-1].set(xlabel="throughput over\nthe unreduced ViT's", yticks=[])
     axes[-1].invert_yaxis()
-    _legend_outside(figure, axes[-1], len(speed_up))
+    _legend_outside(figure, axes[-1], 4)
     return figure
 
 
@@ -349,7 +349,7 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     classes, [reference_name] = drawable(points.columns), drawable([reference.name], 40)
     recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
     points.columns = clear.columns = classes
-    figure, [[axis]] = canvas(height=0.36 * len(points) + 1.4)
+    figure, [[axis]] = canvas(height=min(0.36 * len(points) + 1.4, 5.3))  # no higher than the paper has it unscaled
     heatmap(
         points,
         annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
