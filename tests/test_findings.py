@@ -109,6 +109,8 @@ def test_multiply_adds_are_time_or_not() -> None:
     assert "Of 2 models lighter than the one beside them 1 is faster in batches and none is at one image alone" in text
     quick = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 1700.0])
     assert "** Its share of the time: *DynamicViT*" in findings.worth(quick, BESIDE)
+    slow = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 800.0])
+    assert "** Nothing by itself: *DynamicViT*" in findings.worth(slow, BESIDE)
     assert "No model here needs fewer" in findings.worth(RESULTS[:2], BESIDE)
 
 

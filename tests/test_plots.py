@@ -11,8 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 from vitlab.analysis import pictures, plots, study_plots, theme
+from vitlab.analysis.drawing import drawing
 from vitlab.analysis.study import SCORES
 from vitlab.machine import ROOT
+from vitlab.report import paper
 
 IMAGES = torch.arange(6 * 8 * 8).remainder(251).view(6, 1, 8, 8).to(torch.uint8)
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -389,3 +391,21 @@ def test_model_of_unknown_cost_is_drawn_where_its_cost_is_known() -> None:
     frontiers = [next(line for line in axis.lines if line.get_label() == "frontier") for axis in (work, training)]
     assert frontiers[0].get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.9]]))
     assert frontiers[1].get_xydata() == pytest.approx(np.array([[0.5, 0.92]]))
+
+
+def test_figures_of_many_models_fit_the_paper_unscaled():
+    """Otherwise their letters would be under 8 points there."""
+    ways = ["DynamicViT", "Random tokens", "Top-K", "EViT", "ToMe", "ViT, fewer blocks, as DynamicViT"]
+    panel = pd.concat([KEPT.assign(method=name, tokens=[64, 40]) for name in ways[:5]])
+    rows = [(f"{name} {k}", label, 0.03, 0.0, 1.0) for name in ways for k in range(4) for label in CLASSES]
+    differences = pd.DataFrame(rows, columns=["model", "class", "difference", "spread", "p"])
+    reference = pd.Series(0.9, CLASSES, name="ViT")
+    for figure in (
+        plots.accuracy_over_tokens(
+            {"a": panel, "b": panel, "c": panel}, dict.fromkeys("abc", 0.9), pd.Series(1.1, ways)
+        ),
+        plots.recall_differences(differences, reference),
+    ):
+        shown, _ = drawing(figure)
+        assert shown.width <= theme.WIDTH * 72
+        assert shown.height * 96 / 72 <= paper.IMAGE_BOX[1]

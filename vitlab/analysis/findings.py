@@ -143,6 +143,8 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
         f"{light['batch']:.0%} of its time in batches and {light['one']:.0%} for one image"
     )
     less = "less than its share of the time" if light["batch"] > 1.1 * light["work"] else "its share of the time"
+    if light["batch"] >= 1:
+        less = "nothing by itself"
     counts = (
         f"{count or 'none'} {'is' if count < 2 else 'are'}"
         for count in ((frame[c] < 1).sum() for c in ("batch", "one"))
