@@ -255,21 +255,6 @@ def test_model_of_unknown_cost_is_on_no_frontier() -> None:
     assert "own" not in text
 
 
-@pytest.mark.parametrize(
-    ("difference", "p", "expected"),
-    [(0.05, 0.01, "what they have learned"), (0.05, 0.2, "stays open"), (-0.15, 1e-6, "worse than chance")],
-)
-def test_predictors_are_said_to_know_what_the_test_shows(difference: float, p: float, expected: str) -> None:
-    comparison = {"difference": difference, "interval": (difference - 0.03, difference + 0.03), "p": p}
-    text = sentences_tokens.what_predictors_know(0.7, 0.7 + difference, comparison)
-    assert "drawn at random, answers 70.0%" in text
-    assert f"{100 * difference:+.1f} points" in text
-    assert f"95% interval {100 * difference - 3:+.1f} to {100 * difference + 3:+.1f}, p " in text
-    assert expected in text
-    others = {"what they have learned", "stays open", "worse than chance"} - {expected}
-    assert not [other for other in others if other in text]
-
-
 # ---------------------------------------------------------------- yardsticks
 
 

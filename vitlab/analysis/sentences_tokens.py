@@ -167,26 +167,6 @@ def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned
     return f"Down to {shown[first - 1]} {rule.format('no loss')}; at {shown[first]} they show one."
 
 
-def what_predictors_know(by_chance: float, learned: float, comparison: dict) -> str:
-    """Accuracy of one DynamicViT with tokens drawn at random and with those its predictors choose, and what it shows.
-
-    comparison: `metrics.compare` of the former with the latter.
-    """
-    points, (low, high) = 100 * comparison["difference"], (100 * end for end in comparison["interval"])
-    measured = (
-        "How much of this do the predictors know? The same network, given as many tokens drawn at random, answers "
-        f"{by_chance:.1%} of these images correctly, and {learned:.1%} with the tokens that the predictors choose "
-        f"({points:+z.1f} points, 95% interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])})."
-    )
-    if comparison["p"] >= LEVEL:
-        meaning = "That is no difference that these images can show: whether they know which tokens matter stays open."
-    elif points > 0:
-        meaning = "What is above chance is what they have learned."
-    else:
-        meaning = "So far they choose worse than chance."
-    return f"{measured} {meaning}"
-
-
 def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     """Which way to fewer tokens to take, by rule: of those with no shown loss the one of the highest accuracy.
 
