@@ -470,6 +470,15 @@ def test_cache_lies_in_the_users_folder_where_the_checkout_is_read_only(
     assert machine.cache_folder() == ROOT / "data" / "cache"
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where nobody can write")
+def test_notebook_runs_where_nobody_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [nbformat.v4.new_code_cell("import os\nos.getcwd()")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "in.ipynb")
+    monkeypatch.chdir("/proc")
+    make.run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {})
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].data["text/plain"] == "'/proc'"
+
+
 # ---------------------------------------------------------------- other kernels, other encodings
 
 

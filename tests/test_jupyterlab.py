@@ -42,6 +42,7 @@ STOPPABLE = [
 IDLE = "() => jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
 OUTPUTS = "() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.map((cell) => cell.outputs ?? [])"
 COMMAND = "(name) => jupyterapp.commands.execute(name)"
+THEME = "(theme) => jupyterapp.commands.execute('apputils:change-theme', { theme })"
 
 
 class Lab:
@@ -77,7 +78,9 @@ class Lab:
         found = self.page.locator(selector).first
         found.scroll_into_view_if_needed(timeout=60_000)
         if folder := os.environ.get("VITLAB_SCREENSHOTS"):
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+            for theme in ("Dark", "Light"):
+                self.page.evaluate(THEME, f"JupyterLab {theme}")
+                self.page.screenshot(path=Path(folder) / f"{name}-{theme.lower()}.png")
         return found
 
 

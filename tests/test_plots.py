@@ -173,7 +173,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "explored": (
         lambda: pictures.explored(
             IMAGES[0], "an ant", pd.Series([0.2, 0.7, 0.1], CLASSES),
-            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[True, False], [False, False]])},
+            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[0, -1], [-1, -1]])},
         ),
         6, ["an ant", "probability", "bee", "rollout", "stage 1: 1 of 4"],
     ),
