@@ -171,6 +171,9 @@ def test_export_says_what_it_wrote_and_how_well_it_answers(run: Run, command: Ca
         (["evaluate", "RUN", "--data", "."], "holds no class folders with images"),
         (["export", "RUN", "model.pth"], "choose .onnx, .pt2, .safetensors"),
         (["analyze", "--models", "vitt"], "did you mean 'vit'?"),
+        (["analyze", "--preset", "tini"], "invalid choice: 'tini'"),
+        (["predict", "RUN"], "the following arguments are required: IMAGE; vitlab predict --help shows what there is"),
+        (["evalute", "RUN"], "invalid choice: 'evalute'"),
         (["analyze", "--preset", "nano", "--set", "dept=3"], "did you mean 'depth'?"),
     ],
 )
