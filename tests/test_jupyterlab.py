@@ -201,7 +201,7 @@ def explore(lab: Lab, chapter: str) -> None:
         begin.filter(has_text=f"{SMALL.keep_ratio:.2f}").wait_for(timeout=10_000)  # as it was trained
         cell.choose(0, "ToMe")
         cell.slide(0, "7")
-        cell.slide(1, "0.3")
+        cell.slide(1, "1")
     cell = Explored(lab, number)
     lab.show(".widget-button:has-text('next mistake')", f"explore-{chapter}").click()
     cell.has_changed("next mistake")
