@@ -3,6 +3,8 @@ PYTHON  ?= python3
 PROFILE ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
+# two processes test at once, each whole files: what a file's tests share is made once
+AT_ONCE := -n 2 --dist loadscope --no-loadscope-reorder
 # as they were typed: make itself would read $ in them
 override DATA := $(value DATA)
 override SET := $(value SET)
@@ -15,12 +17,12 @@ report: $(VENV)/installed
 
 test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(AT_ONCE)
 
 # Without what takes long: notebooks, reports, processes that are killed.
 quick-test: $(VENV)/installed
 	@$(BIN)/python -m ruff check .
-	@$(BIN)/python -m pytest tests -o addopts=-ra -m "not slow"
+	@$(BIN)/python -m pytest $(AT_ONCE) tests -o addopts=-ra -m "not slow"
 
 lab: $(VENV)/installed
 	@$(BIN)/python -m vitlab lab

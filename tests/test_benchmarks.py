@@ -29,6 +29,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_models_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     models = script("models")
     for name, value in {"BATCH": 2, "ROUNDS": 2, "TOKENS": [64, 576, 1024], "BATCH_TOKENS": 65}.items():
@@ -56,6 +57,7 @@ def test_fine_tune_takes_the_first_images_of_each_class(few: Source) -> None:
     assert source.digest != few.digest
 
 
+@pytest.mark.slow
 def test_fine_tune_compares_pruning_with_training_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -76,6 +78,7 @@ def test_fine_tune_compares_pruning_with_training_on(
     assert "points (wanted: no less than −1)." in printed
 
 
+@pytest.mark.slow
 def test_study_compares_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     profile = tmp_path / "small.yaml"
     profile.write_text(yaml.safe_dump(as_profile(SMALL)))
@@ -97,6 +100,7 @@ more: {dim: 16, depth: 4, heads: 2, mlp_ratio: 2.0, linformer_k: 2, epochs: 1, f
 """
 
 
+@pytest.mark.slow
 def test_attention_prints_differences_of_means_and_trains_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -129,6 +133,7 @@ def test_attention_plans_runs_of_every_profile(monkeypatch: pytest.MonkeyPatch) 
             assert len({str(identity(config, "data")) for config in configs}) == len(configs)
 
 
+@pytest.mark.slow
 def test_attention_measures_one_layer_in_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     attention = script("attention")
     monkeypatch.setattr(attention, "TOKENS", [64, 576, 1024])

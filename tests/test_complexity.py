@@ -261,6 +261,7 @@ def test_model_without_a_formula_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     assert row["macs_hidden"] == 0
 
 
+@pytest.mark.slow
 def test_models_of_a_table_are_measured_in_the_same_rounds() -> None:
     config = RunConfig(**SHAPE)
     rows = complexity.measure([config, config.replace(model="linear_vit")], channels=3, num_classes=10)

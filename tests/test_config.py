@@ -5,8 +5,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from vitlab.config import PRESETS, STUDIED, Common, LabConfig, Recipe, RunConfig, Training, absolute, parse
+from vitlab.config import PRESETS, STUDIED, Common, LabConfig, Recipe, RunConfig, Training, parse
 from vitlab.errors import LabError
+from vitlab.files import absolute
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS, SHARED
 

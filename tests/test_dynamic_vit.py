@@ -94,6 +94,7 @@ def on_digits(tmp_path_factory: pytest.TempPathFactory, sixteen: Source) -> Call
     return run
 
 
+@pytest.mark.slow
 def test_training_on_digits_brings_the_kept_share_of_each_stage_to_its_target(on_digits, sixteen: Source) -> None:
     _, model = on_digits(0.7, epochs=5)
     trace: dict = {}
@@ -103,6 +104,7 @@ def test_training_on_digits_brings_the_kept_share_of_each_stage_to_its_target(on
     assert [float(keep.mean()) for keep in trace["keep"]] == pytest.approx([0.7, 0.49, 0.343], abs=0.02)
 
 
+@pytest.mark.slow
 def test_training_on_digits_at_a_hard_ratio_stays_finite(on_digits) -> None:
     run, _ = on_digits(0.3, epochs=2)
     assert np.isfinite(run.history.to_numpy()).all()

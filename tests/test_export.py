@@ -48,6 +48,7 @@ def test_every_model_exports_and_answers_alike(
         torch.testing.assert_close(again(images), run.model(device="cpu")(images), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_dynamic_vit_really_drops_tokens(tiny: RunConfig, run_of: Callable[..., Run], tmp_path: Path) -> None:
     run = run_of(tiny.replace(model="dynamic_vit"))
     export(run, tmp_path / "model.onnx")
@@ -56,6 +57,7 @@ def test_dynamic_vit_really_drops_tokens(tiny: RunConfig, run_of: Callable[..., 
     assert kinds.count("TopK") == sum(before > after for before, after in pairwise(left)) >= 2
 
 
+@pytest.mark.slow
 def test_file_says_what_it_takes_and_what_it_answers(
     tiny: RunConfig, run_of: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def by_papermill(folder: Path, capsys: pytest.CaptureFixture) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [by_report, by_train, by_cell, by_papermill])
 def test_every_way_in_says_the_same_before_any_work(
     way: Callable, unlike: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -285,6 +286,7 @@ def test_without_limits_the_machine_counts(
     assert (machine.free_memory(CPU), machine.memory(), machine.cores()) == (2**40, 2**41, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux gives memory that it does not have")
 def test_allocation_beyond_a_containers_limit_fails_instead_of_killing() -> None:
     """In a process of its own: a limit that this one could not take back would stay."""
@@ -323,6 +325,7 @@ def test_batches_are_read_ahead_without_processes_and_a_fault_ends_them(
         list(batches.batches(few.train, None, order, recipe, CPU))
 
 
+@pytest.mark.slow
 def test_worker_that_is_killed_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="was killed, most likely for want of memory"):
         workers.side_by_side(os._exit, [(9,), (9,)], 2)
@@ -519,6 +522,7 @@ def _is_images_or_labs_open(node: ast.Call) -> bool:
     return isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") in ("Image", "Lab")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "cp932", "ascii"])
 def test_terminal_of_another_encoding_gets_the_sentence(encoding: str, unlike: Path) -> None:
     command = [sys.executable, "-m", "vitlab", "train", "--params", "quick", "--run", "ViT", "--data", str(unlike)]

@@ -67,6 +67,7 @@ def by_heart(tiny: RunConfig) -> RunConfig:
     return tiny.replace(dim=32, val_fraction=0, crop=0, label_smoothing=0, batch_size=8, lr=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
 def test_learns_32_images_by_heart(model: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
     config = by_heart.replace(model=model, epochs=40, keep_ratio=0.9, backbone_rate=1.0, frozen=0.0)
@@ -76,6 +77,7 @@ def test_learns_32_images_by_heart(model: str, by_heart: RunConfig, images_32: S
     assert correct.double().mean() >= (0.9 if model == "dynamic_vit" else 1.0)  # its training draws what to drop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_each_optimiser_lowers_the_loss(optimizer: str, by_heart: RunConfig, images_32: Source, train: Train) -> None:
     lr = 0.1 if optimizer == "sgd" else by_heart.lr
@@ -83,6 +85,7 @@ def test_each_optimiser_lowers_the_loss(optimizer: str, by_heart: RunConfig, ima
     assert history["loss"].iloc[-1] < 0.8 * history["loss"].iloc[0]
 
 
+@pytest.mark.slow
 def test_no_two_remedies_learn_the_same(tiny: RunConfig, train: Train) -> None:
     config = tiny.replace(imbalance="exponential", imbalance_ratio=10, steps=6, keep_epoch="last")  # drw acts late
     runs = [train(config.replace(remedy=remedy)) for remedy in get_args(Remedy)]
@@ -126,6 +129,7 @@ def test_augmentation_changes_what_is_learnt(option: dict, tiny: RunConfig, trai
     assert not same_weights(train(tiny.replace(epochs=1)), train(tiny.replace(epochs=1, **option)))
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_another_seed_another(tiny: RunConfig, train: Train, tmp_path: Path) -> None:
     config = tiny.replace(mixup=0.5, dropout=0.1)
     first, again = train(config, runs_dir=tmp_path / "a"), train(config, runs_dir=tmp_path / "b")
@@ -191,6 +195,7 @@ def test_module_ends_with_the_weights_that_validation_chose(data: Data) -> None:
     assert not equal(seen[1], seen[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"ema": 0.9}, {"accumulate": 2}, {"optimizer": "muon"}, {"precision": "bf16"}, {"compile": True}]
 )
@@ -198,7 +203,7 @@ def test_the_same_recipe_trains_the_same_module_twice(
     options: dict, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_module(self, backend="eager"))
     recipe = RECIPE.replace(mixup=0.5, remedy="sampler", **options)
     (first, history), (again, history_again) = (fit(Net(), data, recipe) for _ in range(2))
     assert equal(states(first), states(again))
@@ -206,6 +211,7 @@ def test_the_same_recipe_trains_the_same_module_twice(
     assert not equal(states(first), states(fit(Net(), data, recipe.replace(seed=1))[0]))
 
 
+@pytest.mark.slow
 def test_loss_terms_of_a_modules_own_are_learnt_and_recorded(data: Data) -> None:
     class Shy(Net):
         """Pays for large logits; a teacher may say how large they are to be."""
@@ -283,6 +289,7 @@ def test_minutes_are_a_budget_that_the_learning_rate_follows(tiny: RunConfig, tr
     assert (lr[seconds < 0.8] == config.lr).all()
 
 
+@pytest.mark.slow
 def test_minutes_that_are_used_up_end_an_interrupted_training_too(
     tiny: RunConfig, train: Train, watched: type[RunSession]
 ) -> None:
@@ -334,6 +341,7 @@ class OnDisk(Split):
         raise AssertionError("all images at once")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_images_that_do_not_fit_are_read_by_a_loader_with_the_same_result(
     num_workers: int, tiny: RunConfig, few: Source, train: Train, tmp_path: Path

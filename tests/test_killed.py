@@ -73,6 +73,7 @@ def changed(run: Run) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_no_bit(context, whole: Run, tmp_path: Path) -> None:
     moments = random.Random(0)
     run = Run(tmp_path / whole.path.name)
@@ -97,6 +98,7 @@ def test_twenty_kills_at_random_moments_change_no_bit(context, whole: Run, tmp_p
     assert_same_run(run, whole)
 
 
+@pytest.mark.slow
 def test_write_that_fails_for_lack_of_space_keeps_the_last_good_checkpoint(context, whole: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / whole.path.name)
     started = context.Event()

@@ -13,6 +13,7 @@ explore(lambda layer, ratio=0.7: drawn.append((layer, ratio)) or Figure(), layer
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [False, True])
 def test_controls_appear_only_where_somebody_can_use_them(reader: bool) -> None:
     """The kernel is asked as papermill asks it, and as JupyterLab does."""

@@ -168,6 +168,7 @@ def papermill_command(notebook, out, *options):
     return done.returncode, read(out).cells[-1].outputs[-1]
 
 
+@pytest.mark.slow
 def test_single_value_wins_over_the_profile(short, tmp_path):
     """1e-3 is no number in YAML, and chapter 05's cell has no lr."""
     profile = ROOT / "params" / "cifar10_cpu.yaml"
@@ -178,6 +179,7 @@ def test_single_value_wins_over_the_profile(short, tmp_path):
     assert LabConfig(**json.loads(output.text)) == load_params(profile, {"lr": 1e-3, "seed": 4})
 
 
+@pytest.mark.slow
 def test_misspelt_value_stops_the_notebook_and_names_the_nearest(short, tmp_path):
     code, output = papermill_command(short, tmp_path / "out.ipynb", "-p", "lrr", "1e-3")
     assert code != 0

@@ -97,6 +97,7 @@ def test_charts_are_drawn_in_the_pages_colours_with_their_numbers_beside_them(re
     assert base64.b64decode(link["href"].partition("base64,")[2]).decode().startswith("panel,series,x,y")
 
 
+@pytest.mark.slow
 def test_wide_table_says_how_many_columns_are_hidden_and_keeps_its_first_in_sight(report: Path) -> None:
     ask = """(() => { const box = document.querySelector("#table-1-1 .scroll"); box.scrollLeft = 200;
         const left = (part) => part.getBoundingClientRect().left;
@@ -107,6 +108,7 @@ def test_wide_table_says_how_many_columns_are_hidden_and_keeps_its_first_in_sigh
         assert moved >= -1
 
 
+@pytest.mark.slow
 def test_panels_stand_below_each_other_on_a_narrow_screen_alone(report: Path) -> None:
     ask = """[...document.querySelectorAll("#figure-1-1 .panels > svg")].map((s) => s.getBoundingClientRect().width)"""
     assert open_offline(report / "report.html", 1280, ask=ask)["answer"] == [0, 0, 0]

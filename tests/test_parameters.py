@@ -366,6 +366,7 @@ def test_own_profile_is_none_of_a_command_lines(mine: Path) -> None:
 # ---------------------------------------------------------------- a real kernel
 
 
+@pytest.mark.slow
 def test_kernel_keeps_the_cells_by_which_parameters_are_known(mine: Path) -> None:
     """A typo, its cure, and names that a session leaves behind, in a kernel as JupyterLab has it."""
     mine.write_text("more: {ema: 0.9}\n")

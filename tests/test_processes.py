@@ -30,6 +30,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 @in_two_processes
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, tmp_path: Path) -> None:
     lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2, backbone="patch"))
@@ -52,6 +53,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytes
         check(SMALL.replace(runs_dir=str(tmp_path), processes=2))
 
 
+@pytest.mark.slow
 @in_two_processes
 def test_failure_in_the_processes_is_told(tmp_path: Path) -> None:
     lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2, batch_size=2000))  # more than there are images
@@ -67,6 +69,7 @@ def command(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, runs
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_command_trains_the_run_that_the_chapter_asks_for(
     alone: Lab, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

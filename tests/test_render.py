@@ -271,6 +271,7 @@ def test_pdf_failure_keeps_the_html(notebooks: list[Path], tmp_path: Path, monke
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
 def test_page_opens_offline(notebooks: list[Path], tmp_path: Path, width: int, dark: bool) -> None:
     path = render(notebooks, tmp_path / "out", TITLE, pdf=False)[0]

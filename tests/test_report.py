@@ -198,6 +198,7 @@ def test_folder_that_cannot_be_written_is_named_before_any_work(tmp_path, refuse
     assert "cannot write" in error
 
 
+@pytest.mark.slow
 def test_full_disk_is_said_before_any_work(tmp_path):
     """A limit on file sizes stands in for a full disk: the same error from the same call."""
     limited = f'ulimit -f 512; exec "$0" -m vitlab report --out {tmp_path / "out"}'

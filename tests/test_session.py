@@ -22,6 +22,7 @@ from vitlab.config import Recipe, RunConfig
 from vitlab.data.splits import Data, Source, Split, split
 from vitlab.errors import LabError
 from vitlab.runs import Run
+from vitlab.training import session
 from vitlab.training.fit import fit
 from vitlab.training.session import RunSession, Session
 
@@ -43,6 +44,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "at"),
     [
@@ -85,6 +87,7 @@ def test_recorded_passes_train_as_launched_ones_do(tiny: RunConfig, train: Train
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "empty", "zeros", "absent"])
 def test_damaged_checkpoint_is_replaced_by_the_one_before(
     damage: str, tiny: RunConfig, train: Train, tmp_path: Path, watched: Any
@@ -109,6 +112,7 @@ def test_without_a_timed_checkpoint_it_continues_from_the_end_of_the_epoch(
     assert watched.steps[0] == 5
 
 
+@pytest.mark.slow
 def test_run_killed_while_it_is_evaluated_trains_no_step_again(
     tiny: RunConfig, few: Source, train: Train, tmp_path: Path, watched: Any
 ) -> None:
@@ -128,12 +132,13 @@ def test_run_killed_while_it_is_evaluated_trains_no_step_again(
     assert watched.steps == []
 
 
+@pytest.mark.slow
 def test_compiled_run_is_the_same_run(
     tiny: RunConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The compiler itself is torch's affair: its backend "eager" runs what it has traced."""
     compile_module = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_module(self, backend="eager"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_module(self, backend="eager"))
     config = tiny.replace(compile=True, ema=0.9, dropout=0.1)
     whole = train(config, runs_dir=tmp_path / "whole")
     plain = train(config.replace(compile=False), runs_dir=tmp_path / "whole")
@@ -252,6 +257,7 @@ def assert_same_training(a: tuple[nn.Module, pd.DataFrame], b: tuple[nn.Module, 
     pd.testing.assert_frame_equal(a[1].drop(columns=CLOCK), b[1].drop(columns=CLOCK), check_exact=True)
 
 
+@pytest.mark.slow
 def test_killed_training_of_a_module_of_ones_own_continues_bit_for_bit(
     data: Data, tmp_path: Path, watched: Any
 ) -> None:
@@ -352,6 +358,7 @@ def test_weights_of_a_module_of_ones_own_are_for_that_very_class(data: Data, tmp
 # ---------------------------------------------------------------- records
 
 
+@pytest.mark.slow
 def test_run_that_goes_on_elsewhere_says_so(tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     kill(train, tiny, at=3)
     kill(train, tiny, at=5)  # the same machine, once more
@@ -360,19 +367,20 @@ def test_run_that_goes_on_elsewhere_says_so(tiny: RunConfig, train: Train, monke
     assert [start["device"] for start in train(tiny).environments] == [here["device"], "another"]
 
 
+@pytest.mark.slow
 def test_precision_that_training_began_with_is_kept(
     tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: set[torch.dtype] = set()
 
     class Watched(RunSession):
-        def begin(self, at: Any, model: nn.Module, recipe: Recipe) -> Recipe:
+        def begin(self, at: Any, objective: nn.Module, data: Data, recipe: Recipe) -> Recipe:
             def note(module: nn.Module, inputs: tuple[Tensor]) -> None:
                 kind = inputs[0].device.type
                 taken.add(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32)
 
-            model.register_forward_pre_hook(note)  # of training steps, validation and test
-            return super().begin(at, model, recipe)
+            objective.model.register_forward_pre_hook(note)  # of training steps, validation and test
+            return super().begin(at, objective, data, recipe)
 
     wide = tiny.replace(precision="auto", dim=96, heads=2)
     monkeypatch.setattr(machine, "bf16_pays", lambda: True)
@@ -382,6 +390,39 @@ def test_precision_that_training_began_with_is_kept(
     assert run.config.precision == "auto"
     assert {start["precision"] for start in run.environments} == {"bf16"}
     assert taken == {torch.bfloat16}
+
+
+def test_threads_that_training_began_with_are_kept(tiny: RunConfig, train: Train) -> None:
+    taken: list[int] = []
+
+    class Watched(RunSession):
+        def before_step(self, step: int) -> None:
+            taken.append(torch.get_num_threads())
+
+    wide, threads = tiny.replace(dim=96, heads=2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        kill(train, wide, at=4)
+        torch.set_num_threads(2)
+        run = train(wide, session=Watched)
+        assert torch.get_num_threads() == 2  # as whoever called it had it
+    finally:
+        torch.set_num_threads(threads)
+    assert set(taken) == {1}
+    assert {start["threads"] for start in run.environments} == {1}
+
+
+def test_whether_training_began_compiled_is_kept(
+    tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr(session, "pays", lambda *_: True)
+    kill(train, tiny, at=4)
+    monkeypatch.setattr(session, "pays", lambda *_: False)
+    run = train(tiny)
+    assert len(compiled) == 2
+    assert {start["compiled"] for start in run.environments} == {True}
 
 
 def test_run_records_what_it_was(tiny: RunConfig, few: Source, train: Train) -> None:

@@ -83,6 +83,7 @@ def test_step_in_pieces_is_the_step_of_the_whole(remedy: str, tiny: RunConfig) -
     torch.testing.assert_close(ends[1], ends[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remedy", ["none", "class_weights"])
 def test_training_in_pieces_gives_the_same_losses(remedy: str, tiny: RunConfig, train: Train) -> None:
     config = tiny.replace(remedy=remedy, imbalance="linear", imbalance_ratio=3, mixup=0.5, batch_size=30)

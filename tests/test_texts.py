@@ -15,7 +15,7 @@ import torch
 from bs4 import BeautifulSoup
 from matplotlib.text import Text
 
-from vitlab.analysis import pictures, plots, typefaces
+from vitlab.analysis import pictures, plots, theme, typefaces
 from vitlab.config import LabConfig
 from vitlab.errors import LabError
 from vitlab.report import render
@@ -142,7 +142,7 @@ def test_figures_draw_names_of_any_kind_in_moderate_size(name: str) -> None:
     assert "$10 and $20" in written or "…" in written
     assert "x" * 21 not in written
     drawn = plt.imread(io.BytesIO(buffer.getvalue()))
-    assert drawn.shape[1] < 1.6 * 60 * plots.WIDTH
+    assert drawn.shape[1] < 1.6 * 60 * theme.WIDTH
     plt.close(figure)
 
 

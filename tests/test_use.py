@@ -146,6 +146,7 @@ def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunCon
     assert "All were made grey." in remark
 
 
+@pytest.mark.slow
 def test_analyze_has_a_row_for_each_chosen_model(command: Callable) -> None:
     code, said, _ = command("analyze", "--preset", "nano", "--models", "vit", "dynamic_vit", "--set", "depth=4")
     assert code == 0

@@ -1,4 +1,4 @@
-"""Runs of narrow models train side by side, in processes that end together."""
+"""Runs train side by side, in processes that end together."""
 
 import signal
 import subprocess
@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import SMALL, assert_same_run
 
+from vitlab import machine
+from vitlab.config import PRESETS, RunConfig
 from vitlab.lab import Lab
 from vitlab.lab.workers import fitting, side_by_side
 
@@ -29,14 +31,26 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="one run fills a GPU")
-@pytest.mark.parametrize(("todo", "at_once"), [([NARROW] * 5, 2), ([NARROW], 1), ([], 0), ([NARROW, WIDE, NARROW], 1)])
-def test_as_many_narrow_models_train_at_once_as_there_are_threads(todo: list, at_once: int, two_threads: None) -> None:
-    assert fitting(todo) == at_once
+@pytest.mark.parametrize(("todo", "at_once"), [([NARROW] * 5, 2), ([NARROW], 1), ([], 1), ([NARROW, WIDE, NARROW], 2)])
+def test_as_many_train_at_once_as_there_are_threads(todo: list, at_once: int, two_threads: None) -> None:
+    assert fitting(todo, 1000) == at_once
 
 
-def test_on_a_gpu_one_run_trains_at_a_time(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="main memory is not what counts")
+@pytest.mark.parametrize(("gibibytes", "at_once"), [(1, 1), (3, 1), (6, 2)])
+def test_no_more_train_at_once_than_memory_has_room_for(
+    gibibytes: int, at_once: int, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "free_memory", lambda on: gibibytes * 2**30)
+    cifar = PRESETS["tiny"] | {"image_size": 32, "batch_size": 128}
+    assert fitting([RunConfig(**cifar)] * 3, 60_000) == at_once
+
+
+@pytest.mark.parametrize("gpus", [1, 3])
+def test_each_gpu_takes_one_run_at_a_time(gpus: int, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert fitting([NARROW] * 5) == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert fitting([NARROW] * 5, 1000) == gpus
 
 
 @pytest.mark.slow

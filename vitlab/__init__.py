@@ -5,12 +5,13 @@ models/        vit, dynamic_vit, reduce            linear_vit, inline_vit, resne
 models/        registry: name -> model
 data/          folders, decode, sources, splits    batches, augment, pictures: one of your own
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
+training/      compiling: whether it pays          neighbours  threads that give way to other programs
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
 texts          names that users gave
 analysis/      metrics, sentences, complexity      timing, attention, tokens, tables, study
 analysis/      theme, plots, study_plots, pictures diagrams, drawing: SVG   figure_data: the numbers of a chart
 analysis/      findings: the answers of page one   typefaces   that have the letters of users' names
-lab/           plan: which runs a chapter makes    workers, costs, results; use: a trained model at work
+lab/           plan: which runs a chapter makes    workers, cluster, costs, results; use: a trained model at work
 kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
 report/        notebook: figures and prose         explorer, saving, kernels  make, title, render: notebooks to HTML
 report/        page, formulas, fonts: HTML         paper, pages: PDF

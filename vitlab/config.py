@@ -6,16 +6,14 @@ reader of the notebooks sets. Where values come from is in `parameters`.
 
 import difflib
 import inspect
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vitlab.errors import LabError
-from vitlab.machine import ROOT, memory
+from vitlab.machine import memory
 from vitlab.models.registry import MODELS
 from vitlab.texts import unshowable
 
@@ -83,7 +81,8 @@ class Training(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
     num_workers: Threads = 2  # threads that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
-    compile: bool = False  # torch.compile: pays on a GPU and in long runs
+    # torch.compile; auto: on a CPU, where a trial says that the run will gain time
+    compile: Literal["auto", True, False] = "auto"
     channels_last: bool = False  # memory layout of images: faster on some CPUs and GPUs
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of the splits, the weights and every step
 
@@ -176,7 +175,8 @@ class Common(Training):
         """Fill the model's shape from the preset; YAML's yes/no is no number, and a text is one, whatever it holds."""
         values = {name: str(v) if cls.is_text(name) and isinstance(v, int | float) else v for name, v in values.items()}
         for name, value in values.items():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            kind = getattr(cls.model_fields.get(name), "annotation", bool)
+            if isinstance(value, bool) and kind is not bool and True not in get_args(kind):
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
         preset = values.get("preset", cls.model_fields["preset"].default)
         shape = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
@@ -295,6 +295,7 @@ class LabConfig(Common):
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate
     fine_tune_ema: Share = 0.0  # decay of their averaged weights; 0: as ema
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
+    cluster: str = ""  # address of a Ray cluster whose machines train the runs: auto, HOST:6379 or ray://HOST:10001
     runs_dir: str = "runs"  # where runs are kept, and found again
     measurement: CountOrZero = 0  # another number measures all times anew
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
@@ -324,6 +325,8 @@ class LabConfig(Common):
                 raise ValueError(f"{name} holds {bad[0]!a}, which neither HTML nor PDF can show: take it out")
         if self.seed + (most := max(self.seeds, self.study_seeds)) > 2**63:
             raise ValueError(f"seed {self.seed} leaves no room for {most} of them: lower it below 2**62")
+        if self.cluster and self.processes > 1:
+            raise ValueError(f"a run on a cluster takes one process, not {self.processes}: set processes or cluster")
         if self.batch_size % self.processes:
             raise ValueError(f"batch_size {self.batch_size} cannot be shared evenly by {self.processes} processes")
         _ = self.study_shapes, self.remedies
@@ -389,11 +392,3 @@ def _sentence(cls: type[Training], fault: Mapping[str, Any]) -> str:
 def _nearest(name: str, known: Mapping[str, Any], place: str) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"all are in {place}"
-
-
-def absolute(path: str) -> Path:
-    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory.
-
-    Links keep the name that the user gave: by it a balanced sibling is found, and the data are called.
-    """
-    return Path(os.path.abspath(ROOT / Path(path).expanduser()))

@@ -13,6 +13,7 @@ from typing import IO
 from yaml import YAMLError
 
 from vitlab.errors import LabError
+from vitlab.machine import ROOT
 
 # what readers of JSON, YAML, CSV, NumPy's and torch's files raise when they are cut short
 DAMAGE = (
@@ -97,3 +98,11 @@ def _cannot_write(path: Path, error: Exception, elsewhere: str) -> LabError:
     cure = "free some space" if full else "check its permissions"
     what = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return LabError(f"cannot write {path} ({what}): {cure} or choose another place ({elsewhere}), then start again")
+
+
+def absolute(path: str) -> Path:
+    """A path of the parameters: relative ones are taken from the repository's root, ~ is the home directory.
+
+    Links keep the name that the user gave: by it a balanced sibling is found, and the data are called.
+    """
+    return Path(os.path.abspath(ROOT / Path(path).expanduser()))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vitlab.errors import LabError
+from vitlab.neighbours import giving_way
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,18 +90,25 @@ def require_as_launched() -> None:
         )
 
 
-def require_compiler() -> None:
-    """LabError where torch.compile would find no compiler for what it writes."""
+def finds_compiler() -> bool:
+    """Whether torch.compile finds a compiler for what it writes."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def require_compiler() -> None:
+    """LabError where there is none."""
+    if not finds_compiler():
         raise LabError(
             "compile is true, but there is no C++ compiler: install one (Debian, Ubuntu: apt install g++), or choose "
-            "compile=false"
-        ) from None
+            "compile=auto"
+        )
 
 
 def require_gpus(processes: int) -> None:
@@ -300,7 +308,7 @@ def set_for_training(model: nn.Module) -> Iterator[None]:
         # more threads make narrow models no faster, and many times slower where another process wants the cores too
         torch.set_num_threads(1 if width_of(model) < NARROW else threads)
         torch.backends.cudnn.deterministic = True  # some kernels for convolutions add in any order
-        with within_memory():
+        with within_memory(), giving_way():
             yield
     finally:
         torch.set_num_threads(threads)

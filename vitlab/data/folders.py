@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image, ImageFile
 
-from vitlab.config import ROOT
 from vitlab.errors import LabError
+from vitlab.machine import ROOT
 from vitlab.texts import listed, shown
 
 # what the parts are called, case aside; of a name that is not here the folder is a class

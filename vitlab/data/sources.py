@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitlab.config import Common, absolute
+from vitlab.config import Common
 from vitlab.data.decode import CACHE_PLACE, decode
 from vitlab.data.folders import Folder, look_into
 from vitlab.data.splits import Source, Split, content_digest, hold_out
 from vitlab.errors import LabError
-from vitlab.files import DAMAGE, writing
+from vitlab.files import DAMAGE, absolute, writing
 from vitlab.machine import cache_folder, free_memory
 from vitlab.texts import listed, shown
 

@@ -14,12 +14,13 @@ from torch import nn
 
 from vitlab import machine
 from vitlab.analysis import metrics
-from vitlab.config import LabConfig, Recipe, RunConfig, absolute
+from vitlab.config import LabConfig, Recipe, RunConfig
 from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
+from vitlab.files import absolute
 from vitlab.kernel import complete_strings, explain_names
-from vitlab.lab import workers
+from vitlab.lab import cluster, workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import MODELS, build_model
@@ -115,7 +116,10 @@ class Lab:
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
         with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
-            if (at_once := workers.fitting(todo)) > 1:
+            images = len(self.source.train)
+            if self.params.cluster and todo:
+                cluster.train(self.params, self.runs_dir, todo, images, view)
+            elif (at_once := workers.fitting(todo, images)) > 1:
                 tasks = [(self.params, config) for config in todo]
                 workers.side_by_side(_train_in_worker, tasks, at_once, view)
             return {key: self.train_one(config) for key, config in configs.items()}
@@ -138,7 +142,7 @@ class Lab:
                 f"batch_size {config.batch_size}, accumulate {config.accumulate}; use larger images or smaller "
                 "patches, larger batches or fewer pieces"
             )
-        if config.compile:
+        if config.compile is True:
             machine.require_compiler()
 
     def train_one(self, config: RunConfig) -> Run:

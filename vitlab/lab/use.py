@@ -12,13 +12,14 @@ from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from vitlab.analysis import complexity, metrics
-from vitlab.config import LabConfig, absolute, parse
+from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.decode import decode
 from vitlab.data.folders import evaluated
 from vitlab.data.sources import load_source
 from vitlab.data.splits import split
 from vitlab.errors import LabError
+from vitlab.files import absolute
 from vitlab.machine import device_of
 from vitlab.models.registry import MODELS
 from vitlab.runs import Run

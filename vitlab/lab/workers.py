@@ -16,18 +16,33 @@ from typing import Any
 import torch
 import yaml
 
+from vitlab import machine
 from vitlab.config import LabConfig, RunConfig
 from vitlab.errors import LabError
-from vitlab.machine import NARROW
 from vitlab.parameters import as_profile
 from vitlab.training import display
 
 
-def fitting(todo: Sequence[RunConfig]) -> int:
-    """How many of these runs to train at once: narrow models leave all but one core idle, on a GPU one fills it."""
-    if torch.cuda.is_available() or any(config.dim >= NARROW for config in todo):
-        return 1
-    return min(len(todo), torch.get_num_threads())
+def fitting(todo: Sequence[RunConfig], images: int) -> int:
+    """How many of these runs, on so many images in all, to train at once.
+
+    On a CPU as many as there are cores, on one thread each, as far as memory allows: threads of one run wait for each
+    other at every product (benchmarks/neighbours.py). Of GPUs each takes one.
+    """
+    if not todo or torch.cuda.is_available():
+        return max(1, min(len(todo), torch.cuda.device_count()))
+    room = machine.free_memory(torch.device("cpu")) // max(needs(config, images) for config in todo)
+    return max(1, min(len(todo), torch.get_num_threads(), room))
+
+
+def needs(config: RunConfig, images: int) -> int:
+    """Bytes of a process that trains it: torch itself, the images, what each layer keeps of a batch for its gradient.
+
+    Reckoned high: a process of the preset tiny, batch 128, on CIFAR-10 takes 1.3 GB, of base 4.4.
+    """
+    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    block = 4 * tokens * (config.dim * (8 + 3 * config.mlp_ratio) + 2 * tokens * config.heads)  # bytes an image
+    return 2**30 + images * 3 * config.image_size**2 + int(config.batch_size * config.depth * block)
 
 
 def side_by_side(
@@ -38,8 +53,10 @@ def side_by_side(
     checkpoints stay.
     """
     processes, view = get_context("spawn"), view or display.View()
-    statuses = processes.SimpleQueue()
-    with ProcessPoolExecutor(workers, processes, _begin, (statuses,)) as pool:
+    statuses, places = processes.SimpleQueue(), processes.SimpleQueue()
+    for place in range(workers):
+        places.put(place)
+    with ProcessPoolExecutor(workers, processes, _begin, (statuses, places)) as pool:
         waiting = {pool.submit(train, *task) for task in tasks}
         try:
             while waiting:
@@ -60,8 +77,13 @@ def side_by_side(
             raise
 
 
-def _begin(statuses: Any) -> None:
-    """What a worker does first: it tells how far it is, leaves an interrupt to its parent, and ends with it."""
+def _begin(statuses: Any, places: Any) -> None:
+    """What a worker does first: it takes its thread, or its GPU, tells how far it is, and ends with its parent."""
+    place = places.get()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a notebook's stop button reaches the workers too
     display.use(display.PipeView(statuses.put))
     _die_with_parent()

@@ -28,8 +28,8 @@ from vitlab.report.render import render
 from vitlab.report.title import title_page
 
 PARAMETERS = "parameters.yaml"
-INCIDENTAL = {"data_dir", "runs_dir", "extra_runs", "notes", "data_name"}  # places and names
-INCIDENTAL |= {"device", "processes", "num_workers", "pin_memory"}  # the machine
+PLACES = {"data_dir", "runs_dir", "extra_runs", "device", "processes", "cluster", "num_workers", "pin_memory"}
+INCIDENTAL = PLACES | {"notes", "data_name"}  # no result depends on them
 KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
 
 

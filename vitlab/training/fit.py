@@ -54,11 +54,9 @@ def fit(
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         objective = Objective(model.train(), recipe, data.class_counts, teacher and teacher.eval()).to(device)
-        if recipe.compile:
-            objective.compile()
         at = Progress(**saved["progress"]) if saved else Progress()
-        recipe = session.begin(at, model, recipe)
         try:
+            recipe = session.begin(at, objective, data, recipe)
             _learn(objective, data, recipe, session, at, saved)
         except RuntimeError as error:  # torch has a class of its own for a GPU's memory, none for a CPU's
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):

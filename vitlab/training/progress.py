@@ -23,6 +23,8 @@ class Progress:
     best: dict = field(default_factory=lambda: {"val_accuracy": -1.0, "epoch": 0, "weights": {}})
     sums: dict[str, Tensor] = field(default_factory=dict)  # of the losses in the running epoch
     precision: str = ""  # that training began with
+    threads: int = 0  # of the CPU, that training began with: sums are split by them
+    compiled: bool | None = None  # whether it began with compiled passes
 
 
 class Budget:
@@ -38,6 +40,10 @@ class Budget:
     def share(self, at: Progress) -> float:
         """Share of the budget that is used up; the learning rate follows it."""
         return at.seconds / (60 * self.recipe.minutes) if self.by_time else at.step / self.steps
+
+    def steps_left(self, at: Progress, seconds: float) -> float:
+        """Where a step takes so many seconds."""
+        return (60 * self.recipe.minutes - at.seconds) / seconds if self.by_time else self.steps - at.step
 
     def epoch_over(self, at: Progress) -> bool:
         return at.step > 0 and (at.step % self.epoch_steps == 0 or self.share(at) >= 1)

@@ -9,6 +9,7 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -26,7 +27,9 @@ from vitlab.errors import LabError, Stopped
 from vitlab.files import require_writable, writing
 from vitlab.runs import Run
 from vitlab.training import display
+from vitlab.training.compiling import compile_step, pays
 from vitlab.training.evaluate import predict
+from vitlab.training.losses import Objective
 from vitlab.training.progress import Budget, Progress, State
 
 CHECKPOINT_SECONDS = 120
@@ -78,16 +81,28 @@ class Session:
                 place = self.meter.status.place if self.meter and self.meter.status.epoch else "its first steps"
                 raise Stopped(f"{self.title} stopped in {place}: {self.goes_on}") from None
 
-    def begin(self, at: Progress, model: nn.Module, recipe: Recipe) -> Recipe:
-        """Start the clock; returns the recipe with the precision that this training began with."""
+    def begin(self, at: Progress, objective: Objective, data: Data, recipe: Recipe) -> Recipe:
+        """Start the clock; returns the recipe with the precision that this training began with.
+
+        It keeps its number of threads as well, and whether it is compiled: sums would be rounded otherwise.
+        """
         device = self.device(recipe)
+        at.threads = at.threads or torch.get_num_threads()
+        torch.set_num_threads(at.threads)
         # a CPU is timed for it, and another timing could turn out otherwise: the first one counts
         if device.type != "cpu" or at.precision in ("", "fp16"):
-            at.precision = machine.precision_name(machine.precision(recipe.precision, model, device))
+            at.precision = machine.precision_name(machine.precision(recipe.precision, objective, device))
         self._saved = time.perf_counter()
         self._started = self._saved - at.seconds
         self.meter = display.Meter(self.title, at)
-        return recipe.replace(precision=at.precision)
+        recipe = recipe.replace(precision=at.precision)
+        if at.compiled is None:
+            left = partial(Budget(recipe, len(data.train)).steps_left, at)
+            trial = recipe.compile == "auto" and self.processes == 1
+            at.compiled = pays(objective, data, recipe, left) if trial else recipe.compile is True
+        if at.compiled:
+            compile_step(objective)
+        return recipe
 
     def clock(self, at: Progress, budget: Budget) -> bool:
         """Set the seconds of training so far; returns whether a checkpoint is due."""
@@ -166,11 +181,12 @@ class RunSession(Session):
         if self.accelerator:
             self.accelerator.wait_for_everyone()
 
-    def begin(self, at: Progress, model: nn.Module, recipe: Recipe) -> Recipe:
-        super().begin(at, model, recipe)
+    def begin(self, at: Progress, objective: Objective, data: Data, recipe: Recipe) -> Recipe:
+        super().begin(at, objective, data, recipe)
         at.precision = self._told(at.precision)
         if self.main:
             here = machine.environment() | {"processes": self.processes, "precision": at.precision}
+            here["compiled"] = at.compiled
             if self.run.environments[-1:] != [here]:
                 self.run.write_json("environment.json", [*self.run.environments, here])
             # readers drop what an interrupted training wrote after its last checkpoint
@@ -189,7 +205,7 @@ class RunSession(Session):
     def prepare(self, objective: nn.Module, data: Data, recipe: Recipe) -> nn.Module:
         device = self.device(recipe)
         # a graph holds the gradients of one piece alone, and no loader's thread may use the GPU while it is recorded
-        alone = self.processes == recipe.accumulate == 1 and not recipe.compile
+        alone = self.processes == recipe.accumulate == 1 and recipe.compile is not True
         self._record = device.type == "cuda" and alone and data.train.fits(device)
         self._graphs: tuple[tuple[torch.Size, str], nn.Module] | None = None
         self._precision = machine.PRECISIONS[recipe.precision]
