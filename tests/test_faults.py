@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from papermill import cli as papermill_cli
 from PIL import Image
 
 from vitlab import files, machine
@@ -122,10 +123,26 @@ def test_empty_text_in_a_profile_is_empty(tmp_path: Path) -> None:
     assert (load_params(tmp_path / "p.yaml").notes, load_params(tmp_path / "p.yaml").data_name) == ("", "")
 
 
-@pytest.mark.parametrize("value", [2024, 1.5, True, "x"])
-def test_what_papermill_makes_of_a_text_is_taken_as_one(value: object) -> None:
-    cells = ["", f"{CELL}\nseed: int = 0", f"# Parameters\nnotes = {value!r}"]
-    assert from_notebook({"In": cells, "seed": 0, "notes": value}).notes == str(value)
+def handed_over(name: str, value: object) -> LabConfig:
+    return from_notebook({"In": ["", f"{CELL}\nseed: int = 0", f"# Parameters\n{name} = {value!r}"], "seed": 0})
+
+
+@pytest.mark.parametrize("typed", ["2024", "007", "1e3", "True", "x", "2024-01-01"])
+@pytest.mark.parametrize("name", ["notes", "data_name"])
+def test_text_that_papermill_hands_over_as_a_number_is_told_of(
+    name: str, typed: str, capsys: pytest.CaptureFixture
+) -> None:
+    value = papermill_cli._resolve_type(typed)
+    assert getattr(handed_over(name, value), name) == str(value)
+    told = f"arrived as {value} and is taken for '{value}'. If it was another: hand it over by papermill's"
+    assert (told in capsys.readouterr().out) == (not isinstance(value, str))
+    assert getattr(handed_over(name, typed), name) == typed  # as by -r
+    assert capsys.readouterr().out == ""
+
+
+def test_text_that_papermill_hands_over_as_none_is_refused() -> None:
+    with pytest.raises(LabError, match="notes, a text, arrived as None: hand it over by papermill's `-r notes TEXT`"):
+        handed_over("notes", papermill_cli._resolve_type("None"))
 
 
 def test_words_without_a_name_say_how_to_quote(capsys: pytest.CaptureFixture) -> None:
@@ -454,6 +471,15 @@ def test_cache_lies_in_the_users_folder_where_the_checkout_is_read_only(
     assert machine.cache_folder() == machine.platformdirs.user_cache_path("vitlab")
     monkeypatch.setattr(machine.os, "access", lambda path, mode: True)
     assert machine.cache_folder() == ROOT / "data" / "cache"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where nobody can write")
+def test_notebook_runs_where_nobody_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [nbformat.v4.new_code_cell("import os\nos.getcwd()")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "in.ipynb")
+    monkeypatch.chdir("/proc")
+    make.run_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {})
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].data["text/plain"] == "'/proc'"
 
 
 # ---------------------------------------------------------------- other kernels, other encodings

@@ -42,6 +42,7 @@ STOPPABLE = [
 IDLE = "() => jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'"
 OUTPUTS = "() => jupyterapp.shell.currentWidget.content.model.toJSON().cells.map((cell) => cell.outputs ?? [])"
 COMMAND = "(name) => jupyterapp.commands.execute(name)"
+THEME = "(theme) => jupyterapp.commands.execute('apputils:change-theme', { theme })"
 
 
 class Lab:
@@ -77,7 +78,9 @@ class Lab:
         found = self.page.locator(selector).first
         found.scroll_into_view_if_needed(timeout=60_000)
         if folder := os.environ.get("VITLAB_SCREENSHOTS"):
-            self.page.screenshot(path=Path(folder) / f"{name}.png")
+            for theme in ("Dark", "Light"):
+                self.page.evaluate(THEME, f"JupyterLab {theme}")
+                self.page.screenshot(path=Path(folder) / f"{name}-{theme.lower()}.png")
         return found
 
 
@@ -155,50 +158,70 @@ def test_run_all_leaves_no_fault_and_no_bar(lab: Lab, chapter: str) -> None:
     lab.close()
 
 
-def explore(lab: Lab, chapter: str) -> None:
-    """Use each control; the picture answers, and is what a saved notebook keeps."""
-    page = lab.page
-    [[number, before]] = [
-        (i, cell) for i, cell in enumerate(lab.outputs()) if any(WIDGET in o.get("data", {}) for o in cell)
-    ]
-    page.evaluate("(i) => jupyterapp.shell.currentWidget.content.scrollToItem(i)", number)
-    page.locator(".widget-button:has-text('next mistake')").wait_for()
+class Explored:
+    """A cell with controls and the picture that answers them, which is what a saved notebook keeps."""
 
-    def picture() -> str:
-        [found] = [o["data"]["image/png"] for o in lab.outputs()[number] if "image/png" in o.get("data", {})]
+    def __init__(self, lab: Lab, number: int) -> None:
+        self.lab, self.number, self.seen = lab, number, []
+        lab.page.evaluate("(i) => jupyterapp.shell.currentWidget.content.scrollToItem(i)", number)
+        self.place = lab.page.locator(f".jp-CodeCell[data-windowed-list-index='{number}']")
+        self.place.locator(".jupyter-widgets").first.wait_for()
+        self.seen.append(self.picture())
+
+    def picture(self) -> str:
+        outputs = self.lab.outputs()[self.number]
+        [found] = [o["data"]["image/png"] for o in outputs if "image/png" in o.get("data", {})]
         return found
 
-    seen = [picture()]
-    assert seen[0] in [o["data"].get("image/png") for o in before if "data" in o]
-
-    def has_changed(what: str) -> None:
+    def has_changed(self, what: str) -> None:
         end = time.perf_counter() + 60
-        while picture() in seen:
+        while self.picture() in self.seen:
             assert time.perf_counter() < end, f"{what} changed nothing"
             time.sleep(0.2)
-        page.wait_for_function(IDLE)
-        seen.append(picture())
+        self.lab.page.wait_for_function(IDLE)
+        self.seen.append(self.picture())
 
+    def choose(self, number: int, option: str) -> None:
+        self.place.locator(".widget-dropdown select").nth(number).select_option(option)
+        self.has_changed(option)
+
+    def slide(self, number: int, value: str) -> None:
+        self.place.locator(".widget-slider .widget-readout").nth(number).fill(value)
+        self.lab.page.keyboard.press("Enter")
+        self.has_changed(f"slider {number}")
+
+
+def explore(lab: Lab, chapter: str) -> None:
+    """Use each control."""
+    page = lab.page
+    *others, number = [i for i, cell in enumerate(lab.outputs()) if any(WIDGET in o.get("data", {}) for o in cell)]
+    for other in others:  # chapter 03: any image, method and keep ratio
+        cell = Explored(lab, other)
+        begin = cell.place.locator(".widget-readout").nth(1)
+        begin.filter(has_text=f"{SMALL.keep_ratio:.2f}").wait_for(timeout=10_000)  # as it was trained
+        cell.choose(0, "ToMe")
+        cell.slide(0, "7")
+        cell.slide(1, "1")
+    cell = Explored(lab, number)
     lab.show(".widget-button:has-text('next mistake')", f"explore-{chapter}").click()
-    has_changed("next mistake")
-    page.locator(".widget-dropdown select").first.select_option("3")
-    has_changed("class")
-    page.locator(".widget-slider .widget-readout").first.fill("0.3" if chapter == "03" else "1")
-    page.keyboard.press("Enter")
-    has_changed("slider")
+    cell.has_changed("next mistake")
+    cell.choose(0, "3")
+    cell.slide(0, "0.3" if chapter == "03" else "1")
     own = lab.folder / "own.png"
     Image.fromarray(np.arange(40 * 30 * 3).reshape(30, 40, 3).astype(np.uint8)).save(own)
     with page.expect_file_chooser() as chooser:
-        page.locator(".jupyter-widgets.widget-upload").first.click()
+        cell.place.locator(".jupyter-widgets.widget-upload").click()
     chooser.value.set_files(own)
-    has_changed("own picture")
-    assert "cropped and resized from 40×30 to 8×8 and made grey" in page.locator(".widget-vbox").first.inner_text()
+    cell.has_changed("own picture")
+    said = cell.place.locator(".widget-vbox").first.inner_text()
+    assert "cropped and resized from 40×30 to 8×8 and made grey" in said
     lab.show(".widget-upload", f"own-{chapter}")
     page.evaluate(COMMAND, "docmanager:save")
     saved = json.loads((lab.folder / "notebooks" / NOTEBOOKS[chapter].name).read_text(encoding="utf-8"))
-    kept = [set(o["data"]) for o in saved["cells"][number]["outputs"]]
-    assert not [data for data in kept if WIDGET in data]
-    assert [data for data in kept if "image/png" in data]
+    for place in (*others, number):
+        kept = [set(o["data"]) for o in saved["cells"][place]["outputs"]]
+        assert not [data for data in kept if WIDGET in data]
+        assert [data for data in kept if "image/png" in data]
 
 
 def test_training_is_stopped_in_a_sentence_and_resumed(lab: Lab) -> None:

@@ -53,3 +53,23 @@ def test_saved_notebook_keeps_pictures_and_leaves_out_controls() -> None:
     assert notebook.cells[0].outputs == [picture, said]
     without_widgets(model={"type": "file", "content": "text"})
     without_widgets(model={"type": "notebook"})
+
+
+DECODING = """
+import pathlib, tempfile
+from PIL import Image
+from vitlab.data.decode import decode
+folder = pathlib.Path(tempfile.mkdtemp())
+Image.new("RGB", (8, 8)).save(folder / "a.png")
+_ = decode({"train": [str(folder / "a.png")]}, 8, {})
+"""
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_decoding_leaves_no_bar_in_a_notebook(reader: bool) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DECODING)])
+    client = NotebookClient(notebook, kernel_name="python3")
+    with client.setup_kernel():
+        client.kc.allow_stdin = reader
+        client.execute_cell(notebook.cells[0], 0)
+    assert [output.data["text/html"] for output in notebook.cells[0].outputs] == ([""] if reader else [])

@@ -9,7 +9,7 @@ from vitlab.report import notebook
 EXPLORE = """
 from matplotlib.figure import Figure
 from vitlab.report.notebook import explore
-explore(lambda layer: drawn.append(layer) or Figure(), layer=(1, 4))
+explore(lambda layer, ratio=0.7: drawn.append((layer, ratio)) or Figure(), layer=(1, 4), ratio=(0.1, 1.0, 0.1))
 """
 
 
@@ -23,7 +23,7 @@ def test_controls_appear_only_where_somebody_can_use_them(reader: bool) -> None:
         client.kc.allow_stdin = reader
         for number, cell in enumerate(cells):
             client.execute_cell(cell, number)
-    assert cells[2].outputs[0].text.strip() == ("[2]" if reader else "[]")  # ipywidgets starts in the middle
+    assert cells[2].outputs[0].text.strip() == ("[(2, 0.7)]" if reader else "[]")  # without a default, the middle
     assert bool(cells[1].outputs) is reader
 
 

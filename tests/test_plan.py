@@ -319,3 +319,8 @@ def test_plan_is_shown_by_its_names(few: Source) -> None:
     shown = repr(Plan(SMALL.replace(study_seeds=3), few))
     assert "DynamicViT" in shown
     assert "a study of 27 runs" in shown
+
+
+def test_plan_with_a_model_that_cannot_be_built_is_shown_with_the_reason(few: Source) -> None:
+    shown = repr(Plan(SMALL.replace(depth=2), few))
+    assert shown == "Plan(cannot be made: three stages need depth 4 or more, got 2: name other stages)"

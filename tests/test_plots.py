@@ -113,7 +113,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     ),
     "broken": (
         lambda: pictures.broken(
-            IMAGES[:2], torch.tensor([[[True, False], [True, True]]] * 2), ["ant → bee", "bee → ant"]
+            IMAGES[:2], torch.tensor([[[0, -1], [1, 2]]] * 2), ["ant → bee", "bee → ant"]
         ),
         4, ["ant → bee", "bee → ant"],
     ),
@@ -182,7 +182,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "explored": (
         lambda: pictures.explored(
             IMAGES[0], "an ant", pd.Series([0.2, 0.7, 0.1], CLASSES),
-            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[True, False], [False, False]])},
+            {"rollout": torch.rand(2, 2), "stage 1: 1 of 4": torch.tensor([[0, -1], [-1, -1]])},
         ),
         6, ["an ant", "probability", "bee", "rollout", "stage 1: 1 of 4"],
     ),

@@ -216,6 +216,11 @@ def test_report_of_other_parameters_is_not_overwritten(tmp_path, refused):
     assert not runs.exists()
 
 
+def test_results_depend_on_no_machine_place_or_name():
+    elsewhere = {"device": "cpu", "processes": 2, "num_workers": 0, "runs_dir": "else/where", "data_name": "mine"}
+    assert make.result_parameters(check(LabConfig(**elsewhere))) == make.result_parameters(check(LabConfig()))
+
+
 def test_broken_image_is_named(tmp_path, refused):
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -80,11 +80,47 @@ def test_evaluate_on_other_images(run: Run, colours: Path, command: Callable, tm
     code, said, _ = command("evaluate", run.path, "--data", other)
     assert code == 0
     assert f"accuracy {run.summary['test']['accuracy']:.1%} of 20 images" in said
-    assert "20 of 20 pictures had another size or colour" in said
+    assert "20 of 20 images were cropped and resized to 8×8." in said
     rows = pd.read_csv(tmp_path / "here" / f"{run.path.name}-other.csv")
     assert list(rows.columns) == ["file", "class", "answer", "confidence"]
     assert (rows["class"] == rows["file"].map(lambda file: Path(file).parent.name)).all()
     assert (rows["class"] == rows["answer"]).mean() == pytest.approx(run.summary["test"]["accuracy"])
+
+
+def test_what_evaluate_passes_over_is_counted_and_all_broken_images_are_named(
+    run: Run, colours: Path, command: Callable, tmp_path: Path
+) -> None:
+    place = tmp_path / "other" / "test" / "red"
+    (tmp_path / "other" / "train" / "red").mkdir(parents=True)
+    (place / "more").mkdir(parents=True)
+    for i, path in enumerate(sorted((colours / "test" / "red").iterdir())):
+        (place / ("more" if i else "") / path.name).write_bytes(path.read_bytes())
+    (place / "notes.txt").write_text("words")
+    code, said, _ = command("evaluate", run.path, "--data", tmp_path / "other", "--csv", tmp_path / "other.csv")
+    assert code == 0
+    assert "of 10 images" in said
+    assert "9 of 10 images lie in folders inside" in said
+    assert "Passed over in the folder: 1 .txt (test/red/notes.txt)." in said
+    assert "Scored is test alone." in said
+    for name in ("torn.png", "empty.png"):
+        (place / name).write_bytes(b"")
+    code, _, wrong = command("evaluate", run.path, "--data", tmp_path / "other")
+    assert code == 1
+    assert "cannot read 2 images" in wrong
+    assert wrong.count("\n") == 1
+
+
+def test_deep_images_are_read_by_one_rule_for_the_folder(
+    run: Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dark one of 16 bits stays dark beside a bright one."""
+    (tmp_path / "deep" / "red").mkdir(parents=True)
+    for name, value in (("dark", 3000), ("bright", 60000)):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / "deep" / "red" / f"{name}.png")
+    seen = []
+    monkeypatch.setattr(use, "_logits", lambda _, images: seen.append(images) or np.zeros((2, 2), np.float32))
+    use.evaluate_run(run, str(tmp_path / "deep"))
+    assert seen[0].amax((1, 2, 3)).tolist() == [233, 12]
 
 
 def test_classes_may_be_absent_but_not_strange(run: Run, colours: Path, command: Callable, tmp_path: Path) -> None:
@@ -106,7 +142,8 @@ def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunCon
     Image.new("RGB", (8, 8)).save(tmp_path / "colour" / "3" / "a.jpg")
     scores, rows, remark = use.evaluate_run(run, str(tmp_path / "colour"))
     assert scores["n"] == len(rows) == 1
-    assert "had another size or colour" in remark
+    assert "1 of 1 images were cropped and resized" not in remark
+    assert "All were made grey." in remark
 
 
 @pytest.mark.slow
@@ -135,6 +172,9 @@ def test_export_says_what_it_wrote_and_how_well_it_answers(run: Run, command: Ca
         (["evaluate", "RUN", "--data", "."], "holds no class folders with images"),
         (["export", "RUN", "model.pth"], "choose .onnx, .pt2, .safetensors"),
         (["analyze", "--models", "vitt"], "did you mean 'vit'?"),
+        (["analyze", "--preset", "tini"], "invalid choice: 'tini'"),
+        (["predict", "RUN"], "the following arguments are required: IMAGE; vitlab predict --help shows what there is"),
+        (["evalute", "RUN"], "invalid choice: 'evalute'"),
         (["analyze", "--preset", "nano", "--set", "dept=3"], "did you mean 'depth'?"),
     ],
 )

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from vitlab.errors import LabError
 
@@ -104,13 +105,20 @@ def export(arguments: argparse.Namespace) -> None:
     print(f"{arguments.file}: {size:.1f} MiB; run again by {program}, its logits differ by {difference:.0e} at most")
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command in a sentence, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message}; {self.prog} --help shows what there is")
+
+
 def parser() -> argparse.ArgumentParser:
     from typing import get_args
 
     from vitlab.config import Preset
     from vitlab.parameters import add_overrides
 
-    whole = argparse.ArgumentParser(prog="vitlab", description=__doc__.splitlines()[0])
+    whole = Parser(prog="vitlab", description=__doc__.splitlines()[0])
     commands = whole.add_subparsers(dest="command", required=True)
     one = commands.add_parser("report", help="run the six notebooks and render the report")
     one.add_argument("--profile", default="quick", help="params/<profile>.yaml (make: PROFILE=…)")
@@ -155,8 +163,8 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows another sign
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    arguments = parser().parse_args(words)
     try:
+        arguments = parser().parse_args(words)
         arguments.overrides = arguments.read(arguments)
         arguments.work(arguments)
     except LabError as error:

@@ -1,12 +1,15 @@
 """The notebook's kernel as far as the lab uses it: whether somebody reads along, completions, help for parameters."""
 
+import contextlib
+import html
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from IPython import get_ipython
 from IPython.core.completer import SimpleCompletion
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import HTML, display
 
 
 def reader() -> InteractiveShell | None:
@@ -19,6 +22,17 @@ def reader() -> InteractiveShell | None:
     if shell is None or not hasattr(shell, "kernel") or not shell.get_parent()["content"].get("allow_stdin"):
         return None
     return shell
+
+
+@contextlib.contextmanager
+def meanwhile(text: str) -> Iterator[None]:
+    """A line in the cell of whoever reads along, gone at the end; a bar on stderr would stand in a red box."""
+    handle = display(HTML(f"<p>{html.escape(text)}</p>"), display_id=True) if reader() else None
+    try:
+        yield
+    finally:
+        if handle:
+            handle.update(HTML(""))
 
 
 def complete_strings(calls: Mapping[str, Callable[[], Iterable[str]]]) -> None:

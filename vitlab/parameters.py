@@ -132,7 +132,21 @@ def from_notebook(namespace: Mapping[str, Any]) -> LabConfig:
     changed = {name: value for name, value in cell.items() if name not in defaults or value != defaults[name]}
     mine = read_profile(own_profile()) if own_profile().is_file() else {}
     more = _flat({"more": (own | injected).get("more")}, "the parameters cell")
+    _tell_of_texts(injected | (more if "more" in injected else {}))
     return parse(LabConfig, mine | changed | more | {name: injected[name] for name in injected if name != "more"})
+
+
+def _tell_of_texts(handed: Mapping[str, Any]) -> None:
+    """Print which texts papermill has handed over as numbers: whether 7 was written as 007, it does not tell.
+
+    LabError for None, of which no text can be made.
+    """
+    for name, value in handed.items():
+        if LabConfig.is_text(name) and not isinstance(value, str):
+            keep = f"hand it over by papermill's `-r {name} TEXT`, or quote it in a profile"
+            if value is None:
+                raise LabError(f"{name}, a text, arrived as None: {keep}")
+            print(f"{name}, a text, arrived as {value} and is taken for '{value}'. If it was another: {keep}.")
 
 
 def _assigned(cells: list[str], namespace: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

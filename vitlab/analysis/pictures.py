@@ -28,12 +28,32 @@ def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = SMALL
     axis.set_axis_off()
 
 
-def _remains(axis: plt.Axes, image: Tensor, left: Tensor, scale: int, title: str = "") -> None:
-    """Draw what is `left` (G, G) of an image; patches of scale×scale pixels that are gone are hatched."""
-    mask = left.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    _picture(axis, torch.where(mask, image, 255), title)
-    for row, column in (~left).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
-        axis.add_patch(plt.Rectangle((column, row), scale, scale, fill=False, hatch="//////", linewidth=0))
+def _tokens(axis: plt.Axes, image: Tensor, token: Tensor, title: str = "") -> None:
+    """Draw an image by the token (G, G) that each patch is part of, -1 for none.
+
+    Patches of one token have their mean colour and a border around them; what was dropped is hatched.
+    """
+    scale = image.shape[-1] // len(token)
+    _picture(axis, _in_mean_colours(image, token, scale), title)
+    for r, c in (token < 0).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
+        axis.add_patch(plt.Rectangle((c, r), scale, scale, fill=False, hatch="//////", linewidth=0))
+    between = {"color": PALETTE[1], "linewidth": 0.5}
+    for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist():
+        axis.plot([(c + 1) * scale - 0.5] * 2, [r * scale - 0.5, (r + 1) * scale - 0.5], **between)
+    for r, c in (token[1:] != token[:-1]).nonzero().tolist():
+        axis.plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
+
+
+def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
+    """(C, S, S) uint8 with the pixels of patches that share a token averaged; token (grid, grid), -1: white."""
+    large = token.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    shown = torch.full_like(image, 255)
+    for one in token.unique():
+        if one >= 0:
+            inside, alone = large == one, int((token == one).sum()) == 1
+            pixels = image[:, inside]
+            shown[:, inside] = pixels if alone else pixels.float().mean(1, keepdim=True).to(image.dtype)
+    return shown
 
 
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
@@ -169,46 +189,24 @@ def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: 
     Patches of one token have their mean colour and a border around them; what was dropped is hatched.
     """
     figure, axes = canvas(1 + len(methods), len(images), height=0.95 * (1 + len(methods)))
-    scale = images.shape[-1] // grid
     for i, title in enumerate(drawable(titles, 12)):
         _picture(axes[0, i], images[i], title)
         for row, where in enumerate(methods.values(), 1):
-            token = where[i].view(grid, grid)
-            _picture(axes[row, i], _in_mean_colours(images[i], token, scale))
-            for r, c in (token < 0).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
-                square = plt.Rectangle((c, r), scale, scale, fill=False, hatch="//////", linewidth=0)
-                axes[row, i].add_patch(square)
-            between = {"color": PALETTE[1], "linewidth": 0.5}
-            for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist():
-                axes[row, i].plot([(c + 1) * scale - 0.5] * 2, [r * scale - 0.5, (r + 1) * scale - 0.5], **between)
-            for r, c in (token[1:] != token[:-1]).nonzero().tolist():
-                axes[row, i].plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
+            _tokens(axes[row, i], images[i], where[i].view(grid, grid))
     for row, name in zip(axes, ["input", *methods], strict=True):
         _row_name(row, name)
     return figure
 
 
-def broken(images: Tensor, kept: Tensor, titles: list[str]) -> Figure:
-    """Images (M, C, S, S) with truth → answer above, and below what was left of each, (M, grid, grid) bool."""
+def broken(images: Tensor, tokens: Tensor, titles: list[str]) -> Figure:
+    """Images (M, C, S, S) with truth → answer above, and below what the tokens stood for, (M, grid, grid), -1: none."""
     figure, axes = canvas(2, max(len(images), 1), height=2.3)
     for axis in axes.flat:
         axis.set_axis_off()
-    for image, left, title, column in zip(images, kept, titles, axes.T, strict=False):
+    for image, token, title, column in zip(images, tokens, titles, axes.T, strict=False):
         _picture(column[0], image, title)
-        _remains(column[1], image, left, image.shape[-1] // len(left))
+        _tokens(column[1], image, token)
     return figure
-
-
-def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
-    """(C, S, S) uint8 with the pixels of patches that share a token averaged; token (grid, grid), -1: white."""
-    large = token.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    shown = torch.full_like(image, 255)
-    for one in token.unique():
-        if one >= 0:
-            inside, alone = large == one, int((token == one).sum()) == 1
-            pixels = image[:, inside]
-            shown[:, inside] = pixels if alone else pixels.float().mean(1, keepdim=True).to(image.dtype)
-    return shown
 
 
 def places_held(methods: dict[str, Tensor]) -> Figure:
@@ -240,7 +238,8 @@ def attention_matrices(weights: dict[str, Tensor]) -> Figure:
 def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str, Tensor]) -> Figure:
     """One uint8 (C, S, S) image, the answer's likeliest classes, and maps over it: always as large, whatever is seen.
 
-    maps: title -> (G, G) weights, drawn over the image; or bool, what is left of it, the rest hatched.
+    maps: title -> (G, G) weights, drawn over the image; or whole numbers, the token that each patch is part of, -1
+    for none.
     """
     columns = 4
     rows = max(1, -(-len(maps) // columns))
@@ -258,10 +257,10 @@ def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str,
     for axis in (axes := right.subplots(rows, columns, squeeze=False)).flat:
         axis.set_axis_off()
     for axis, (title, values) in zip(axes.flat, maps.items(), strict=False):
-        scale = image.shape[-1] // len(values)
-        if values.dtype is torch.bool:
-            _remains(axis, image, values, scale, title)
+        if not values.is_floating_point():
+            _tokens(axis, image, values, title)
         else:
+            scale = image.shape[-1] // len(values)
             _picture(axis, image, title)
             axis.imshow(values.repeat_interleave(scale, 0).repeat_interleave(scale, 1), cmap=SEQUENTIAL, alpha=0.7)
     return figure

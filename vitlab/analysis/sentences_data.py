@@ -62,7 +62,8 @@ def parts(lab: "Lab") -> str:
         counts = part.class_counts(classes)
         told.append(f"**{name}** {len(part):,} images, {int(counts.min()):,} to {int(counts.max()):,} a class")
     seed = lab.params.seed
-    return f"Before any imbalance is made (seed {seed}): {'; '.join(told)}. Training and validation share no image."
+    apart = "The validation images came with the data." if lab.source.val else "Training and validation share no image."
+    return f"Before any imbalance is made (seed {seed}): {'; '.join(told)}. {apart}"
 
 
 def augmentation(lab: "Lab", shift: int) -> str:

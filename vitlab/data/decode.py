@@ -22,6 +22,7 @@ from tqdm import tqdm
 from vitlab.data.folders import unlimited_pixels
 from vitlab.errors import LabError
 from vitlab.files import require_writable, reserve
+from vitlab.kernel import meanwhile
 from vitlab.machine import cache_folder, free_memory
 from vitlab.texts import shown
 
@@ -119,8 +120,9 @@ def decode(
     paths = [path for part in parts.values() for path in part]
     images, rule, broken = _room((len(paths), 3, size, size)), Rule(), dict(unreadable)
     resized, several, waiting = np.zeros(len(paths), bool), 0, []
-    with unlimited_pixels():
-        for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), leave=False, mininterval=2)):
+    bar = {"leave": False, "mininterval": 2, "disable": None}  # in a terminal alone
+    with unlimited_pixels(), meanwhile(f"{len(paths):,} images are decoded, once …"):
+        for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), **bar)):
             try:
                 with _opened(content, size) as image:
                     resized[i] = image.size != (size, size)

@@ -66,15 +66,18 @@ class Folder:
         return shown(os.path.relpath(path, self.root))
 
 
-def evaluated(root: Path) -> dict[str, list[Row]]:
-    """Class -> images of a folder that a model is to be evaluated on: its test part, or all; one class will do."""
+def evaluated(root: Path) -> Folder:
+    """A folder that a model is to be evaluated on: its test part, or all; one class will do."""
     _require_folder(root)
     found = Folder(root, {})
     parts = _parts(found)
-    rows = _classes(found, parts.get("test", parts["train"]))
+    found.parts["test"] = parts.get("test", parts["train"])
+    rows = _classes(found, found.parts["test"])
     if not rows:
         raise LabError(f"{shown(root)} holds no class folders with images: sort the images into a folder a class")
-    return {name: rows[name] for name in sorted(rows, key=_natural)}
+    found.classes = tuple(sorted(rows, key=_natural))
+    found.rows["test"] = rows
+    return found
 
 
 def _require_folder(root: Path) -> None:
@@ -144,7 +147,7 @@ def _classes(found: Folder, place: Path) -> dict[str, list[Row]]:
             continue
         _refuse_parts_inside(found, entry)
         before = {kind: len(paths) for kind, paths in found.passed_over.items()}
-        rows = _images(found, Path(entry.path), ())
+        rows = _images(found, Path(entry.path), (os.path.realpath(place),))
         if not rows:
             _refuse_unread(found, entry, before)
             found.passed_over["folders without images"].append(entry.path)
@@ -163,7 +166,7 @@ def _classes(found: Folder, place: Path) -> dict[str, list[Row]]:
 def _images(found: Folder, folder: Path, above: tuple[str, ...]) -> list[Row]:
     """The images of a class, those of folders inside its folder too."""
     here, rows = os.path.realpath(folder), []
-    if here in above:  # a link that leads back
+    if any(Path(folder_above).is_relative_to(here) for folder_above in above):  # a link that leads back, or out
         found.passed_over["links to a folder above"].append(str(folder))
         return []
     for entry in _entries(found, folder):

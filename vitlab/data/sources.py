@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitlab.config import Common
 from vitlab.data.decode import CACHE_PLACE, decode
-from vitlab.data.folders import Folder, evaluated, look_into
+from vitlab.data.folders import Folder, look_into
 from vitlab.data.splits import Source, Split, content_digest, hold_out
 from vitlab.errors import LabError
 from vitlab.files import DAMAGE, absolute, writing
@@ -176,12 +176,6 @@ def _same_pictures(parts: dict[str, Split]) -> tuple[dict[str, Tensor], list[str
         notes.append(f"{len(several):,} pictures lie in more than one class: no model can be right about all of them.")
         pictures["train"] = train.masked_fill(torch.isin(train, several), -1)
     return pictures, notes
-
-
-def class_files(root: Path) -> dict[str, list[str]]:
-    """Class name -> paths of its images: of the test part, where the folder has one."""
-    rows = evaluated(root)
-    return {name: [path for path, *_ in rows[name]] for name in rows}
 
 
 def _source(

@@ -30,7 +30,10 @@ class Plan:
     source: Source
 
     def __repr__(self) -> str:
-        return f"Plan({'; '.join(self.names)}; a study of {len(self.study_configs)} runs)"
+        try:
+            return f"Plan({'; '.join(self.names)}; a study of {len(self.study_configs)} runs)"
+        except LabError as error:  # of a model that these parameters do not fit: a debugger asks for this text as well
+            return f"Plan(cannot be made: {error})"
 
     @cached_property
     def chapters(self) -> dict[str, dict[str, RunConfig]]:

@@ -9,20 +9,23 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import rgb_to_grayscale
 
 from vitlab.analysis import complexity, metrics
 from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
-from vitlab.data.pictures import as_pixels
-from vitlab.data.sources import class_files, load_source
+from vitlab.data.decode import decode
+from vitlab.data.folders import evaluated
+from vitlab.data.sources import load_source
 from vitlab.data.splits import split
 from vitlab.errors import LabError
 from vitlab.files import absolute
+from vitlab.machine import device_of
 from vitlab.models.registry import MODELS
 from vitlab.runs import Run
 from vitlab.training import evaluate
 
-BATCH = 256  # pictures that are read at once
+BATCH = 256  # images that a model is given at once
 CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16}  # what chapter 05 measures at
 
 
@@ -62,36 +65,34 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     root = Path(folder).expanduser().resolve()
     if not folder or (run.config.data_dir and root == absolute(run.config.data_dir)):
         return _on_own_test_images(run)
-    listing = class_files(root)
-    strangers = [name for name in listing if name not in run.classes]
+    found = evaluated(root)
+    strangers = [name for name in found.classes if name not in run.classes]
     if strangers:
         known = ", ".join(run.classes[:12])
         raise LabError(f"{run.path.name} knows no class {strangers[0]!r}: name the folders as its classes, {known}")
-    files = [path for name in listing for path in listing[name]]
-    labels = np.array([run.classes.index(name) for name in listing for _ in listing[name]])
-    logits, changed = _logits(run, files)
-    absent = [name for name in run.classes if name not in listing]
-    remark = (
-        f"{changed:,} of {len(files):,} pictures had another size or colour and were converted. " if changed else ""
-    )
-    remark += f"The folder has no images of {', '.join(absent)}; means leave these classes out." if absent else ""
-    return metrics.scores(logits, labels), _rows(run, files, labels, logits), remark.strip()
-
-
-def _logits(run: Run, files: Sequence[str]) -> tuple[np.ndarray, int]:
-    """(N, classes), and how many pictures had to be changed."""
-    model, parts, changed = run.model(), [], 0
-    for start in range(0, len(files), BATCH):
-        read = [as_pixels(file, run.record["channels"], run.image_size) for file in files[start : start + BATCH]]
-        pixels, remarks = zip(*read, strict=True)
-        parts.append(_answers(model, torch.stack(pixels)))
-        changed += sum(map(bool, remarks))
-    return torch.cat(parts).numpy(), changed
+    rows = found.rows["test"]
+    files = [path for name in found.classes for path, *_ in rows[name]]
+    labels = np.array([run.classes.index(name) for name in found.classes for _ in rows[name]])
+    pools, notes = decode({"test": files}, run.image_size, found.unreadable)
+    if run.record["channels"] == 1:
+        notes.append("All were made grey.")
+    logits = _logits(run, pools["test"])
+    absent = [name for name in run.classes if name not in found.classes]
+    if absent:
+        notes.append(f"The folder has no images of {', '.join(absent)}; means leave these classes out.")
+    if found.parts["test"] != root:
+        notes.insert(0, f"Scored is {found.relative(found.parts['test'])} alone.")
+    return metrics.scores(logits, labels), _rows(run, files, labels, logits), " ".join([*found.notes, *notes])
 
 
 @torch.inference_mode()
-def _answers(model: torch.nn.Module, pixels: Tensor) -> Tensor:
-    return model(to_float(pixels.to(next(model.parameters()).device))).float().cpu()
+def _logits(run: Run, images: Tensor) -> np.ndarray:
+    """(N, classes) for uint8 RGB images (N, 3, S, S)."""
+    model, parts = run.model(), []
+    for some in images.split(BATCH):
+        pixels = rgb_to_grayscale(some) if run.record["channels"] == 1 else some
+        parts.append(model(to_float(pixels.to(device_of(model)))).float().cpu())
+    return torch.cat(parts).numpy()
 
 
 def _on_own_test_images(run: Run) -> tuple[dict, pd.DataFrame, str]:

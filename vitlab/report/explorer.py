@@ -1,5 +1,6 @@
 """A trained model to play with in JupyterLab: any image, the next mistake, a picture of one's own."""
 
+import html
 import io
 from typing import Any
 
@@ -16,6 +17,8 @@ from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
 from vitlab.kernel import reader
+from vitlab.models.reduce import ReducedViT
+from vitlab.models.vit import ViT
 from vitlab.report.notebook import Picture
 from vitlab.runs import Run
 
@@ -25,26 +28,27 @@ ANY = "any class"
 def explore_run(run: Run, data: Data) -> None:
     """In JupyterLab: controls for a test image or a picture of one's own, and what the trained model makes of it.
 
-    Shown are the probabilities, and what the model's blocks attend to or keep. Without a reader nothing is shown.
+    Shown are the probabilities, and what the model's blocks attend to, or which tokens they keep or merge. Without a
+    reader nothing is shown.
     """
     if reader():
         Explorer(run, data).show()
 
 
 def what_is_seen(model: nn.Module, image: Tensor, block: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The probabilities (classes,) for a uint8 (C, S, S) image, and maps over it: patches kept, or attention.
+    """The probabilities (classes,) for a uint8 (C, S, S) image, and maps over it, of tokens or of attention.
 
-    Attention is that of `block`, counted from 1, and rollout up to it.
+    Where tokens are reduced: of each stage which token a patch is part of, -1 for none. Else the attention of `block`,
+    counted from 1, and rollout up to it.
     """
-    seen = attention.trace(model, image[None])
+    seen = attention.trace(model, image[None]) if isinstance(model, ViT) else {}  # no tokens in a ResNet
     with torch.inference_mode():
         probabilities = model(attention.to_float(image[None])).softmax(-1)[0]
-    if "kept" in seen:
-        maps = {}
-        for stage, index in enumerate(seen["kept"]):
-            left = torch.zeros(model.grid**2, dtype=torch.bool)
-            left[index[0]] = True
-            maps[f"stage {stage + 1}: {index.shape[1]} of {len(left)}"] = left.view(model.grid, model.grid)
+    if isinstance(model, ReducedViT):
+        made, maps = attention.composition(seen["reduced"], seen["attention"]), {}
+        for stage, (first, left) in enumerate(zip(model.stages, model.tokens_per_stage(), strict=True), 1):
+            where = attention.groups(made[first], model.grid)[0]
+            maps[f"stage {stage}: {left} of {len(where)}"] = where.view(model.grid, model.grid)
         return probabilities, maps
     if "attention" not in seen:  # there are no weights in linear attention
         return probabilities, {}
@@ -66,15 +70,15 @@ class Explorer:
         self.of_class = widgets.Dropdown(options=[ANY, *run.classes], description="of")
         self.mistake = widgets.Button(description="next mistake")
         self.upload = widgets.FileUpload(accept="image/*", description="own picture")
-        self.remark = widgets.HTML()
+        self.remark = widgets.HTML(layout={"min_height": "2em"})  # empty too, or the page would move
         self.block = widgets.IntSlider(run.config.depth, 1, run.config.depth, description="block")
         ratio = getattr(self.model, "keep_ratio", 1.0)
-        self.ratio = widgets.FloatSlider(ratio, min=0.1, max=1.0, step=0.05, description="keep ratio")
+        self.ratio = widgets.FloatSlider(ratio, min=min(0.1, ratio), max=1.0, step=0.05, description="keep ratio")
 
     def show(self) -> None:
         first = widgets.HBox([self.image, self.of_class, self.mistake, self.upload])
-        seen = attention.trace(self.model, self.test.images_at([0]))
-        sliders = [self.ratio] if "kept" in seen else [self.block] if "attention" in seen else []
+        _, maps = what_is_seen(self.model, self.test.images_at([0])[0], self.block.value)
+        sliders = [self.ratio] if isinstance(self.model, ReducedViT) else [self.block] if maps else []
         display(widgets.VBox([first, *sliders, self.remark]))
         self.picture = Picture()
         self.image.observe(self._image_chosen, "value")
@@ -112,9 +116,8 @@ class Explorer:
             content = io.BytesIO(bytes(self.upload.value[-1]["content"]))
             self.own, self.remark.value = as_pixels(content, self.run.record["channels"], self.run.image_size)
         except LabError:
-            self.remark.value = (
-                f"{self.upload.value[-1]['name']} is not a readable image: choose a JPEG, PNG or the like"
-            )
+            name = html.escape(self.upload.value[-1]["name"])
+            self.remark.value = f"{name} is not a readable image: choose a JPEG, PNG or the like"
             return
         self._draw()
 

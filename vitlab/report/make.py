@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -115,20 +116,21 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
     settings = {
         "NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"], "kernel_manager_class": OwnKernelManager}
     }
-    if os.name == "posix":  # kernels talk over sockets in the file system: TCP draws a warning from ipykernel 7
-        settings["KernelManager"] = {"transport": "ipc"}
     try:
-        papermill.execute_notebook(
-            source,
-            target,
-            values,
-            kernel_name="python3",
-            progress_bar=False,
-            start_timeout=KERNEL_SECONDS,
-            coalesce_streams=True,
-            stderr_file=sys.stderr,
-            config=Config(settings),
-        )
+        with tempfile.TemporaryDirectory(prefix="vitlab-") as sockets:
+            if os.name == "posix":  # kernels talk over sockets in the file system: TCP draws a warning from ipykernel 7
+                settings["KernelManager"] = {"transport": "ipc", "ip": f"{sockets}/kernel"}  # else where we stand
+            papermill.execute_notebook(
+                source,
+                target,
+                values,
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=KERNEL_SECONDS,
+                coalesce_streams=True,
+                stderr_file=sys.stderr,
+                config=Config(settings),
+            )
     except DeadKernelError:
         raise LabError(
             f"{source.name} lost its process, most likely for want of memory: lower batch_size or raise accumulate; "

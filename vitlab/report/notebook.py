@@ -74,11 +74,15 @@ def show_table(frame: pd.DataFrame, number: str, caption: str, index: bool = Tru
 def explore(draw: Callable[..., Figure], **choices: Any) -> None:
     """In JupyterLab: controls for the arguments of `draw`, which returns the figure; (first, last) makes a slider.
 
-    Without a reader nothing is shown, and the chapter's numbered figures stand alone.
+    An argument's default is where its control begins. Without a reader nothing is shown, and the chapter's numbered
+    figures stand alone.
     """
     if not reader():
         return
     controls = interactive(lambda **chosen: chosen, **choices).children[:-1]  # without the output that it fills
+    for control in controls:
+        begin = inspect.signature(draw).parameters[control.description].default
+        control.value = control.value if begin is inspect.Parameter.empty else begin
     display(VBox(controls))
     picture = Picture()
 
