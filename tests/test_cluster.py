@@ -1,17 +1,10 @@
 """Runs as tasks of a Ray cluster: one machine is lost, and every run is the one that is made here."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from conftest import SMALL, assert_same_run
@@ -21,6 +14,7 @@ from vitlab.lab import Lab, cluster
 from vitlab.runs import Run
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitlab[cluster]'")
+Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the machines of this test have no GPU"),
@@ -29,63 +23,28 @@ NAMES = ("ViT", "ViT, conv tokenizer", "Linear ViT")
 DEADLINE = 120.0
 
 
-class Machines:
-    """A head without a place for tasks, and machines of one CPU each, all of them here."""
+class Machines(Cluster):
+    """A head without a place for tasks, and two machines of one CPU each, all of them processes here."""
 
-    def __init__(self, folder: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.own = os.environ | {"RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        port = self.address.split(":")[1]
-        self.head = self._start("--head", "--port", port, "--num-cpus=0", "--temp-dir", folder)
-        self.workers: list[subprocess.Popen] = []
+    def __init__(self) -> None:
+        super().__init__(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.others = [self.add_node(num_cpus=1) for _ in range(2)]
+        self.wait_for_nodes()
+        self.connect()
 
-    def _start(self, *words: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([*command, "--include-dashboard=false", *words], env=self.own, **quiet)
-
-    def add(self) -> None:
-        self.workers.append(self._start("--address", self.address, "--num-cpus=1"))
-
-    def lose(self, which: int) -> None:
-        end(self.workers[which])
-
-    def stop(self) -> None:
-        for process in (*self.workers, self.head):
-            end(process)
-
-
-def end(process: subprocess.Popen) -> None:
-    with_children = []
-    if process.poll() is None:
-        with_children = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for one in with_children:
-        one.send_signal(signal.SIGKILL)
-    psutil.wait_procs(with_children, timeout=30)
+    def lose_one(self) -> None:
+        mine = ray.get_runtime_context().get_node_id()  # of all that are here, by which this process goes
+        lost = next(one for one in self.others if one.node_id != mine)
+        self.others.remove(lost)
+        self.remove_node(lost, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # a socket's path is short
-        found = Machines(folder)
-        try:
-            found.add()
-            found.add()
-            waited_for(lambda: connected(found.address) and ray.cluster_resources().get("CPU", 0) == 2)
-            yield found
-        finally:
-            ray.shutdown()
-            found.stop()
-
-
-def connected(address: str) -> bool:
-    try:
-        cluster._connected(address)
-    except LabError:
-        return False
-    return True
+    found = Machines()
+    yield found
+    ray.shutdown()
+    found.shutdown()
 
 
 def waited_for(state) -> None:
@@ -105,12 +64,12 @@ def test_lost_machine_costs_no_run_and_no_bit(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VITLAB_RUNS", raising=False)
-    here, there = labs(tmp_path, machines.address, epochs=40)
+    here, there = labs(tmp_path, machines.address, epochs=15)
     lost = threading.Event()
 
     def lose() -> None:
         waited_for(lambda: list((tmp_path / "there").glob("*/checkpoint.pt")))
-        machines.lose(0)
+        machines.lose_one()
         lost.set()
 
     threading.Thread(target=lose, daemon=True).start()
@@ -120,7 +79,7 @@ def test_lost_machine_costs_no_run_and_no_bit(
     for name, run in made.items():
         assert run.path.parent == tmp_path / "there"
         assert_same_run(run, here.train_one(configs[name]))
-    machines.add()
+    machines.others.append(machines.add_node(num_cpus=1))
 
 
 def test_run_is_brought_from_a_machine_that_sees_another_folder(
@@ -128,7 +87,9 @@ def test_run_is_brought_from_a_machine_that_sees_another_folder(
 ) -> None:
     monkeypatch.delenv("VITLAB_RUNS", raising=False)
     monkeypatch.setattr(cluster, "MARK", ".another")  # here alone: the task looks for its own
-    here, there = labs(tmp_path, machines.address, seed=int(time.time()))  # or the machine has it from another test
+    here, there = labs(
+        tmp_path, machines.address, backbone="patch", seed=time.time_ns()
+    )  # or the machine has it from another test
     first = there.plan.config("ViT")
     tuned = there.plan.config("ViT, fine-tuned")
     there.train({"ViT": first})

@@ -7,9 +7,11 @@ elsewhere it trains into a folder of its own machine's, and brings what it has m
 import contextlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -26,22 +28,26 @@ SMALL = 256  # width of a model below which four share a GPU
 TRIES = 5  # of a task whose machine or process is lost
 
 
-def train(params: LabConfig, runs_dir: Path, todo: Sequence[RunConfig], images: int, view: display.View) -> None:
-    """Have the cluster at `params.cluster` complete these runs in `runs_dir`; `images` there are in all.
+def train(
+    params: LabConfig, runs_dir: Path, todo: Sequence[tuple[RunConfig, Run | None]], images: int, view: display.View
+) -> None:
+    """Have the cluster at `params.cluster` complete these runs in `runs_dir`, each with the one it begins with.
 
-    LabError where none answers, where a machine has other code, and for what fails there. An interrupt, or a fault in
-    one, ends them all; their checkpoints stay.
+    images: how many train and validate, by which memory is reckoned. LabError where none answers, where a machine has
+    other code, and for what fails there. An interrupt, or a fault in one, ends them all; their checkpoints stay.
     """
     ray = _connected(params.cluster)
-    from ray.util.queue import Empty, Queue
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    statuses = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    statuses = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # not where it may be lost
     gpus = ray.cluster_resources().get("GPU", 0)
-    task = ray.remote(_task).options(max_retries=TRIES)
+    task = ray.remote(max_retries=TRIES)(_task)
     waiting = {}
     with _mark(runs_dir) as token:
-        for config in todo:
-            start = ray.put(_packed(Run(runs_dir / config.init_from)) if config.init_from else {})
+        for config, begun in todo:
+            start = ray.put(_packed(begun) if begun else {})
             share = {"num_gpus": 0.25 if config.dim < SMALL else 1} if gpus else {"num_cpus": 1}
             wants = share | {"memory": workers.needs(config, images)}
             told = (params, config, str(runs_dir), token, start, machine.commit(), statuses)
@@ -49,9 +55,8 @@ def train(params: LabConfig, runs_dir: Path, todo: Sequence[RunConfig], images: 
         try:
             while waiting:
                 done, _ = ray.wait(list(waiting), timeout=0.5)
-                with contextlib.suppress(Empty):
-                    while True:
-                        view.update(statuses.get_nowait())
+                for status in statuses.get_nowait_batch(statuses.qsize()):
+                    view.update(status)
                 for reference in done:
                     _unpack(_result(ray, reference), runs_dir)
                     del waiting[reference]
@@ -68,13 +73,21 @@ def _connected(address: str) -> Any:
         raise LabError("cluster needs Ray, which is not installed: pip install 'vitlab[cluster]'") from None
     if not ray.is_initialized():
         try:
-            ray.init(address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError) as error:
+            _require_answer(address)
+            ray.init(address, log_to_driver=False, logging_level="ERROR", namespace="vitlab")
+        except (OSError, ValueError) as error:
             raise LabError(
                 f"no Ray cluster answers at cluster={address} ({str(error).splitlines()[0]}): start one with "
                 "`ray start --head`, and `ray start --address=HOST:6379` on each further machine"
             ) from None
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """OSError where nobody listens: Ray itself would try for five minutes."""
+    if address not in ("auto", "local"):
+        place = urlsplit(address if "://" in address else f"ray://{address}")
+        socket.create_connection((place.hostname, place.port or 10001), timeout=10).close()
 
 
 def _result(ray: Any, reference: Any) -> dict[str, bytes]:

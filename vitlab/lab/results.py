@@ -118,7 +118,8 @@ class Lab:
         with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
             images = len(self.source.train)
             if self.params.cluster and todo:
-                cluster.train(self.params, self.runs_dir, todo, images, view)
+                starts = [self.start_of(config) for config in todo]
+                cluster.train(self.params, self.runs_dir, list(zip(todo, starts, strict=True)), images, view)
             elif (at_once := workers.fitting(todo, images)) > 1:
                 tasks = [(self.params, config) for config in todo]
                 workers.side_by_side(_train_in_worker, tasks, at_once, view)
@@ -145,10 +146,15 @@ class Lab:
         if config.compile is True:
             machine.require_compiler()
 
-    def train_one(self, config: RunConfig) -> Run:
-        run, start = self.run_of(config), Run(self.runs_dir / config.init_from) if config.init_from else None
+    def start_of(self, config: RunConfig) -> Run | None:
+        """The complete run whose weights this one begins with, if there is one."""
+        start = Run(self.runs_dir / config.init_from) if config.init_from else None
         if start and not start.complete:
             raise LabError(f"the run to start from, {config.init_from}, is not in {self.runs_dir}: {how_to_make('02')}")
+        return start
+
+    def train_one(self, config: RunConfig) -> Run:
+        run, start = self.run_of(config), self.start_of(config)
         if self.params.processes > 1 and machine.launched_processes() == 1 and not run.complete:
             machine.require_gpus(self.params.processes)
             name = next(name for name, other in self.plan.configs.items() if other == config)
