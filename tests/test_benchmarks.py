@@ -13,7 +13,7 @@ from conftest import SMALL
 from PIL import Image
 
 from vitlab import machine
-from vitlab.analysis import metrics
+from vitlab.analysis import metrics, timing
 from vitlab.config import RunConfig
 from vitlab.data.splits import Source
 from vitlab.machine import ROOT
@@ -138,6 +138,7 @@ def test_attention_measures_one_layer_in_rounds(monkeypatch: pytest.MonkeyPatch,
     attention = script("attention")
     monkeypatch.setattr(attention, "TOKENS", [64, 576, 1024])
     monkeypatch.setattr(attention, "ROUNDS", 2)
+    monkeypatch.setattr(timing, "SPREAD", 10.0)  # two rounds are enough here
     attention.speed(RunConfig(dim=16, heads=2, linformer_k=4, image_size=32))
     printed = capsys.readouterr().out
     assert "One layer, 16/2, Linformer k = 4, 2 rounds" in printed

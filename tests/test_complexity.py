@@ -314,12 +314,18 @@ def test_growth_measures_every_kind_at_every_size_in_every_round(monkeypatch: py
     assert (frame["seconds"] > 0).all()
 
 
+def test_growth_looks_at_its_rounds_where_they_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "SPREAD", math.inf)  # or a busy machine would never come to look
+    frame = complexity.growth(RunConfig(dim=16, heads=2, linformer_k=4), [16, 1024], rounds=1)
+    assert len(frame) == 4 * 2
+
+
 def test_growth_is_measured_again_where_more_tokens_took_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[bool] = []
 
     def disturbed(works: dict, holds: Callable, rounds: int) -> pd.DataFrame:
         """Of the first round the shortest sequences took longest."""
-        keys = pd.MultiIndex.from_tuples(works)
+        keys = list(works)
         bad = pd.DataFrame([[1.0 / tokens for _, tokens in works]], columns=keys)
         good = pd.DataFrame([[float(tokens) for _, tokens in works]] * 3, columns=keys)
         held.extend([holds(bad), holds(pd.concat([bad, good]))])

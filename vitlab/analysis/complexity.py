@@ -181,6 +181,14 @@ def _rounds(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
     return {f"{name}{unit}": middle, f"{name}_quartiles{unit}": [low, high], f"{name}_rounds{unit}": every}
 
 
+def rises(times: pd.DataFrame) -> bool:
+    """Whether no kind's time falls as its tokens rise, by more than a twentieth; a column for each (kind, tokens)."""
+    medians = times.median()
+    medians.index = pd.MultiIndex.from_tuples(medians.index)
+    by_tokens = medians.unstack(0).sort_index()
+    return not (by_tokens.diff() < -0.05 * by_tokens.shift()).any(axis=None)
+
+
 @torch.inference_mode()
 def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.DataFrame:
     """One attention layer of `config` at batch 1, a row for each kind of the registry, number of tokens and round.
@@ -201,10 +209,6 @@ def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.Da
                     "macs": 4 * tokens * config.dim**2 + products,
                     "bytes": peak_memory(work),
                 }
-
-    def rises(times: pd.DataFrame) -> bool:
-        medians = times.median().unstack(0).sort_index()  # tokens, kinds
-        return not (medians.diff() < -0.05 * medians.shift()).any(axis=None)
 
     times = in_turns(works, rises, rounds)
     rows = [

@@ -65,6 +65,8 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     root = Path(folder).expanduser().resolve()
     if not folder or (run.config.data_dir and root == absolute(run.config.data_dir)):
         return _on_own_test_images(run)
+    if not root.is_dir():
+        raise LabError(f"there is no folder {root}: name one of class folders")
     found = evaluated(root)
     strangers = [name for name in found.classes if name not in run.classes]
     if strangers:
