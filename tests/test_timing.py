@@ -77,6 +77,14 @@ def test_rounds_are_added_while_ratios_spread(clock: Clock) -> None:
     assert len(in_turns(calm, rounds=5, most=12)) == 5
 
 
+def test_no_round_is_added_after_a_minute_but_all_that_were_asked_for_are_made(clock: Clock) -> None:
+    noise = chain([1.0], cycle([8.0, 12.0]))
+    noisy = {"a": clock.lasting(lambda: 5.0), "b": clock.lasting(lambda: next(noise))}
+    assert len(in_turns(noisy, rounds=3)) == 4
+    noise = chain([1.0], cycle([80.0, 120.0]))
+    assert len(in_turns(noisy, rounds=3)) == 3
+
+
 def test_rounds_are_added_until_what_must_hold_is_true(clock: Clock) -> None:
     asked: list[int] = []
 

@@ -18,6 +18,7 @@ from vitlab.machine import keep_freed_memory, synchronize
 Key = TypeVar("Key", bound=Hashable)
 WINDOW = 0.05  # seconds of calls of which one round's figure is the median
 ROUNDS, MOST_ROUNDS = 7, 28
+MOST_SECONDS = 60.0  # after which no round is added: beside a busy program ratios never agree
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
 
@@ -37,20 +38,22 @@ def in_turns(
 ) -> pd.DataFrame:
     """Seconds of each of `works`: a column each, a row a round in which all of them are timed once, after a warm-up.
 
-    `rounds` of them; more, up to `most`, while a ratio to the first one spreads by more than `SPREAD` or `holds`, what
-    must be true of the rounds, is not. Every second round runs backwards.
+    `rounds` of them; more, up to `most` and for `MOST_SECONDS`, while a ratio to the first one spreads by more than
+    `SPREAD` or `holds`, what must be true of the rounds, is not. Every second round runs backwards.
     """
     keep_freed_memory()
     with torch.inference_mode():
         for work in works.values():
             _once(work)
         table: list[dict[Key, float]] = []
+        end = time.perf_counter() + MOST_SECONDS
         while True:
             order = list(works)[:: -1 if len(table) % 2 else 1]
             table.append({key: statistics.median(_calls(works[key], WINDOW, 1)) for key in order})
             frame = pd.DataFrame(table, columns=list(works))
             spread = max(ratio(frame[key], frame.iloc[:, 0])[1] for key in works)
-            if len(frame) >= most or (len(frame) >= rounds and spread <= SPREAD and holds(frame)):
+            last = len(frame) >= most or time.perf_counter() >= end
+            if len(frame) >= rounds and (last or (spread <= SPREAD and holds(frame))):
                 return frame
 
 
