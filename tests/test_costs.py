@@ -87,8 +87,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """What `complexity.measure` was asked for, one call after another; each model's cost is a number of its own."""
     calls: list[tuple] = []
 
-    def measure(configs: list[RunConfig], channels: int, num_classes: int) -> list[dict]:
-        calls.append((configs, channels, num_classes))
+    def measure(configs: list[RunConfig], *sizes: int) -> list[dict]:
+        calls.append((configs, *sizes))
         return [{"macs": 10 * len(calls) + i, "latency_rounds_ms": [1.0 + i, 2.0 + 2 * i]} for i in range(len(configs))]
 
     monkeypatch.setattr(complexity, "measure", measure)
@@ -97,7 +97,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
 def test_equal_shapes_share_their_cost(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:
     first = kept.of(tiny)
-    assert measured == [([tiny], 1, 10)]  # channels, classes
+    assert measured == [([tiny], 1, 10, 7)]  # channels, classes, rounds
     for change in ({"init_from": "another", "epochs": 9}, {"lr": 1.0, "keep_ratio": 0.2}, {"dropout": 0.5}):
         assert kept.of(tiny.replace(**change)) == first
     pruned = tiny.replace(model="dynamic_vit")
@@ -112,13 +112,13 @@ def test_models_that_are_compared_are_measured_together(kept: Costs, tiny: RunCo
     tuned, linear = tiny.replace(lr=1.0), tiny.replace(model="linear_vit")
     group = Costs(kept.folder, 10, 1, together=(tiny, tuned, linear))
     rows = [group.of(config) for config in (linear, tiny, tuned)]
-    assert measured == [([tiny, linear], 1, 10)]  # one of each shape, when the first was asked for
+    assert measured == [([tiny, linear], 1, 10, 7)]  # one of each shape, when the first was asked for
     assert rows[1] == rows[2] != rows[0]
     assert group.path_of(tiny) == group.path_of(linear)
     middle, _ = group.ratio(linear, tiny, "latency")
     assert middle == 2.0
     group.of(tiny.replace(model="dynamic_vit"))  # no part of the comparison
-    assert measured[1:] == [([tiny.replace(model="dynamic_vit")], 1, 10)]
+    assert measured[1:] == [([tiny.replace(model="dynamic_vit")], 1, 10, 7)]
 
 
 def test_another_number_of_the_measurement_measures_anew(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:

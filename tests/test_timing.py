@@ -70,19 +70,20 @@ def test_every_second_round_runs_backwards(clock: Clock) -> None:
 
 
 def test_rounds_are_added_while_ratios_spread(clock: Clock) -> None:
-    noise = chain([1.0], cycle([1.0, 1.5]))  # quartiles a third apart, for good
-    noisy = {"a": clock.lasting(lambda: 1.0), "b": clock.lasting(lambda: next(noise))}
-    assert len(in_turns(noisy, rounds=5, most=12)) == 12
-    calm = {"a": clock.lasting(lambda: 1.0), "b": clock.lasting(lambda: 2.0)}
-    assert len(in_turns(calm, rounds=5, most=12)) == 5
+    noise = chain([0.5], cycle([0.5, 0.75]))  # quartiles a third apart, for good
+    noisy = {"a": clock.lasting(lambda: 0.5), "b": clock.lasting(lambda: next(noise))}
+    assert len(in_turns(noisy, rounds=3)) == 12
+    calm = {"a": clock.lasting(lambda: 0.5), "b": clock.lasting(lambda: 1.0)}
+    assert len(in_turns(calm, rounds=5)) == 5
 
 
-def test_no_round_is_added_after_a_minute_but_all_that_were_asked_for_are_made(clock: Clock) -> None:
-    noise = chain([1.0], cycle([8.0, 12.0]))
-    noisy = {"a": clock.lasting(lambda: 5.0), "b": clock.lasting(lambda: next(noise))}
-    assert len(in_turns(noisy, rounds=3)) == 4
-    noise = chain([1.0], cycle([80.0, 120.0]))
-    assert len(in_turns(noisy, rounds=3)) == 3
+@pytest.mark.parametrize(("slow", "rounds"), [(1, 4), (10, 3)])
+def test_no_round_is_added_after_eight_seconds_each_but_all_that_were_asked_for_are_made(
+    slow: int, rounds: int, clock: Clock
+) -> None:
+    noise = chain([0.0], cycle([4.0 * slow, 7.5 * slow]))
+    noisy = {"a": clock.lasting(lambda: 1.0 * slow), "b": clock.lasting(lambda: next(noise))}
+    assert len(in_turns(noisy, rounds=3)) == rounds
 
 
 def test_rounds_are_added_until_what_must_hold_is_true(clock: Clock) -> None:
@@ -92,7 +93,7 @@ def test_rounds_are_added_until_what_must_hold_is_true(clock: Clock) -> None:
         asked.append(len(rounds))
         return len(rounds) == 8
 
-    assert len(in_turns({"a": clock.lasting(lambda: 1.0)}, holds, rounds=5, most=12)) == 8
+    assert len(in_turns({"a": clock.lasting(lambda: 1.0)}, holds, rounds=5)) == 8
     assert asked == [5, 6, 7, 8]
 
 

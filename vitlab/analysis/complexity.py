@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.analysis.timing import best_batch, in_turns
+from vitlab.analysis.timing import ROUNDS, best_batch, in_turns
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
 from vitlab.machine import device
@@ -138,7 +138,7 @@ def file_bytes(model: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 10) -> list[dict]:
+def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 10, rounds: int = ROUNDS) -> list[dict]:
     """Cost of configured models in float32 inference, a row of a table each. Weights do not matter for it.
 
     Their times are taken in turns; `latency_rounds_ms` and `images_per_second_rounds` keep each round's. macs_hidden:
@@ -167,7 +167,7 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
                 "file_mib": file_bytes(model) / 2**20,
             }
         )
-    latency, throughput = in_turns(single), in_turns(batched)
+    latency, throughput = in_turns(single, rounds=rounds), in_turns(batched, rounds=rounds)
     for i, row in enumerate(rows):
         row |= _rounds("latency", "_ms", 1e3 * latency[i]) | _rounds(
             "images_per_second", "", row["batch"] / throughput[i]
@@ -190,7 +190,7 @@ def rises(times: pd.DataFrame) -> bool:
 
 
 @torch.inference_mode()
-def growth(config: RunConfig, token_counts: list[int], rounds: int = 9) -> pd.DataFrame:
+def growth(config: RunConfig, token_counts: list[int], rounds: int = ROUNDS) -> pd.DataFrame:
     """One attention layer of `config` at batch 1, a row for each kind of the registry, number of tokens and round.
 
     All take turns. Columns attention, tokens, round, macs, seconds, bytes (at the peak). The numbers of tokens are
@@ -256,7 +256,9 @@ def over_rounds(frame: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> 
     return middle, low, high
 
 
-def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int) -> pd.DataFrame:
+def by_keep_ratio(
+    config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int, rounds: int = ROUNDS
+) -> pd.DataFrame:
     """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput.
 
     All at the batch that is best for the first ratio.
@@ -272,8 +274,10 @@ def by_keep_ratio(config: RunConfig, ratios: tuple[float, ...], channels: int, n
         model.keep_ratio = ratio
         model(inputs)
 
-    single = in_turns({ratio: partial(run, ratio, images[:1]) for ratio in ratios}).median()
-    batched = in_turns({ratio: partial(run, ratio, images) for ratio in ratios}).median()
+    single, batched = (
+        in_turns({ratio: partial(run, ratio, inputs) for ratio in ratios}, rounds=rounds).median()
+        for inputs in (images[:1], images)
+    )
     rows = [
         {
             "keep_ratio": ratio,

@@ -17,8 +17,9 @@ from vitlab.machine import keep_freed_memory, synchronize
 
 Key = TypeVar("Key", bound=Hashable)
 WINDOW = 0.05  # seconds of calls of which one round's figure is the median
-ROUNDS, MOST_ROUNDS = 7, 28
-MOST_SECONDS = 60.0  # after which no round is added: beside a busy program ratios never agree
+ROUNDS = 7
+MORE = 4  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
+SECONDS = 8.0  # never agree
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
 
@@ -34,25 +35,24 @@ def in_turns(
     works: Mapping[Key, Callable[[], object]],
     holds: Callable[[pd.DataFrame], bool] = lambda rounds: True,
     rounds: int = ROUNDS,
-    most: int = MOST_ROUNDS,
 ) -> pd.DataFrame:
     """Seconds of each of `works`: a column each, a row a round in which all of them are timed once, after a warm-up.
 
-    `rounds` of them; more, up to `most` and for `MOST_SECONDS`, while a ratio to the first one spreads by more than
-    `SPREAD` or `holds`, what must be true of the rounds, is not. Every second round runs backwards.
+    `rounds` of them; more, up to `MORE` times as many, while a ratio to the first one spreads by more than `SPREAD` or
+    `holds`, what must be true of the rounds, is not. Every second round runs backwards.
     """
     keep_freed_memory()
     with torch.inference_mode():
         for work in works.values():
             _once(work)
         table: list[dict[Key, float]] = []
-        end = time.perf_counter() + MOST_SECONDS
+        end = time.perf_counter() + SECONDS * rounds
         while True:
             order = list(works)[:: -1 if len(table) % 2 else 1]
             table.append({key: statistics.median(_calls(works[key], WINDOW, 1)) for key in order})
             frame = pd.DataFrame(table, columns=list(works))
             spread = max(ratio(frame[key], frame.iloc[:, 0])[1] for key in works)
-            last = len(frame) >= most or time.perf_counter() >= end
+            last = len(frame) >= MORE * rounds or time.perf_counter() >= end
             if len(frame) >= rounds and (last or (spread <= SPREAD and holds(frame))):
                 return frame
 

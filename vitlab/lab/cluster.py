@@ -86,8 +86,9 @@ def _connected(address: str) -> Any:
 def _require_answer(address: str) -> None:
     """OSError where nobody listens: Ray itself would try for five minutes."""
     if address not in ("auto", "local"):
-        place = urlsplit(address if "://" in address else f"ray://{address}")
-        socket.create_connection((place.hostname, place.port or 10001), timeout=10).close()
+        place = urlsplit(address if "://" in address else f"//{address}")
+        usual = 10001 if place.scheme == "ray" else 6379
+        socket.create_connection((place.hostname, place.port or usual), timeout=10).close()
 
 
 def _result(ray: Any, reference: Any) -> dict[str, bytes]:
@@ -130,11 +131,14 @@ def _task(
 
 @contextlib.contextmanager
 def _mark(runs_dir: Path) -> Iterator[str]:
-    """A token that whoever sees this folder can read."""
-    token = secrets.token_hex()
-    with writing(runs_dir / MARK) as temporary:
+    """A token that whoever sees this folder can read, as long as it is needed."""
+    token, path = secrets.token_hex(), runs_dir / MARK
+    with writing(path) as temporary:
         temporary.write_text(token, encoding="utf-8")
-    yield token
+    try:
+        yield token
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _reads(path: Path) -> str:

@@ -35,6 +35,7 @@ class Costs:
     channels: int
     together: tuple[RunConfig, ...] = ()  # models that are compared: measured in turns, when the first is asked for
     measurement: int = 0  # another number measures anew
+    rounds: int = timing.ROUNDS  # in which what is compared takes turns, at least
 
     def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
         """A measurement kept as a file: taken once, then read.
@@ -69,6 +70,7 @@ class Costs:
             "what": what,
             "key": key,
             "measurement": self.measurement,
+            "rounds": self.rounds,
             "machine": {k: here[k] for k in ("device", "threads", "versions")},
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
@@ -94,7 +96,8 @@ class Costs:
         """The row of `complexity.measure` of a configuration."""
         compared = self._compared(config)
         shapes = [self._shape(other) for other in compared]
-        measure = None if only_read else lambda: complexity.measure(compared, self.channels, self.num_classes)
+        sizes = self.channels, self.num_classes, self.rounds
+        measure = None if only_read else lambda: complexity.measure(compared, *sizes)
         return self.measured("models", shapes, measure)[shapes.index(self._shape(config))]
 
     def path_of(self, config: RunConfig) -> Path:
@@ -114,7 +117,8 @@ class Costs:
         """Cost of a DynamicViT by keep ratio."""
 
         def measure() -> list[dict]:
-            return complexity.by_keep_ratio(config, ratios, self.channels, self.num_classes).to_dict("records")
+            sizes = self.channels, self.num_classes, self.rounds
+            return complexity.by_keep_ratio(config, ratios, *sizes).to_dict("records")
 
         return pd.DataFrame(self.measured("keep_ratio", self._shape(config) | {"ratios": ratios}, measure))
 
@@ -122,7 +126,11 @@ class Costs:
         """`complexity.growth` of one attention layer of each kind."""
         names = {"dim", "heads", *(option for row in MODELS.values() if row.attention for option in row.options)}
         key = {name: getattr(config, name) for name in sorted(names)} | {"tokens": tokens}
-        return pd.DataFrame(self.measured("growth", key, lambda: complexity.growth(config, tokens).to_dict("records")))
+
+        def measure() -> list[dict]:
+            return complexity.growth(config, tokens, self.rounds).to_dict("records")
+
+        return pd.DataFrame(self.measured("growth", key, measure))
 
 
 def _stored(path: Path) -> dict[str, Any] | None:

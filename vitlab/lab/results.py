@@ -73,7 +73,7 @@ class Lab:
         """Of models for this lab's data; those of the plan are measured together."""
         together = tuple(self.plan.config(name) for name in self.plan.names)
         shape = len(self.source.classes), self.data.channels
-        return Costs(self.runs_dir / "complexity", *shape, together, self.params.measurement)
+        return Costs(self.runs_dir / "complexity", *shape, together, self.params.measurement, self.params.rounds)
 
     @cached_property
     def data(self) -> Data:
