@@ -33,6 +33,19 @@ def pytest_configure() -> None:
     os.environ["VITLAB_PARAMS"] = str(SHARED_RUNS / "none.yaml")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside each other (`-n 2`), a file's tests stay together, as do the report and the notebooks that find its runs.
+
+    These begin, because they take longest; in one process they are the last, as the files' names have it.
+    """
+    report = [item for item in items if item.path.stem == "test_report" or item.path.suffix == ".ipynb"]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("report" if item in report else item.path.stem))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item not in report)
+
+
 @pytest.fixture(autouse=True)
 def _no_runs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITLAB_RUNS", raising=False)

@@ -11,7 +11,7 @@ from conftest import SMALL, assert_same_run
 
 from vitlab.errors import LabError
 from vitlab.lab import Lab, cluster
-from vitlab.runs import Run
+from vitlab.runs import LOCK_SECONDS, Run
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitlab[cluster]'")
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
@@ -80,6 +80,27 @@ def test_lost_machine_costs_no_run_and_no_bit(
         assert run.path.parent == tmp_path / "there"
         assert_same_run(run, here.train_one(configs[name]))
     machines.others.append(machines.add_node(num_cpus=1))
+
+
+def test_task_waits_for_a_lost_machine_that_goes_on(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VITLAB_RUNS", raising=False)
+    _, there = labs(tmp_path, machines.address)
+    config = there.plan.config("ViT")
+    run = there.run_of(config)
+    held, seconds = threading.Event(), LOCK_SECONDS + 5
+
+    def hold() -> None:
+        with run.locked():
+            held.set()
+            time.sleep(seconds)
+
+    threading.Thread(target=hold, daemon=True).start()
+    assert held.wait(DEADLINE)
+    start = time.monotonic()
+    assert there.train({"ViT": config})["ViT"].complete
+    assert time.monotonic() - start > LOCK_SECONDS
 
 
 def test_run_is_brought_from_a_machine_that_sees_another_folder(

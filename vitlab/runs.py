@@ -307,10 +307,10 @@ class Run:
         return None
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory for this process; LabError if another still trains into it."""
+    def locked(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold the directory for this process; LabError if another still trains into it after so many seconds."""
         try:
-            with filelock.FileLock(self.path / ".lock", timeout=LOCK_SECONDS):
+            with filelock.FileLock(self.path / ".lock", timeout=seconds):
                 for leftover in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
                     leftover.unlink()
                 yield

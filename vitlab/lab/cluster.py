@@ -26,6 +26,7 @@ from vitlab.training import display
 MARK = ".cluster"  # file in the folder of the runs, by which a task knows whether it sees the same folder
 SMALL = 256  # width of a model below which four share a GPU
 TRIES = 5  # of a task whose machine or process is lost
+LOST_SECONDS = 60  # that a lost machine may take to notice it, and go on training, where the folder is shared
 
 
 def train(
@@ -125,7 +126,10 @@ def _task(
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     display.use(display.PipeView(statuses.put_nowait))
-    run = Lab.of(params).train_one(config)
+    lab = Lab.of(params)
+    with lab.run_of(config).locked(LOST_SECONDS):
+        pass  # whoever trained it before has ended
+    run = lab.train_one(config)
     return {} if shared else _packed(run)
 
 
