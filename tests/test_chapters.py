@@ -275,7 +275,12 @@ def test_quoted_flops_are_right_as_macs_or_not() -> None:
 # ---------------------------------------------------------------- 6 comparison
 
 MODELS = pd.DataFrame(
-    {"model": ["a", "b", "c"], "accuracy": [0.9, 0.89, 0.7], "images_per_second": [100.0, 300.0, 900.0]}
+    {
+        "model": ["a", "b", "c"],
+        "accuracy": [0.9, 0.89, 0.7],
+        "images_per_second": [100.0, 300.0, 900.0],
+        "test_images": 600,
+    }
 )
 
 
@@ -286,7 +291,7 @@ def pairs(*p: float) -> pd.DataFrame:
 
 def test_model_to_take_is_the_fastest_of_those_that_are_as_good() -> None:
     text = sentences_comparison.answer(MODELS, pairs(0.5, 0.001, 0.001))
-    assert "Take b, 89.0%: it cannot be told from the most accurate, *a* (90.0%)" in text
+    assert "Take b, 89.0%: within one standard error of the most accurate, *a* (90.0%)" in text
     assert "3.0 times as many images a second" in text
     assert "2 of the 3 differences" in text
 
@@ -296,4 +301,10 @@ def test_best_model_is_taken_where_it_is_ahead_or_the_fastest() -> None:
         MODELS, pairs(0.01, 0.01, 1)
     )
     slow = MODELS.assign(images_per_second=[400.0, 300.0, 900.0])
-    assert "none that is as good is faster" in sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01))
+    assert "none within one standard error of it is faster" in sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01))
+
+
+def test_fast_model_beyond_one_standard_error_is_not_taken_though_no_test_shows_it_to_be_worse() -> None:
+    many = MODELS.assign(test_images=10_000)  # an error of 0.3 points, and b is one point behind
+    assert "Take a, 90.0%" in sentences_comparison.answer(many, pairs(0.5, 0.5, 0.5))
+    assert "Take b" in sentences_comparison.answer(MODELS, pairs(0.5, 0.5, 0.5))

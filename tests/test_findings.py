@@ -29,11 +29,22 @@ def pairs(p: float) -> pd.DataFrame:
     return pd.DataFrame([{"a": a, "b": b, "difference": -0.05, "p": p} for a, b in both])
 
 
-def test_best_model_is_named_with_what_is_as_good_and_lighter() -> None:
+def test_best_model_is_named_with_the_one_to_take() -> None:
     text = findings.best_model(RESULTS, pairs(0.5))
     assert "*ViT, fine-tuned* is the most accurate: 92.0% of 1,000" in text
     assert "none of the other 3 can be told from it" in text
-    assert "*DynamicViT* of the rest needs only 60%" in text
+    assert "Take it: none within one standard error of it is faster." in text  # 0.9 points; the next is two behind
+    few = findings.best_model(RESULTS.assign(test_images=100), pairs(0.5))  # 2.7 points
+    assert "Take *ViT*" not in few  # as fast
+    fast = RESULTS.assign(test_images=100, images_per_second=[1000.0, 1500.0, 900.0, 5000.0])
+    assert "Take *ViT*: within one standard error (90.0%) it classifies 1.5 times" in findings.best_model(
+        fast, pairs(0.5)
+    )
+
+
+def test_near_model_that_is_shown_to_be_worse_is_not_taken() -> None:
+    fast = RESULTS.assign(test_images=100, images_per_second=[1000.0, 1500.0, 900.0, 5000.0])
+    assert findings.recommended(fast, pairs(0.01))["model"] == "ViT, fine-tuned"
 
 
 def test_best_model_is_ahead_where_tests_say_so() -> None:

@@ -26,24 +26,37 @@ def _differ(pairs: pd.DataFrame, a: str, b: str) -> bool:
     return bool(shown(row).any())
 
 
-def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """Which model is most accurate, and which of those that cannot be told from it needs the least work."""
+def recommended(results: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
+    """The row of the model to take: the fastest in batches of those that are as good as the most accurate one.
+
+    As good: within one standard error of its accuracy (Breiman et al. 1984, the rule of one standard error), and not
+    shown to differ from it.
+    """
     best = results.loc[results["accuracy"].idxmax()]
+    error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
+    near = results[results["accuracy"] >= best["accuracy"] - error]
+    good = near[[not _differ(pairs, best["model"], name) for name in near["model"]]]
+    speed = good["images_per_second"].fillna(0)
+    return best if speed[best.name] == speed.max() else good.loc[speed.idxmax()]
+
+
+def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+    """Which model is most accurate, and which to take."""
+    best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs)
     text = (
         f"**Which model?** *{best['model']}* is the most accurate: {best['accuracy']:.1%} of {best['test_images']:,} "
         f"test images (95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
     )
-    others = results[results["model"] != best["model"]]
-    peers = others[[not _differ(pairs, best["model"], name) for name in others["model"]]]
-    if peers.empty:
-        return f"{text}, ahead of each of the other {len(others)} beyond chance."
-    light = peers[peers["macs"] < best["macs"]].sort_values("macs")
-    some = "none of the" if len(peers) == len(others) else f"{len(others) - len(peers)} of the"
-    text += f"; {some} other {len(others)} can be told from it on these images"
-    if light.empty:
-        return f"{text}, and none of the rest is lighter."
-    share = light["macs"].iloc[0] / best["macs"]
-    return f"{text}, and *{light['model'].iloc[0]}* of the rest needs only {share:.0%} of its multiply-adds."
+    others = results.loc[results["model"] != best["model"], "model"]
+    behind = sum(_differ(pairs, best["model"], name) for name in others)
+    if behind == len(others):
+        return f"{text}, ahead of each of the other {behind} beyond chance."
+    text += f"; {behind or 'none'} of the other {len(others)} can be told from it on these images. "
+    if take["model"] == best["model"]:
+        return f"{text}Take it: none within one standard error of it is faster."
+    times = take["images_per_second"] / best["images_per_second"]
+    near = f"Take *{take['model']}*: within one standard error ({take['accuracy']:.1%})"
+    return f"{text}{near} it classifies {times:.1f} times as many images a second."
 
 
 def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame, alike: int = 0) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vitlab.analysis.findings import recommended
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import listed, verdict
 from vitlab.texts import markdown
@@ -196,23 +197,21 @@ def study(lab: "Lab", shape: str) -> str:
 
 
 def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """Which model to take: the fastest of those that the tests cannot tell from the most accurate one.
+    """Which model to take (`findings.recommended`), and why.
 
     results: `tables.by_model`; pairs: `tables.pairs`.
     """
-    best = results.loc[results["accuracy"].idxmax()]
-    behind = [name for name in results["model"] if name != best["model"] and _ahead(pairs, best["model"], name)]
-    good = results[~results["model"].isin(behind)]
-    take = good.loc[good["images_per_second"].fillna(0).idxmax()]
+    best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs)
+    others = [name for name in results["model"] if name != best["model"]]
     real = f"{shown(pairs).sum() or 'none'} of the {len(pairs)} differences between two models can be shown"
-    if take["model"] == best["model"]:
-        why = "no model is more accurate, and none that is as good is faster"
-        if len(behind) == len(results) - 1:
-            why = "it is shown to be ahead of every other model"
+    if all(_ahead(pairs, best["model"], name) == best["model"] for name in others):
+        why = "it is shown to be ahead of every other model"
+    elif take["model"] == best["model"]:
+        why = "no model is more accurate, and none within one standard error of it is faster"
     else:
         times = take["images_per_second"] / best["images_per_second"]
         why = (
-            f"it cannot be told from the most accurate, *{markdown(best['model'])}* ({best['accuracy']:.1%}), and "
+            f"within one standard error of the most accurate, *{markdown(best['model'])}* ({best['accuracy']:.1%}), it "
             f"classifies {times:.1f} times as many images a second"
         )
     return f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}.** On these test images {real}."
