@@ -53,9 +53,8 @@ def as_it_is(images: str) -> str:
 
 def curves(lab: "Lab", budget: str, rate: float) -> str:
     return (
-        f"Trained on for {budget} from the same weights, and smaller ViTs from the start ({lab.plan.seed_words}). "
-        "Validation is done with tokens really gone. DynamicViT's ViT learns at "
-        f"{rate:.0%} of its predictors' rate."
+        f"Trained on for {budget} from the same weights ({lab.plan.seed_words}). Validation is done with tokens really "
+        f"gone. DynamicViT's ViT learns at {rate:.0%} of its predictors' rate."
     )
 
 
