@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from xdist.scheduler import LoadScopeScheduling
 
 from vitlab.config import LabConfig, RunConfig
 from vitlab.data.sources import load_source
@@ -33,17 +34,22 @@ def pytest_configure() -> None:
     os.environ["VITLAB_PARAMS"] = str(SHARED_RUNS / "none.yaml")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Beside each other (`-n 2`), a file's tests stay together, as do the report and the notebooks that find its runs.
+class WholeFiles(LoadScopeScheduling):
+    """With `-n 2` a file's tests stay together, as do the report and the notebooks that find its runs."""
 
-    These begin, because they take longest; in one process they are the last, as the files' names have it.
-    """
-    report = [item for item in items if item.path.stem == "test_report" or item.path.suffix == ".ipynb"]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("report" if item in report else item.path.stem))
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.split("::")[0])
+        return "report" if file.stem == "test_report" or file.suffix == ".ipynb" else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFiles:
+    return WholeFiles(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2` the report and the notebooks begin, because they take longest; else they are the last."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item not in report)
+        items.sort(key=lambda item: not (item.path.stem == "test_report" or item.path.suffix == ".ipynb"))
 
 
 @pytest.fixture(autouse=True)
