@@ -7,6 +7,7 @@ for each size of the images.
 import copy
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 
@@ -44,6 +45,7 @@ def pays(objective: Objective, data: Data, recipe: Recipe, steps: Callable[[floa
 
 def compile_step(objective: Objective) -> Objective:
     """Have its passes compiled when it is first called, and anew for each size of the images."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of CUDA's tools without a GPU
     objective.compile(dynamic=False)
     return objective
 
