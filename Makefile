@@ -27,13 +27,13 @@ quick-test: $(VENV)/installed
 lab: $(VENV)/installed
 	@$(BIN)/python -m vitlab lab
 
-# Made again when a version has changed.
+# Made again when a version has changed. Modules are compiled when they are first imported, not all of them here: a minute.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("vitlab needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": name another one with make PYTHON=python3.12 …")'
 	@echo "Setting up $(VENV): a few minutes, once."
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt -e '.[test]'
 	@touch $@
 
 # What is installed now, without the libraries of a GPU, which follow from torch.

@@ -27,7 +27,8 @@ def test_every_chapter_runs_on_two_images_of_two_classes(
             for i in range(2):
                 pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{i}.png")
-    params = SMALL.replace(dataset="folder", data_dir=str(tmp_path / "data"), runs_dir=str(tmp_path / "runs"), epochs=1)
+    folders = {"data_dir": str(tmp_path / "data"), "runs_dir": str(tmp_path / "runs")}
+    params = SMALL.replace(dataset="folder", epochs=1, rounds=1, **folders)
     lab = Lab.of(params)
     for chapter in ("01", "02", "03", "04", "06"):
         if chapter == "06":  # chapter 05 measures models of its own sizes, which takes long, and these

@@ -279,7 +279,7 @@ class Toy(nn.Module):
         return self.head(self.tokens(images).relu().mean((2, 3)))
 '''
 SETTINGS = ["image_size=8", "dim=16", "depth=4", "heads=2", "mlp_ratio=2.0", "linformer_k=2", "epochs=1"]
-BUDGET = ["fine_tune_epochs=1", "study_epochs=1", "study_seeds=1", "batch_size=256", "precision=fp32"]
+BUDGET = ["fine_tune_epochs=1", "study_epochs=1", "study_seeds=1", "batch_size=256", "precision=fp32", "rounds=1"]
 
 
 def vitlab_in(place: Path, *words: str) -> subprocess.CompletedProcess:
