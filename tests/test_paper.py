@@ -222,3 +222,19 @@ def test_code_in_a_table_has_the_room_that_it_takes() -> None:
     [part] = paper.fitted(BeautifulSoup(html, "html.parser").table)
     first = float(re.search(r"width: ([\d.]+)%", str(part))[1]) / 100 * theme.WIDTH * 72
     assert first > len("linformer_sharing") * paper.CODE_WIDTH
+
+
+def test_no_figure_comes_between_a_sentence_and_its_formula() -> None:
+    rows = {
+        "text": "<p>A class keeps</p>",
+        "formula": '<p><span class="math formula">n = 1,</span></p>',
+        "rest": "<p>and no more.</p>",
+        "figure": "<figure>drawn</figure>",
+        "inline": '<p><span class="math">k</span> is a class.</p>',
+        "heading": "<h2>Next</h2>",
+        "alone": '<p><span class="math formula">m = 2.</span></p>',
+    }
+    tree = BeautifulSoup(f"<main>{''.join(rows.values())}</main>", "html.parser")
+    blocks = paper.blocks_of(tree, {})
+    assert [block.kind for block in blocks] == ["text", "figure", "text", "heading", "text"]
+    assert all(part in blocks[0].markup for part in ("A class keeps", "n = 1,", "and no more."))

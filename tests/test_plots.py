@@ -290,6 +290,14 @@ def test_curve_rings_the_epoch_that_was_kept() -> None:
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([HISTORY["seconds"][1] / 60], [0.6])
 
 
+def test_one_epoch_is_one_tick() -> None:
+    figure = plots.training_curves({"ViT": HISTORY.iloc[:1]}, {"ViT": 1})
+    figure.draw_without_rendering()
+    for axis in figure.axes[:2]:
+        low, high = axis.get_xlim()
+        assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_further_seeds_are_drawn_thin_in_their_models_colour() -> None:
     figure = plots.training_curves({"ViT": HISTORY}, {"ViT": 2}, {"ViT": [HISTORY, HISTORY]})
     model, first, second, _ = figure.axes[1].lines

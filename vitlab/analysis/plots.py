@@ -134,7 +134,7 @@ def training_curves(
             row = history[history["epoch"] == chosen[name]]
             axis.plot(along(row), row["val_accuracy"], "o", markersize=9, fillstyle="none", color=colour)
     for axis in (loss, accuracy):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # one epoch is one tick
         axis.set_xlabel("epoch")
     loss.set_ylabel("training cross-entropy")
     accuracy.set_ylabel("validation accuracy")

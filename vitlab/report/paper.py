@@ -94,16 +94,29 @@ def measured(blocks: list[Block], folder: Path, options: dict[str, Any]) -> list
 
 
 def blocks_of(tree: BeautifulSoup, alternatives: dict[str, str]) -> list[Block]:
-    """The report's text in the blocks that a page may end between."""
+    """The report's text in the blocks that a figure may stand between."""
     kinds = []
     for tag in tree.main.find_all(recursive=False):
+        if _goes_on(tag.find_previous_sibling(), tag):
+            continue  # with the block before it
+        if kinds:
+            tag.insert_before(_paragraph(tree, BOUNDARY))
         figure = tag.name == "figure" or (tag.name in ("table", "div") and len(tag.select("tr")) < LONG_TABLE)
         kinds.append(HEADINGS.get(tag.name, "figure" if figure else "text"))
         if tag.name == "h2" and CONCLUSION.search(tag.get_text()):
             kinds[-1] = "conclusion"
-        tag.insert_after(_paragraph(tree, BOUNDARY))
     markups = _typst_markup(tree.main, alternatives).split(BOUNDARY)
-    return [Block(markup.strip(), kind) for markup, kind in zip(markups, kinds, strict=False)]
+    return [Block(markup.strip(), kind) for markup, kind in zip(markups, kinds, strict=True)]
+
+
+def _goes_on(before: Tag | None, tag: Tag) -> bool:
+    """Whether a paragraph goes on with what stands before it: a formula of its own, or the rest of its sentence."""
+    if before is None or (before.name, tag.name) != ("p", "p"):
+        return False
+    first = next(part for part in tag.contents if isinstance(part, Tag) or part.strip())
+    if isinstance(first, Tag):
+        return "formula" in first.get("class", [])
+    return first.lstrip()[:1].islower()
 
 
 def _paragraph(tree: BeautifulSoup, text: str) -> Tag:
