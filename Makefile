@@ -4,7 +4,7 @@ PROFILE ?= quick
 VENV    := .venv
 BIN     := $(VENV)/bin
 # two processes test at once, each whole files (tests/conftest.py): what a file's tests share is made once
-AT_ONCE := -n 2 --dist loadscope --no-loadscope-reorder
+AT_ONCE := -n 2 --no-loadscope-reorder
 # as they were typed: make itself would read $ in them
 override DATA := $(value DATA)
 override SET := $(value SET)

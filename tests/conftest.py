@@ -34,14 +34,19 @@ def pytest_configure() -> None:
     os.environ["VITLAB_PARAMS"] = str(SHARED_RUNS / "none.yaml")
 
 
+def _is_of_the_report(file: Path) -> bool:
+    return file.stem == "test_report" or file.suffix == ".ipynb"
+
+
 class WholeFiles(LoadScopeScheduling):
     """With `-n 2` a file's tests stay together, as do the report and the notebooks that find its runs."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.split("::")[0])
-        return "report" if file.stem == "test_report" or file.suffix == ".ipynb" else str(file)
+        file = nodeid.split("::")[0]
+        return "report" if _is_of_the_report(Path(file)) else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFiles:
     return WholeFiles(config, log)
 
@@ -49,7 +54,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> WholeFile
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2` the report and the notebooks begin, because they take longest; else they are the last."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not (item.path.stem == "test_report" or item.path.suffix == ".ipynb"))
+        items.sort(key=lambda item: not _is_of_the_report(item.path))
 
 
 @pytest.fixture(autouse=True)

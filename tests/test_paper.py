@@ -231,10 +231,11 @@ def test_no_figure_comes_between_a_sentence_and_its_formula() -> None:
         "rest": "<p>and no more.</p>",
         "figure": "<figure>drawn</figure>",
         "inline": '<p><span class="math">k</span> is a class.</p>',
+        "empty": "<p> </p>",
         "heading": "<h2>Next</h2>",
         "alone": '<p><span class="math formula">m = 2.</span></p>',
     }
     tree = BeautifulSoup(f"<main>{''.join(rows.values())}</main>", "html.parser")
     blocks = paper.blocks_of(tree, {})
-    assert [block.kind for block in blocks] == ["text", "figure", "text", "heading", "text"]
+    assert [block.kind for block in blocks] == ["text", "figure", "text", "text", "heading", "text"]
     assert all(part in blocks[0].markup for part in ("A class keeps", "n = 1,", "and no more."))

@@ -113,7 +113,7 @@ def _goes_on(before: Tag | None, tag: Tag) -> bool:
     """Whether a paragraph goes on with what stands before it: a formula of its own, or the rest of its sentence."""
     if before is None or (before.name, tag.name) != ("p", "p"):
         return False
-    first = next(part for part in tag.contents if isinstance(part, Tag) or part.strip())
+    first = next((part for part in tag.contents if isinstance(part, Tag) or part.strip()), "")
     if isinstance(first, Tag):
         return "formula" in first.get("class", [])
     return first.lstrip()[:1].islower()
