@@ -301,7 +301,10 @@ def test_best_model_is_taken_where_it_is_ahead_or_the_fastest() -> None:
         MODELS, pairs(0.01, 0.01, 1)
     )
     slow = MODELS.assign(images_per_second=[400.0, 300.0, 900.0])
-    assert "none within one standard error of it is faster" in sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01))
+    text = sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01))
+    assert "none within one standard error of it is known to be faster" in text
+    unknown = MODELS.assign(images_per_second=[float("nan"), 300.0, 900.0])  # a module of the reader's own
+    assert sentences_comparison.answer(unknown, pairs(0.5, 0.01, 0.01)).startswith("**Take a, 90.0%: no model is more")
 
 
 def test_fast_model_beyond_one_standard_error_is_not_taken_though_no_test_shows_it_to_be_worse() -> None:

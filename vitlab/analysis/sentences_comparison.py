@@ -207,7 +207,7 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if all(_ahead(pairs, best["model"], name) == best["model"] for name in others):
         why = "it is shown to be ahead of every other model"
     elif take["model"] == best["model"]:
-        why = "no model is more accurate, and none within one standard error of it is faster"
+        why = "no model is more accurate, and none within one standard error of it is known to be faster"
     else:
         times = take["images_per_second"] / best["images_per_second"]
         why = (
