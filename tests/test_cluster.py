@@ -47,13 +47,6 @@ def machines() -> Iterator[Machines]:
     found.shutdown()
 
 
-def waited_for(state) -> None:
-    end = time.monotonic() + DEADLINE
-    while not state() and time.monotonic() < end:
-        time.sleep(0.2)
-    assert state()
-
-
 def labs(folder: Path, address: str, **changes) -> tuple[Lab, Lab]:
     """The same lab on this machine, and on the cluster."""
     here = SMALL.replace(runs_dir=str(folder / "here"), **changes)
@@ -65,16 +58,21 @@ def test_lost_machine_costs_no_run_and_no_bit(
 ) -> None:
     monkeypatch.delenv("VITLAB_RUNS", raising=False)
     here, there = labs(tmp_path, machines.address, epochs=15)
-    lost = threading.Event()
+    lost, ended = threading.Event(), threading.Event()
 
-    def lose() -> None:
-        waited_for(lambda: list((tmp_path / "there").glob("*/checkpoint.pt")))
-        machines.lose_one()
-        lost.set()
+    def lose() -> None:  # by what has happened, not by the clock: Ray may take minutes to start a task
+        while not ended.is_set() and not list((tmp_path / "there").glob("*/checkpoint.pt")):
+            time.sleep(0.02)
+        if not ended.is_set():
+            machines.lose_one()
+            lost.set()
 
-    threading.Thread(target=lose, daemon=True).start()
+    losing = threading.Thread(target=lose, daemon=True)
+    losing.start()
     configs = {name: there.plan.config(name) for name in NAMES}
     made = there.train(configs)
+    ended.set()
+    losing.join()
     assert lost.is_set()
     for name, run in made.items():
         assert run.path.parent == tmp_path / "there"
