@@ -72,7 +72,7 @@ def test_every_second_round_runs_backwards(clock: Clock) -> None:
 def test_rounds_are_added_while_ratios_spread(clock: Clock) -> None:
     noise = chain([0.5], cycle([0.5, 0.75]))  # quartiles a third apart, for good
     noisy = {"a": clock.lasting(lambda: 0.5), "b": clock.lasting(lambda: next(noise))}
-    assert len(in_turns(noisy, rounds=3)) == 12
+    assert len(in_turns(noisy, rounds=3)) == 6
     calm = {"a": clock.lasting(lambda: 0.5), "b": clock.lasting(lambda: 1.0)}
     assert len(in_turns(calm, rounds=5)) == 5
 

@@ -59,10 +59,10 @@ class Training(BaseModel):
     cutmix: NotNegative = 0.0  # the same for CutMix
     label_smoothing: Share = 0.1  # share of the target spread over all classes
     # budget
-    epochs: Count = 25  # of chapters 02 and 04
+    epochs: Count = 10  # of chapters 02 and 04
     minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
     patience: CountOrZero = 0  # epochs without a better validation accuracy that end training; 0: off
-    batch_size: Count = 64  # images a step, of all processes together
+    batch_size: Count = 32  # images a step, of all processes together
     accumulate: Count = 1  # pieces that a batch is taken in, where it does not fit into memory as a whole
     start_size: CountOrZero = 0  # pixels a side that training starts with, growing; 0: image_size
     grow: Ratio = 0.7  # share of training until images have grown to image_size
@@ -279,7 +279,7 @@ class LabConfig(Common):
     study_order: ImbalanceOrder = "random"  # random: the seed draws which classes are rare; classes: the last ones
     study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
     study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
-    study_epochs: Count = 30  # of each run of the imbalance study
+    study_epochs: Count = 10  # of each run of the imbalance study
     study_seeds: Seeds = 3  # seeds of each run of that study
     seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
@@ -291,14 +291,14 @@ class LabConfig(Common):
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run
-    fine_tune_epochs: Count = 4  # of every reduction of tokens, and of the ViT that is fine-tuned without one
+    fine_tune_epochs: Count = 3  # of every reduction of tokens, and of the ViT that is fine-tuned without one
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate
     fine_tune_ema: Share = 0.0  # decay of their averaged weights; 0: as ema
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
     cluster: str = ""  # address of a Ray cluster whose machines train the runs: auto, HOST:6379 or ray://HOST:10001
     runs_dir: str = "runs"  # where runs are kept, and found again
     measurement: CountOrZero = 0  # another number measures all times anew
-    rounds: Count = 3  # in which all that a table compares is timed in turns, at least; more where they disagree
+    rounds: Count = 2  # in which all that a table compares is timed in turns, at least; more where they disagree
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     notes: str = ""  # what a reader of the report has to know beside its numbers
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name

@@ -303,7 +303,8 @@ def set_for_training(model: nn.Module) -> Iterator[None]:
     """Threads, memory and kernels as a training wants them; afterwards torch is set as before."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     keep_freed_memory()
-    gc.collect()  # an earlier training's graphs hold a GPU's memory
+    if torch.cuda.is_available():
+        gc.collect()  # an earlier training's graphs hold a GPU's memory
     try:
         # more threads make narrow models no faster, and many times slower where another process wants the cores too
         torch.set_num_threads(1 if width_of(model) < NARROW else threads)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy import signal, stats
+from scipy import stats
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
@@ -160,6 +160,8 @@ def sign_test(votes: np.ndarray) -> float:
 
     Exact: the distribution of the sum is the convolution of a binomial's for each size of a vote.
     """
+    from scipy import signal  # here, for it takes a second, and every process that trains imports this module
+
     sums = np.ones(1)  # of votes of every size so far, its middle is a sum of 0
     for size in range(1, int(np.abs(votes).max(initial=0)) + 1):
         n = int((np.abs(votes) == size).sum())

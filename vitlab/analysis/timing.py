@@ -18,7 +18,7 @@ from vitlab.machine import keep_freed_memory, synchronize
 Key = TypeVar("Key", bound=Hashable)
 WINDOW = 0.05  # seconds of calls of which one round's figure is the median
 ROUNDS = 7
-MORE = 4  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
+MORE = 2  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
 SECONDS = 8.0  # never agree
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
@@ -71,7 +71,7 @@ def best_batch(model: torch.nn.Module, image: torch.Tensor) -> int:
     best, rate = 8, 0.0
     for batch in (8 * 4**i for i in range(5)):
         images = image.expand(batch, *image.shape).contiguous()
-        median, *_ = seconds(lambda images=images: model(images), at_least=0.1, repeats=3)
+        median, *_ = seconds(lambda images=images: model(images), at_least=0.05, repeats=2)
         if batch / median <= rate:
             break
         best, rate = batch, batch / median

@@ -29,6 +29,7 @@ from vitlab.runs import Run, identity
 from vitlab.texts import markdown, shown
 from vitlab.training import display
 from vitlab.training.fit import fit_run
+from vitlab.training.progress import Budget
 from vitlab.training.session import RunSession
 
 Key = TypeVar("Key")
@@ -115,6 +116,7 @@ class Lab:
             self.require_possible(config)
         runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
         todo = [config for path, config in runs.items() if not Run(path).complete]
+        todo.sort(key=self._work, reverse=True)  # or the longest, begun last, would train on alone
         with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
             images = len(self.source.train)
             if self.params.cluster and todo:
@@ -124,6 +126,11 @@ class Lab:
                 tasks = [(self.params, config) for config in todo]
                 workers.side_by_side(_train_in_worker, tasks, at_once, view)
             return {key: self.train_one(config) for key, config in configs.items()}
+
+    def _work(self, config: RunConfig) -> float:
+        """Multiply-adds of a training, but for a factor."""
+        budget = Budget(config, len(self.data_of(config).train))
+        return budget.steps * budget.batch_size * sum(self.costs.macs(config).values())
 
     def train_chapter(self, chapter: str) -> dict[str, Run]:
         """A chapter's runs of the lab's first seed, by name, after those of all `seeds` are complete."""

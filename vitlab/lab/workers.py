@@ -1,5 +1,6 @@
 """Processes that train for a lab: several runs side by side, or several processes on one run."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -87,6 +88,7 @@ def _begin(statuses: Any, places: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a notebook's stop button reaches the workers too
     display.use(display.PipeView(statuses.put))
     _die_with_parent()
+    gc.freeze()  # what is loaded now stays: the collection after each run need not look at it
 
 
 def _die_with_parent() -> None:
