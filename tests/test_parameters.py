@@ -26,8 +26,10 @@ from vitlab.parameters import (
 )
 
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
+DEFAULT = LabConfig()
 OF_CHAPTER = (
-    f"{CELL}. Anything may follow\nepochs: int = 25  # of chapters 02 and 04\nlr: float = 0.002\nmore: dict = {{}}"
+    f"{CELL}. Anything may follow\nepochs: int = {DEFAULT.epochs}  # of chapters 02 and 04\n"
+    f"lr: float = {DEFAULT.lr}\nmore: dict = {{}}"
 )
 
 
@@ -332,8 +334,8 @@ def test_cell_that_only_begins_like_papermills_injects_nothing() -> None:
 
 def test_own_profile_is_read_by_all_chapters(mine: Path) -> None:
     mine.write_text("preset: tiny\nmore:\n  ema: 0.9\n  epochs: 3\n")
-    for name in ("keep_ratio: float = 0.7", "study_seeds: int = 3", "epochs: int = 25"):
-        assert Notebook().run(f"{CELL}\n{name}\nmore: dict = {{}}").params == LabConfig(
+    for name in ("keep_ratio", "study_seeds", "epochs"):
+        assert Notebook().run(f"{CELL}\n{name} = {getattr(DEFAULT, name)}\nmore: dict = {{}}").params == LabConfig(
             preset="tiny", ema=0.9, epochs=3
         )
 
