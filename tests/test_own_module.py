@@ -28,7 +28,7 @@ class Net(nn.Module):
         return self.head(self.body(images).flatten(1))
 
 lab = Lab.open(globals())
-recipe = lab.params.recipe(epochs=2, lr=0.01)
+recipe = lab.params.recipe(epochs=2, batch_size=64, lr=0.01)
 torch.manual_seed(0)
 net = Net()"""
 PLAIN = "model, history = fit(net, lab.data, recipe)\nassert model is net and not model.training\nlen(history)"
