@@ -110,7 +110,7 @@ def filters_and_positions(filters: Tensor, positions: Tensor, grid: int) -> Figu
     patch.
     """
     use_theme()
-    figure = plt.figure(figsize=(WIDTH, 3.6), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, 3.0), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25])
     strongest = filters[filters.flatten(1).norm(dim=1).argsort(descending=True)[:36]]
     side = math.ceil(len(strongest) ** 0.5)
