@@ -103,6 +103,13 @@ def test_tokenizer_learns_faster_as_expected_or_does_not() -> None:
     assert "80.0%, it never has" in text
 
 
+@pytest.mark.parametrize(("quick", "words"), [(0.3, "it classifies more"), (0.1, "it classifies no more")])
+def test_of_a_single_epoch_nothing_is_counted(quick: float, words: str) -> None:
+    histories = {"ViT": history([0.2]), "conv": history([quick])}
+    text = sentences_vit.learns_faster("ViT", "conv", histories)
+    assert f"{words} validation images correctly in the first epoch." in text
+
+
 def test_loss_falls_or_not() -> None:
     assert "falls from 2.00 (mean of the first five) to 1.00" in sentences_vit.by_hand([2.0] * 5 + [1.0] * 5)
     assert "did not lower the loss yet" in sentences_vit.by_hand([1.0] * 5 + [2.0] * 5)

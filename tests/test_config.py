@@ -86,6 +86,9 @@ def test_explicit_value_overrides_the_preset_and_null_does_not() -> None:
     ("values", "words"),
     [
         ({"epochs": 7}, "7 epochs"),
+        ({"epochs": 1}, "1 epoch"),
+        ({"steps": 1}, "1 step"),
+        ({"minutes": 1}, "1 minute"),
         ({"epochs": 7, "patience": 2}, "up to 7 epochs"),
         ({"minutes": 2.5}, "2.5 minutes"),
         ({"steps": 1200, "minutes": 2}, "1,200 steps"),

@@ -126,8 +126,9 @@ class Recipe(Training):
     @property
     def budget(self) -> str:
         """How long this run may train, in words."""
-        longest = f"{self.steps:,} steps" if self.steps else f"{self.epochs} epochs"
-        longest = f"{self.minutes:g} minutes" if self.minutes and not self.steps else longest
+        longest = f"{self.minutes:g} minute" if self.minutes else f"{self.epochs} epoch"
+        longest = f"{self.steps:,} step" if self.steps else longest
+        longest += "" if longest.startswith("1 ") else "s"
         return f"up to {longest}" if self.patience else longest
 
 

@@ -120,10 +120,12 @@ def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame]) ->
     faster = ahead > early / 2
     there = histories[other]["epoch"][quick >= slow.iloc[-1]]
     then = f"it has after epoch {there.iloc[0]}" if len(there) else "it never has"
+    more = "more" if ahead or early > 1 else "no more"
+    when = f"{ahead} of the first {early} epochs" if early > 1 else "the first epoch"
     return (
         f"{expected(faster)}, *{other}* {'learns' if faster else 'does not learn'} faster than *{first}*: it "
-        f"classifies more validation images correctly in {ahead} of the first {early} epochs. What *{first}* reaches "
-        f"in the end, {slow.iloc[-1]:.1%}, {then}."
+        f"classifies {more} validation images correctly in {when}. What *{first}* reaches in the "
+        f"end, {slow.iloc[-1]:.1%}, {then}."
     )
 
 
