@@ -80,9 +80,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: plots.class_counts({"before": torch.tensor([9, 9, 9]), "after": torch.tensor([9, 5, 1])}, CLASSES),
         1, ["class", "training images", "before", "after", "ant", "5"],
     ),
-    "sample_grid": (lambda: pictures.sample_grid(IMAGES, LABELS, CLASSES, columns=2), 6, ["ant", "bee", "cat"]),
+    "sample_grid": (lambda: pictures.sample_grid(IMAGES, LABELS, CLASSES, columns=2), 1, ["ant", "bee", "cat"]),
     "augmentation_grid": (
-        lambda: pictures.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 8, ["original", "flip"],
+        lambda: pictures.augmentation_grid(IMAGES[:4], {"flip": IMAGES[:4].flip(3)}), 1, ["original", "flip"],
     ),
     "remedy_effects": (
         lambda: study_plots.remedy_effects(EFFECTS),
@@ -109,7 +109,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
     "filters_and_positions": (
         lambda: pictures.filters_and_positions(torch.randn(4, 3, 2, 2), torch.randn(4, 8), 2),
-        9, ["1, 2", "cosine similarity"],
+        6, ["1, 2", "cosine similarity"],
     ),
     "broken": (
         lambda: pictures.broken(
@@ -257,6 +257,15 @@ def test_patches_are_numbered_in_the_order_of_the_tokens() -> None:
     assert [int(patch.get_array().max()) for patch in patches] == [0, 255, 0, 0]
 
 
+def test_pictures_stand_in_the_rows_of_their_classes() -> None:
+    images, labels = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 4, 4), [1, 0, 1]
+    drawn = pictures.sample_grid(images, torch.tensor(labels), ("ant", "bee"), 2).axes[0]
+    rows = dict(zip([label.get_text() for label in drawn.get_yticklabels()], drawn.get_yticks(), strict=True))
+    pixels = drawn.images[0].get_array()[:, :, ::3]  # (rows, columns, red and alpha)
+    shown = {name: [tuple(map(int, pixels[int(at), column])) for column in (2, 7)] for name, at in rows.items()}
+    assert shown == {"ant": [(20, 255), (0, 0)], "bee": [(10, 255), (30, 255)]}  # nothing is where none is
+
+
 def test_dropped_patches_are_white() -> None:
     black, where = torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.tensor([[-1, 0, -1, -1]])
     figure = pictures.token_groups(black, {"Top-K": where}, 2, ["black"])
@@ -271,7 +280,7 @@ def test_patches_of_one_token_have_its_mean_colour_and_a_border_around_them() ->
     figure = pictures.token_groups(image[None, None], {"ToMe": torch.tensor([[0, 0, 1, 2]])}, 2, ["x"])
     shown = figure.axes[1]
     assert shown.images[0].get_array().tolist() == [[50] * 4, [50] * 4, [7, 8, 50, 50], [9, 10, 50, 50]]
-    borders = {tuple(map(tuple, line.get_xydata().tolist())) for line in shown.lines}
+    borders = {tuple(map(tuple, line.tolist())) for line in shown.collections[0].get_segments()}
     below = {((-0.5, 1.5), (1.5, 1.5)), ((1.5, 1.5), (3.5, 1.5))}
     assert borders == below | {((1.5, 1.5), (1.5, 3.5))}  # none between the two that are one
 
@@ -342,7 +351,7 @@ def test_macs_are_stacked_in_millions() -> None:
 def test_more_classes_than_fit_are_still_readable() -> None:
     classes = tuple(f"class {k}" for k in range(100))
     plots.confusion(np.eye(100, dtype=int), classes).canvas.draw()
-    assert len(pictures.sample_grid(IMAGES, LABELS, classes, 2).axes) == 20  # the first ten
+    assert len(pictures.sample_grid(IMAGES, LABELS, classes, 2).axes[0].get_yticks()) == 10  # the first ones
 
 
 def test_ninth_line_is_drawn_as_well() -> None:

@@ -2,15 +2,18 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from vitlab.analysis.plots import drawable, own_names
 from vitlab.analysis.theme import PALETTE, SEQUENTIAL, SMALLEST, WIDTH, canvas, use_theme
@@ -37,11 +40,10 @@ def _tokens(axis: plt.Axes, image: Tensor, token: Tensor, title: str = "") -> No
     _picture(axis, _in_mean_colours(image, token, scale), title)
     for r, c in (token < 0).nonzero() * scale - 0.5:  # hatched, as parts of an image may be white too
         axis.add_patch(plt.Rectangle((c, r), scale, scale, fill=False, hatch="//////", linewidth=0))
-    between = {"color": PALETTE[1], "linewidth": 0.5}
-    for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist():
-        axis.plot([(c + 1) * scale - 0.5] * 2, [r * scale - 0.5, (r + 1) * scale - 0.5], **between)
-    for r, c in (token[1:] != token[:-1]).nonzero().tolist():
-        axis.plot([c * scale - 0.5, (c + 1) * scale - 0.5], [(r + 1) * scale - 0.5] * 2, **between)
+    upright = [((c + 1, r), (c + 1, r + 1)) for r, c in (token[:, 1:] != token[:, :-1]).nonzero().tolist()]
+    level = [((c, r + 1), (c + 1, r + 1)) for r, c in (token[1:] != token[:-1]).nonzero().tolist()]
+    borders = np.array(upright + level).reshape(-1, 2, 2) * scale - 0.5
+    axis.add_collection(LineCollection(borders, colors=PALETTE[1], linewidths=0.5))
 
 
 def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
@@ -56,28 +58,32 @@ def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
     return shown
 
 
+def _mosaic(axis: plt.Axes, rows: Sequence[Tensor], names: Sequence[str] = ()) -> None:
+    """Draw rows of uint8 (N, C, S, S) images, a name before each, as one image: axes apart take seconds to lay out."""
+    columns, (_, _, size, _) = max(map(len, rows)), rows[0].shape
+    gap = size // 10 + 1
+    nothing = torch.zeros(columns, 4, size, size, dtype=torch.uint8)  # transparent, as the gaps are
+    opaque = [torch.cat([i.expand(-1, 3, -1, -1), torch.full_like(i[:, :1], 255)], 1) for i in rows]
+    grid = make_grid(torch.cat([torch.cat([images, nothing])[:columns] for images in opaque]), columns, gap)
+    axis.imshow(grid.permute(1, 2, 0).numpy())
+    middles = [gap + size / 2 + i * (size + gap) for i in range(len(names))]
+    axis.set(xticks=[], yticks=middles, yticklabels=names, frame_on=False)
+    axis.tick_params(length=0, labelsize=SMALLEST)
+    axis.grid(visible=False)
+
+
 def sample_grid(images: Tensor, labels: Tensor, classes: tuple[str, ...], columns: int = 10) -> Figure:
     """Images (N, C, S, S) of every class, a row of `columns` a class; the first ten classes."""
     shown = drawable(classes[:10])
-    figure, axes = canvas(len(shown), columns, height=0.52 * len(shown))
-    for k, row in enumerate(axes):
-        members = images[labels == k][:columns]
-        for axis in row:
-            axis.set_axis_off()
-        for axis, image in zip(row, members, strict=False):
-            _picture(axis, image)
-        _row_name(row, shown[k])
+    figure, [[axis]] = canvas(height=0.52 * len(shown))
+    _mosaic(axis, [images[labels == k][:columns] for k in range(len(shown))], shown)
     return figure
 
 
 def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
     """A row of (N, C, S, S) uint8 originals above a row for each augmentation: name -> images."""
-    rows = {"original": original} | variants
-    figure, axes = canvas(len(rows), len(original), height=0.8 * len(rows))
-    for (name, images), row in zip(rows.items(), axes, strict=True):
-        for axis, image in zip(row, images, strict=True):
-            _picture(axis, image)
-        _row_name(row, name)
+    figure, [[axis]] = canvas(height=0.8 * (1 + len(variants)))
+    _mosaic(axis, [original, *variants.values()], ["original", *variants])
     return figure
 
 
@@ -113,13 +119,9 @@ def filters_and_positions(filters: Tensor, positions: Tensor, grid: int) -> Figu
     figure = plt.figure(figsize=(WIDTH, 3.0), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25])
     strongest = filters[filters.flatten(1).norm(dim=1).argsort(descending=True)[:36]]
-    side = math.ceil(len(strongest) ** 0.5)
-    for axis in (axes := left.subplots(side, side, squeeze=False)).flat:
-        axis.set_axis_off()
-    for axis, kernel in zip(axes.flat, strongest, strict=False):
-        low, high = kernel.min(), kernel.max()
-        shown = ((kernel - low) / (high - low + 1e-9)).permute(1, 2, 0).numpy()
-        axis.imshow(shown if shown.shape[-1] == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1)
+    low, high = strongest.amin((1, 2, 3), keepdim=True), strongest.amax((1, 2, 3), keepdim=True)
+    scaled = (255 * (strongest - low) / (high - low + 1e-9)).round().to(torch.uint8)
+    _mosaic(left.subplots(), scaled.split(math.ceil(len(scaled) ** 0.5)))
     left.suptitle("filters of the first layer", fontsize=9)
     unit = positions / positions.norm(dim=-1, keepdim=True)
     maps = (unit @ unit.T).view(grid, grid, grid, grid).numpy()

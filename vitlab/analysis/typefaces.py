@@ -96,7 +96,7 @@ def _kind(character: str) -> str:
 def set_typefaces(figure: Figure) -> None:
     """Give each text of a figure the faces that have its letters."""
     for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             axis.get_ticklabels()  # they have their texts from now on
     for text in figure.findobj(Text):
         faces, _ = covering(text.get_text())
