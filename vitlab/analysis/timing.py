@@ -7,6 +7,7 @@ spread. Rounds are added until the spread is small; a point that spreads too far
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,8 +19,9 @@ from vitlab.machine import keep_freed_memory, synchronize
 Key = TypeVar("Key", bound=Hashable)
 WINDOW = 0.05  # seconds of calls of which one round's figure is the median
 ROUNDS = 7
-MORE = 2  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
+MORE = 1.5  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
 SECONDS = 8.0  # never agree
+LONGEST = 0.1  # seconds of a call, up to which larger batches are tried; on a CPU eight images already fill it
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
 
@@ -38,7 +40,7 @@ def in_turns(
 ) -> pd.DataFrame:
     """Seconds of each of `works`: a column each, a row a round in which all of them are timed once, after a warm-up.
 
-    `rounds` of them; more, up to `MORE` times as many, while a ratio to the first one spreads by more than `SPREAD` or
+    `rounds` of them; more, up to half as many again, while a ratio to the first one spreads by more than `SPREAD` or
     `holds`, what must be true of the rounds, is not. Every second round runs backwards.
     """
     keep_freed_memory()
@@ -66,16 +68,18 @@ def ratio(values: Sequence[float], reference: Sequence[float]) -> tuple[float, f
 def best_batch(model: torch.nn.Module, image: torch.Tensor) -> int:
     """The batch of one image (C, S, S) at which `model` has the highest throughput.
 
-    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than 0.25 s a call.
+    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than `LONGEST` a call.
     """
     best, rate = 8, 0.0
     for batch in (8 * 4**i for i in range(5)):
         images = image.expand(batch, *image.shape).contiguous()
-        median, *_ = seconds(lambda images=images: model(images), at_least=0.05, repeats=2)
+        work = partial(model, images)
+        _once(work)
+        median = statistics.median(_calls(work, WINDOW, 1))
         if batch / median <= rate:
             break
         best, rate = batch, batch / median
-        if 4 * median > 0.25:
+        if 4 * median > LONGEST:
             break
     return best
 
