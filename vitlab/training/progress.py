@@ -69,8 +69,9 @@ class State:
 
     def parts(self) -> dict[str, Any]:
         scaler = {"scaler": self.scaler} if self.scaler.is_enabled() else {}
+        average = {"average": self.average} if self.decay else {}
         optimizers = {f"optimizer{i}": optimizer for i, optimizer in enumerate(self.optimizers)}
-        return {"model": self.model, "average": self.average, **scaler, **optimizers}
+        return {"model": self.model, **average, **scaler, **optimizers}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts().items()} | {"progress": vars(self.at)}
