@@ -59,7 +59,7 @@ class Training(BaseModel):
     cutmix: NotNegative = 0.0  # the same for CutMix
     label_smoothing: Share = 0.1  # share of the target spread over all classes
     # budget
-    epochs: Count = 10  # of chapters 02 and 04
+    epochs: Count = 8  # of chapters 02 and 04
     minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
     patience: CountOrZero = 0  # epochs without a better validation accuracy that end training; 0: off
     batch_size: Count = 32  # images a step, of all processes together
@@ -280,7 +280,7 @@ class LabConfig(Common):
     study_order: ImbalanceOrder = "random"  # random: the seed draws which classes are rare; classes: the last ones
     study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
     study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
-    study_epochs: Count = 10  # of each run of the imbalance study
+    study_epochs: Count = 8  # of each run of the imbalance study
     study_seeds: Seeds = 3  # seeds of each run of that study
     seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
