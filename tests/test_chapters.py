@@ -206,7 +206,7 @@ def test_linear_cost_takes_accuracy_or_not(of: tuple, speed: tuple, words: list[
 def test_linear_attention_loses_as_expected_or_not() -> None:
     text = sentences_linear.as_expected({"Linear ViT": LOST, "InLine ViT": FLAT})
     first, second = "As expected, a loss is shown for *Linear ViT*", "As expected, *InLine ViT* loses least"
-    assert text == f"{first}. {second} (-1.0 points), as measured."
+    assert text == f"{first}. {second} (−1.0 points), as measured."
     text = sentences_linear.as_expected({"Linear ViT": FLAT, "InLine ViT": LOST})
     assert "Against the expectation, *Linear ViT* loses least" in text
     text = sentences_linear.as_expected({"Linear ViT": WON, "InLine ViT": FLAT})
@@ -225,7 +225,7 @@ def test_classes_that_notice_are_named() -> None:
     rows = pd.DataFrame(
         {"model": "A", "class": ["ant", "bee"], "difference": [-0.3, 0.0], "spread": 0.0, "p": [0.001, 1]}
     )
-    assert sentences_linear.noticed(rows).endswith("can show 1: A, ant, -30.0 points.")
+    assert sentences_linear.noticed(rows).endswith("can show 1: A, ant, −30.0 points.")
     assert sentences_linear.noticed(rows[1:]).endswith("can show none.")
 
 

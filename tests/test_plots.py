@@ -191,7 +191,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     ),
     "recall_differences": (
         lambda: plots.recall_differences(DIFFERENCES, pd.Series([0.5, 1.0], ["ant", "bee"], name="ViT")),
-        2, ["Linear ViT", "bee\n100%", "+30*", "-10", "difference (points)", "class, and its recall by ViT"],
+        2, ["Linear ViT", "bee\n100%", "+30*", "−10", "difference (points)", "class, and its recall by ViT"],
     ),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ def found(difference: float, p: float, low: float = -0.01, high: float = 0.04) -
 def test_verdict_claims_no_difference_without_significance(p: float) -> None:
     text = sentences.verdict("A", "B", found(0.03, p))
     assert "no difference that this test set can show" in text
-    assert "95% interval -1.0 to +4.0" in text
+    assert "95% interval −1.0 to +4.0" in text
     assert "ahead" not in text
 
 
@@ -140,9 +140,9 @@ UP, FLAT, DOWN = (0.1, 0.04, 0.16), (0.02, -0.04, 0.08), (-0.1, -0.16, -0.04)
     [
         ({"sampler": UP, "both": FLAT}, "The best remedy is **sampler**: macro F1 0.600 against 0.500", "Worse"),
         ({"sampler": UP, "both": FLAT}, "1 of 2 remedies gain beyond the noise: *sampler* +10.0 points", "*both*"),
-        ({"sampler": UP, "both": DOWN}, "Worse than none: *both* -10.0 points, -16.0 to -4.0", "No remedy"),
+        ({"sampler": UP, "both": DOWN}, "Worse than none: *both* −10.0 points, −16.0 to −4.0", "No remedy"),
         ({"class_weights": FLAT, "both": DOWN}, "No remedy shows a gain against 0.500", "best remedy is"),
-        ({"class_weights": FLAT}, "the best is class weights, 0.520 (+2.0 points, -4.0 to +8.0)", "Worse"),
+        ({"class_weights": FLAT}, "the best is class weights, 0.520 (+2.0 points, −4.0 to +8.0)", "Worse"),
     ],
 )
 def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, expected: str, not_said: str) -> None:
@@ -164,7 +164,7 @@ def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
     better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
     text = sentences_data.who_pays(better, common, better, few=3)
     assert "Under sampler the recall of the 3 rarest classes changes by +10.0 points" in text
-    assert "pay measurably under *sampler* -10.0 points" in text
+    assert "pay measurably under *sampler* −10.0 points" in text
     assert "no loss is shown under *post hoc*" in text
     assert "both" not in text  # it gains nothing
     assert "No remedy that gains is shown to cost" in sentences_data.who_pays(better, better, better, few=3)
@@ -177,7 +177,7 @@ def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
         (UP, FLAT, ["it gains (+10.0", "a difference to *sampler*, the best that is trained, can't be shown"]),
         (UP, DOWN, ["it gains (+10.0", "measurably behind *sampler*"]),
         (FLAT, UP, ["it shows no gain", "measurably ahead of *sampler*"]),
-        (DOWN, None, ["it loses (-10.0"]),
+        (DOWN, None, ["it loses (−10.0"]),
     ],
 )
 def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple | None, expected: list[str]) -> None:
@@ -342,7 +342,7 @@ def test_reduction_to_take_is_the_most_accurate_without_a_shown_loss() -> None:
     text = sentences_tokens.which_reduction(rows, "the ViT")
     assert "take **C**: 37% fewer multiply-adds, +0.2 points" in text
     assert "(nor for *B*)" in text
-    assert "A loss against *the ViT* is shown for *A* (-3.0 points)." in text
+    assert "A loss against *the ViT* is shown for *A* (−3.0 points)." in text
     alone = sentences_tokens.which_reduction(rows[2:], "the ViT")
     assert "nor for" not in alone
     assert "is shown for" not in alone

@@ -133,7 +133,7 @@ def test_pairs_of_many_models_are_a_matrix_of_points(done: Lab) -> None:
     )
     matrix = tables.pairs_matrix(pairs, ["y", "x", "z"])
     assert list(matrix.index) == ["1. y", "2. x", "3. z"]
-    assert matrix.to_numpy().tolist() == [["", "+3.1*", "+5.1"], ["-3.1*", "", "+2.0"], ["-5.1", "-2.0", ""]]
+    assert matrix.to_numpy().tolist() == [["", "+3.1*", "+5.1"], ["−3.1*", "", "+2.0"], ["−5.1", "−2.0", ""]]
     file = tables.flat(tables.pairs(done))
     first = done.compare(*file.loc[0, ["a", "b"]])
     assert tuple(file.loc[0, ["interval_low", "interval_high"]]) == first["interval"]
@@ -182,5 +182,5 @@ def test_pairs_are_shown_in_points_with_their_intervals() -> None:
     pair = {"a": "ViT", "b": "Linear ViT", "difference": -0.031, "interval": (-0.06, 0.001), "only_a": 9, "only_b": 3}
     frame = pd.DataFrame([pair | {"f1_difference": -0.03, "f1_interval": (-0.05, 0.0), "p": p} for p in (0.0612, 1e-9)])
     table = tables.pairs_table(frame)
-    assert table.loc[0].tolist() == ["ViT", "Linear ViT", "-3.1", "-6.0 to +0.1", "-3.0", "-5.0 to +0.0", 9, 3, "0.061"]
+    assert table.loc[0].tolist() == ["ViT", "Linear ViT", "−3.1", "−6.0 to +0.1", "−3.0", "−5.0 to +0.0", 9, 3, "0.061"]
     assert table.loc[1, "p"] == "< 0.001"

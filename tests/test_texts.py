@@ -20,7 +20,7 @@ from vitlab.config import LabConfig
 from vitlab.errors import LabError
 from vitlab.report import render
 from vitlab.report.notebook import show_table
-from vitlab.texts import literal, markdown, shortened, shown, unshowable, width
+from vitlab.texts import literal, markdown, shortened, shown, signed, unshowable, width
 
 MARKUP = [
     "$1 bill", "$10 and $20", "a$$b", "$\\frac$", "$x$", "\\(x\\)", "\\[x\\]", "\\begin{x}", "<b>bold", "<img src=x>",
@@ -205,3 +205,8 @@ def test_names_of_the_file_system_can_always_be_printed() -> None:
     assert shown("cafe\u0301") == "café"
     assert html.escape(shown("猫")) == "猫"
     assert re.fullmatch(r"[\x20-\x7e]+", shown(base64.b64encode(b"x").decode()))
+
+
+def test_negative_numbers_have_a_minus_sign() -> None:
+    assert [signed(value) for value in (-1.25, 0.31, -0.04)] == ["−1.2", "+0.3", "+0.0"]
+    assert [signed(-0.02, ".2f"), signed(0.5, "+.1%")] == ["−0.02", "+50.0%"]

@@ -1,4 +1,4 @@
-"""Texts that come from users: names of classes, folders and data, remarks. They are shown, never read as markup.
+"""Texts that come from users, names of classes, folders and data, remarks: shown, never read as markup. And numbers.
 
 Figures take them as they are (`analysis.typefaces` sees to that), Markdown and HTML through `markdown` and `literal`.
 """
@@ -22,6 +22,11 @@ def shown(name: str | Path) -> str:
     text = os.fsencode(str(name)).decode("utf-8", "backslashreplace")
     text = unicodedata.normalize("NFC", text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def signed(value: float, form: str = "+z.1f") -> str:
+    """A number that may be negative, as type sets it: with a minus sign, not a hyphen."""
+    return format(value, form).replace("-", "−")
 
 
 def markdown(text: str) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import shown
 from vitlab.analysis.theme import FAMILIES
+from vitlab.texts import signed
 
 MOST_ROWS = 7  # of page one's table
 
@@ -105,7 +106,7 @@ def tokens(
     saves = f"saves {1 - row['macs'] / base['macs']:.0%} of the multiply-adds"
     points = 100 * (row["accuracy"] - base["accuracy"])
     if free:
-        return f"{text} *{row.name}* {saves} without a loss that shows against *{reference}* ({points:+z.1f} points)."
+        return f"{text} *{row.name}* {saves} without a loss that shows against *{reference}* ({signed(points)} points)."
     loses = f"loses {-points:.1f} points against *{reference}*"
     return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and {loses}."
 

@@ -5,6 +5,7 @@ Each takes plain arrays or tables and returns a matplotlib Figure, titled by its
 
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
-from vitlab.texts import NAME_WIDTH, shortened, width
+from vitlab.texts import NAME_WIDTH, shortened, signed, width
 
 # a part of a model has the same colour in every figure
 COMPONENTS = {
@@ -352,7 +353,7 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     figure, [[axis]] = canvas(height=min(0.36 * len(points) + 1.4, 5.3))  # no higher than the paper has it unscaled
     heatmap(
         points,
-        annot=points.map("{:+z.0f}".format) + clear.map({True: "*", False: ""}.get) if few else False,
+        annot=points.map(partial(signed, form="+z.0f")) + clear.map({True: "*", False: ""}.get) if few else False,
         fmt="",
         cmap=DIVERGING,
         vmin=-points.abs().to_numpy().max(),

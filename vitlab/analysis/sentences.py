@@ -3,6 +3,7 @@
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
+from vitlab.texts import signed
 
 
 def p_text(p: float) -> str:
@@ -22,7 +23,7 @@ def verdict(a: str, b: str, comparison: dict) -> str:
         them = "these test images and seeds" if several else "this test set"
         return (
             f"between {a} and {b} there is no difference that {them} can show "
-            f"({points:+z.1f} points, 95% interval {low:+z.1f} to {high:+z.1f}, {p_text(comparison['p'])}{over})"
+            f"({signed(points)} points, 95% interval {signed(low)} to {signed(high)}, {p_text(comparison['p'])}{over})"
         )
     if points < 0:
         a, b, points, low, high = b, a, -points, -high, -low
@@ -32,7 +33,7 @@ def verdict(a: str, b: str, comparison: dict) -> str:
 
 def points(gain: pd.Series) -> str:
     """A row of `metrics.seed_differences` in points."""
-    return f"{100 * gain['gain']:+z.1f} points, {100 * gain['low']:+z.1f} to {100 * gain['high']:+z.1f}"
+    return f"{signed(100 * gain['gain'])} points, {signed(100 * gain['low'])} to {signed(100 * gain['high'])}"
 
 
 def words(name: str) -> str:

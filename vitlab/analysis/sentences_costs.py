@@ -8,6 +8,7 @@ import pandas as pd
 from vitlab.analysis.complexity import COURSE, MEMORY_BATCH
 from vitlab.analysis.sentences import expected
 from vitlab.config import RunConfig
+from vitlab.texts import signed
 
 ALMOST_NONE = 0.02  # of the parameters, that linear attention may add and still add almost none
 FOLLOWS = 0.05  # by which the share of the time may differ from that of the work and still follow it
@@ -200,6 +201,6 @@ def parameters(plain: pd.Series, rows: dict[str, pd.Series]) -> str:
     """Whether linear attention changes almost no parameters, as was expected; rows: name -> cost at the same size."""
     more = {name: row["parameters"] / plain["parameters"] - 1 for name, row in rows.items()}
     little = more["Linear ViT"] < ALMOST_NONE
-    told = ", ".join(f"{name} {share:+.1%}" for name, share in more.items())
+    told = ", ".join(f"{name} {signed(share, '+.1%')}" for name, share in more.items())
     adds = "almost no" if little else "many"
     return f"{expected(little)}, linear attention adds {adds} parameters. Against those of ViT-Tiny: {told}."

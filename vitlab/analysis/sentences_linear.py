@@ -6,7 +6,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import shown
 from vitlab.analysis.sentences import expected, listed, p_text, seeds, verdict
-from vitlab.texts import markdown
+from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
@@ -73,8 +73,8 @@ def steps_table(found: dict[str, dict]) -> pd.DataFrame:
     """What is exchanged -> `metrics.compare`, for reading."""
     rows = {
         what: {
-            "points": f"{100 * c['difference']:+z.1f}",
-            "95% interval": f"{100 * c['interval'][0]:+z.1f} to {100 * c['interval'][1]:+z.1f}",
+            "points": signed(100 * c["difference"]),
+            "95% interval": f"{signed(100 * c['interval'][0])} to {signed(100 * c['interval'][1])}",
             "p": p_text(c["p"]),
             "spread over seeds": f"{100 * c['spread']:.1f}" if c["seeds"] > 1 else "–",
             "shown": "yes" if shown(c) else "no",
@@ -137,7 +137,7 @@ def noticed(differences: pd.DataFrame) -> str:
     text = f"Of these {len(differences)} differences to softmax {tests} can show "
     if clear.empty:
         return f"{text}none."
-    told = (f"{r.model}, {markdown(r['class'])}, {100 * r.difference:+.1f} points" for _, r in clear.iterrows())
+    told = (f"{r.model}, {markdown(r['class'])}, {signed(100 * r.difference)} points" for _, r in clear.iterrows())
     return f"{text}{len(clear)}: {'; '.join(told)}."
 
 
@@ -170,7 +170,7 @@ def as_expected(against: dict[str, dict]) -> str:
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     points = {name: 100 * found["difference"] for name, found in against.items()}
     best = max(points, key=points.get)
-    measured = f"*{best}* loses least ({points[best]:+z.1f} points)"
+    measured = f"*{best}* loses least ({signed(points[best])} points)"
     if not lost:
         return (
             "A loss was to be expected; these test images show none, and so cannot say which attention loses least "

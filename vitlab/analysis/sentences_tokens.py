@@ -7,6 +7,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import LEVEL, holm
 from vitlab.analysis.sentences import expected, listed, p_text, verdict
+from vitlab.texts import signed
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
@@ -122,11 +123,11 @@ def order_of_loss(trained: pd.DataFrame, apart: bool) -> str:
     """
     points = 100 * trained.set_index("model")["difference"]
     best, worst = points.idxmax(), points.idxmin()
-    least = f"*{best}* loses least ({points[best]:+z.1f} points)"
-    most = f"*{worst}* most ({points[worst]:+z.1f})"
+    least = f"*{best}* loses least ({signed(points[best])} points)"
+    most = f"*{worst}* most ({signed(points[worst])})"
     learned = points[LEARNED] > points[BY_RULE]
-    rule = f"learning {'beats' if learned else 'does not beat'} the rule (*{LEARNED}* {points[LEARNED]:+z.1f}, "
-    rule += f"*{BY_RULE}* {points[BY_RULE]:+z.1f})"
+    rule = f"learning {'beats' if learned else 'does not beat'} the rule (*{LEARNED}* {signed(points[LEARNED])}, "
+    rule += f"*{BY_RULE}* {signed(points[BY_RULE])})"
     if not apart:
         return (
             f"What was expected is neither confirmed nor refuted: as measured {least}, {most}, and {rule}, but not "
@@ -174,7 +175,7 @@ def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     """
     lost = rows[(rows["p"] < LEVEL) & (rows["difference"] < 0)]
     fine = rows.drop(lost.index)
-    named = "; ".join(f"*{row.model}* ({100 * row.difference:+z.1f} points)" for row in lost.itertuples())
+    named = "; ".join(f"*{row.model}* ({signed(100 * row.difference)} points)" for row in lost.itertuples())
     shown = f" A loss against *{unreduced}* is shown for {named}." if len(lost) else ""
     if fine.empty:
         return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that these images show.{shown}"
@@ -182,7 +183,7 @@ def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     others = "; ".join(f"*{name}*" for name in fine["model"].drop(best.name))
     text = (
         f"Of the ways to fewer tokens take **{best['model']}**: {best['saved']:.0%} fewer multiply-adds, "
-        f"{100 * best['difference']:+z.1f} points against *{unreduced}*, and no loss that these images can show"
+        f"{signed(100 * best['difference'])} points against *{unreduced}*, and no loss that these images can show"
     )
     return f"{text} (nor for {others}).{shown}" if others else f"{text}.{shown}"
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import confident_mistakes
 from vitlab.analysis.sentences import expected, seeds, verdict
-from vitlab.texts import markdown
+from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
     from vitlab.config import RunConfig
@@ -208,7 +208,7 @@ def places(config: "RunConfig", near: float, far: float) -> str:
     return (
         "Left: what the first layer looks for, the filters that turn pixels into tokens, the strongest first. Right: "
         "how similar the position of one patch is to all others (cosine similarity; at most 16 patches shown). They "
-        f"are {how} (mean cosine of neighbours {near:.2f}, of any two {far:.2f})."
+        f"are {how} (mean cosine of neighbours {signed(near, '.2f')}, of any two {signed(far, '.2f')})."
     )
 
 
@@ -223,9 +223,10 @@ def heads_differ(cosine: float, heads: int) -> str:
     """Whether heads share the work: cosine is the mean similarity of two heads' maps of the same image."""
     if heads < 2:
         return "With one head there is nothing to share."
+    measured = f"mean cosine of two heads' maps {signed(cosine, '.2f')}"
     if cosine > 0.9:
-        return f"The heads look at nearly the same places (mean cosine of two heads' maps {cosine:.2f})."
-    return f"The heads share the work: they look at different places (mean cosine of two heads' maps {cosine:.2f})."
+        return f"The heads look at nearly the same places ({measured})."
+    return f"The heads share the work: they look at different places ({measured})."
 
 
 def mistakes(name: str, logits: np.ndarray, labels: np.ndarray) -> str:

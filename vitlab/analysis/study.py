@@ -15,6 +15,7 @@ from vitlab.analysis import metrics, sentences, sentences_data
 from vitlab.config import BALANCED, POST_HOC
 from vitlab.data.augment import augment
 from vitlab.data.batches import epoch_order, training_batches
+from vitlab.texts import signed
 from vitlab.training import losses
 from vitlab.training.step import seed_step
 
@@ -247,4 +248,4 @@ def shapes_table(studies: list[Study]) -> pd.DataFrame:
 
 
 def _points(row: pd.Series) -> str:
-    return f"{100 * row['gain']:+z.1f} ({100 * row['low']:+z.1f} to {100 * row['high']:+z.1f})"
+    return f"{signed(100 * row['gain'])} ({signed(100 * row['low'])} to {signed(100 * row['high'])})"

@@ -10,6 +10,7 @@ import pandas as pd
 from vitlab.analysis import metrics
 from vitlab.config import RunConfig
 from vitlab.models import registry
+from vitlab.texts import signed
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
@@ -246,11 +247,11 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
         {
             "A": row.a,
             "B": row.b,
-            "accuracy, B − A": f"{100 * row.difference:+z.1f}",
-            "95% interval": f"{100 * row.interval[0]:+z.1f} to {100 * row.interval[1]:+z.1f}",
+            "accuracy, B − A": signed(100 * row.difference),
+            "95% interval": f"{signed(100 * row.interval[0])} to {signed(100 * row.interval[1])}",
             **({"spread": f"{100 * row.spread:.1f}"} if several else {}),
-            "macro F1, B − A": f"{100 * row.f1_difference:+z.1f}",
-            "its interval": f"{100 * row.f1_interval[0]:+z.1f} to {100 * row.f1_interval[1]:+z.1f}",
+            "macro F1, B − A": signed(100 * row.f1_difference),
+            "its interval": f"{signed(100 * row.f1_interval[0])} to {signed(100 * row.f1_interval[1])}",
             "only A right": row.only_a,
             "only B right": row.only_b,
             "p": f"{row.p:.2g}" if row.p >= 0.001 else "< 0.001",
@@ -268,7 +269,7 @@ def pairs_matrix(pairs: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     rows = {name: dict.fromkeys(names, "") for name in names}
     for row, star in zip(pairs.itertuples(), metrics.shown(pairs), strict=True):
         for ahead, behind, points in ((row.b, row.a, row.difference), (row.a, row.b, -row.difference)):
-            rows[ahead][behind] = f"{100 * points:+z.1f}" + ("*" if star else "")
+            rows[ahead][behind] = signed(100 * points) + ("*" if star else "")
     frame = pd.DataFrame(rows).T
     numbered = [f"{i}. {name}" for i, name in enumerate(names, 1)]
     return frame.set_axis(numbered, axis=0).set_axis([str(i) for i in range(1, len(names) + 1)], axis=1)
