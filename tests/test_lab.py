@@ -109,10 +109,13 @@ def test_environment_can_move_the_runs(fresh: Lab, tmp_path: Path, monkeypatch: 
     assert moved.costs.folder.parent == tmp_path / "elsewhere"
 
 
-def test_notebook_opens_its_lab_from_its_parameters() -> None:
+def test_notebook_opens_its_lab_from_its_parameters_and_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    gave_way = []
+    monkeypatch.setattr("vitlab.lab.results.give_way", lambda: gave_way.append(True))  # it would for all other tests
     opened = Lab.open({"__name__": "__main__", "image_size": 8, "linformer_k": 2, "epochs": 3})
     assert opened.params == LabConfig(image_size=8, linformer_k=2, epochs=3)
     assert opened.source.train.images.shape[-1] == 8
+    assert gave_way
 
 
 @pytest.mark.parametrize(

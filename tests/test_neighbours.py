@@ -1,6 +1,7 @@
 """Threads give way to other programs while these want their cores, and compute the same."""
 
 import contextlib
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from vitlab import neighbours
+from vitlab.analysis.timing import in_turns
 from vitlab.neighbours import giving_way, kept_waiting
 
 DEADLINE = 20.0
@@ -89,3 +91,27 @@ def test_giving_way_changes_no_bit(waits: list[float]) -> None:
     with giving_way():
         assert becomes(held)
         assert torch.equal((a @ b).softmax(1).sum(), alone)
+
+
+FOR_GOOD = """
+import threading, time
+from vitlab import neighbours
+neighbours.SECONDS, neighbours.kept_waiting = 0.02, time.perf_counter  # all the time
+alone = threading.active_count()
+neighbours.give_way()
+neighbours.give_way()
+assert threading.active_count() == alone + 1
+while not any(isinstance(thread, neighbours._Held) for thread in threading.enumerate()):
+    time.sleep(0.01)
+"""
+
+
+def test_a_notebook_gives_way_for_good_and_ends_nevertheless() -> None:
+    subprocess.run([sys.executable, "-c", FOR_GOOD], check=True, timeout=120)
+
+
+def test_tables_are_timed_giving_way(waits: list[float]) -> None:
+    waits[0], seen = 0.5, []
+    in_turns({"a": lambda: seen.append(becomes(held))}, rounds=1)
+    assert seen[-1]
+    assert not held()

@@ -7,10 +7,12 @@ manages more threads than there are cores, and nothing else changes what it does
 are kept waiting for a core, another thread holds a team of its own: which thread computes what stays as it is.
 """
 
+import atexit
 import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -69,3 +71,11 @@ def giving_way() -> Iterator[None]:
     finally:
         over.set()
         looking.join()
+
+
+@cache
+def give_way() -> None:
+    """The same from now on, as a notebook's kernel does: its reader's browser, or a training, wants cores as well."""
+    for_good = contextlib.ExitStack()
+    for_good.enter_context(giving_way())
+    atexit.register(for_good.close)  # a process that ends while a thread holds a team is aborted

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from vitlab.machine import keep_freed_memory, synchronize
+from vitlab.neighbours import giving_way
 
 Key = TypeVar("Key", bound=Hashable)
 WINDOW = 0.05  # seconds of calls of which one round's figure is the median
@@ -44,7 +45,7 @@ def in_turns(
     `holds`, what must be true of the rounds, is not. Every second round runs backwards.
     """
     keep_freed_memory()
-    with torch.inference_mode():
+    with torch.inference_mode(), giving_way():
         for work in works.values():
             _once(work)
         table: list[dict[Key, float]] = []

@@ -24,6 +24,7 @@ from vitlab.lab import cluster, workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import MODELS, build_model
+from vitlab.neighbours import give_way
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
 from vitlab.texts import markdown, shown
@@ -50,6 +51,7 @@ class Lab:
     def open(cls, namespace: Mapping[str, Any]) -> "Lab":
         """The lab of a notebook: `Lab.open(globals())` right after its parameters cell."""
         lab = cls.of(from_notebook(namespace))
+        give_way()
         explain_names(LabConfig.help())
         every, compared = (lambda: lab.plan.configs), (lambda: lab.plan.names)  # asked when somebody types
         complete_strings({"load": every, "config": every, "compare": compared})
