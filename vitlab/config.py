@@ -59,7 +59,7 @@ class Training(BaseModel):
     cutmix: NotNegative = 0.0  # the same for CutMix
     label_smoothing: Share = 0.1  # share of the target spread over all classes
     # budget
-    epochs: Count = 8  # of chapters 02 and 04
+    epochs: Count = 10  # of chapters 02 and 04
     minutes: NotNegative = 0.0  # budget by the clock instead of epochs, and the learning rate follows it; 0: off
     patience: CountOrZero = 0  # epochs without a better validation accuracy that end training; 0: off
     batch_size: Count = 32  # images a step, of all processes together

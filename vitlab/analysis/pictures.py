@@ -13,7 +13,6 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from vitlab.analysis.plots import drawable, own_names
 from vitlab.analysis.theme import PALETTE, SEQUENTIAL, SMALLEST, WIDTH, canvas, use_theme
@@ -60,13 +59,14 @@ def _in_mean_colours(image: Tensor, token: Tensor, scale: int) -> Tensor:
 
 def _mosaic(axis: plt.Axes, rows: Sequence[Tensor], names: Sequence[str] = ()) -> None:
     """Draw rows of uint8 (N, C, S, S) images, a name before each, as one image: axes apart take seconds to lay out."""
-    columns, (_, _, size, _) = max(map(len, rows)), rows[0].shape
-    gap = size // 10 + 1
-    nothing = torch.zeros(columns, 4, size, size, dtype=torch.uint8)  # transparent, as the gaps are
-    opaque = [torch.cat([i.expand(-1, 3, -1, -1), torch.full_like(i[:, :1], 255)], 1) for i in rows]
-    grid = make_grid(torch.cat([torch.cat([images, nothing])[:columns] for images in opaque]), columns, gap)
-    axis.imshow(grid.permute(1, 2, 0).numpy())
-    middles = [gap + size / 2 + i * (size + gap) for i in range(len(names))]
+    size = rows[0].shape[-1]
+    cell = size + size // 10 + 1  # with the gap to the next one, which is transparent
+    grid = torch.zeros(len(rows), max(map(len, rows)), cell, cell, 4, dtype=torch.uint8)
+    for row, images in zip(grid, rows, strict=True):
+        row[: len(images), :size, :size, :3] = images.permute(0, 2, 3, 1)
+        row[: len(images), :size, :size, 3] = 255
+    axis.imshow(grid.transpose(1, 2).reshape(len(rows) * cell, -1, 4).numpy())
+    middles = [size / 2 + i * cell for i in range(len(names))]
     axis.set(xticks=[], yticks=middles, yticklabels=names, frame_on=False)
     axis.tick_params(length=0, labelsize=SMALLEST)
     axis.grid(visible=False)
