@@ -200,9 +200,10 @@ def why_it_fails(rows: pd.DataFrame) -> str:
         worse = f"{'more' if row.chosen > row.random else 'fewer'} than with random ones"
         if row.p >= LEVEL:
             worse = "not shown to differ from random ones"
+        chosen, drawn, merged = (signed(points, "z.1f") for points in (row.chosen, row.random, row.merged))
         lines.append(
-            f"*{row.vit}*: with the tokens that Top-K chooses {row.chosen:z.1f} points are lost, {worse} "
-            f"({row.random:z.1f}, {p_text(row.p)}); merging loses {row.merged:z.1f}. Neighbours have a cosine of "
-            f"{row.alike:.2f}; a place is {row.apart:.2f} times as far from the nearest that Top-K keeps as at random."
+            f"*{row.vit}*: with the tokens that Top-K chooses {chosen} points are lost, {worse} ({drawn}, "
+            f"{p_text(row.p)}); merging loses {merged}. Neighbours have a cosine of {signed(row.alike, '.2f')}; a "
+            f"place is {row.apart:.2f} times as far from the nearest that Top-K keeps as at random."
         )
     return " ".join(lines)

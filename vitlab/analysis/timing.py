@@ -22,7 +22,7 @@ WINDOW = 0.05  # seconds of calls of which one round's figure is the median
 ROUNDS = 7
 MORE = 1.5  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
 SECONDS = 8.0  # never agree
-LONGEST = 0.1  # seconds of a call, up to which larger batches are tried; on a CPU eight images already fill it
+LONGEST = 0.1  # seconds of a call, up to which larger batches are tried; 32 images already fill a CPU
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
 
