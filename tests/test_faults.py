@@ -328,7 +328,7 @@ def test_batches_are_read_ahead_without_processes_and_a_fault_ends_them(
 @pytest.mark.slow
 def test_worker_that_is_killed_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="was killed, most likely for want of memory"):
-        workers.side_by_side(os._exit, [(9,), (9,)], 2)
+        workers.side_by_side(os._exit, [[(9,), (9,)]], 2)
 
 
 # ---------------------------------------------------------------- launchers

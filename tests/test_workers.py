@@ -69,7 +69,7 @@ def test_fault_in_one_ends_all(tmp_path: Path) -> None:
     fault = f"import os, time\nwhile not os.listdir({str(tmp_path)!r}):\n    time.sleep(0.1)\n1 / 0"
     started = time.perf_counter()
     with pytest.raises(ZeroDivisionError):
-        side_by_side(exec, [(SLEEP.format(str(tmp_path)),), (fault,)], 2)
+        side_by_side(exec, [[(SLEEP.format(str(tmp_path)),), (fault,)]], 2)
     for child in active_children():
         child.join(30)
     assert time.perf_counter() - started < 120
@@ -82,7 +82,7 @@ def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
     script = tmp_path / "lab.py"  # a spawned process imports it again
     (tmp_path / "pids").mkdir()
     tasks = [(SLEEP.format(str(tmp_path / "pids")),)] * 2
-    work = f"if __name__ == '__main__':\n    side_by_side(exec, {tasks!r}, 2)"
+    work = f"if __name__ == '__main__':\n    side_by_side(exec, [{tasks!r}], 2)"
     script.write_text(f"from vitlab.lab.workers import side_by_side\n{work}")
     parent = subprocess.Popen([sys.executable, str(script)])
     try:

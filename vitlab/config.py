@@ -292,7 +292,7 @@ class LabConfig(Common):
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run
-    fine_tune_epochs: Count = 3  # of every reduction of tokens, and of the ViT that is fine-tuned without one
+    fine_tune_epochs: Count = 2  # of every reduction of tokens, and of the ViT that is fine-tuned without one
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate
     fine_tune_ema: Share = 0.0  # decay of their averaged weights; 0: as ema
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)

@@ -342,16 +342,24 @@ def _writable(folder: Path) -> bool:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and commit, as recorded with every run and on the report's title page."""
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+    return pace() | {
         "cores": cores(),
-        "threads": torch.get_num_threads(),
         "memory_gib": round(memory() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
         "commit": commit(),
     }
+
+
+def pace() -> dict[str, Any]:
+    """What a time that was measured here holds for."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {"device": device, "threads": torch.get_num_threads(), "versions": _versions()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 def commit() -> str:
@@ -369,6 +377,7 @@ def commit() -> str:
     return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
 
 
+@cache
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []

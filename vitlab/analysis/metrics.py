@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from scipy.special import gammaln, ndtri, softmax, stdtrit
 
 LEVEL = 0.05  # a difference is claimed where it would be this rare by chance
 CONFIDENCE = 1 - LEVEL
@@ -16,32 +14,37 @@ RESAMPLES = 1000  # of a bootstrap: the ends of a 95% interval then rest on 25 d
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
     """Scores of logits (N, C) against labels (N,): shares of 1, per class as lists, confusion with rows = truth."""
-    predicted, classes = logits.argmax(1), range(logits.shape[1])
-    *rows, support = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
-    per_class = dict(zip(("precision", "recall", "f1"), rows, strict=True))
+    answers, classes = logits.argmax(1), logits.shape[1]
+    counted = tally(logits, labels)
+    per_class = {"precision": precision(counted), "recall": recall(counted), "f1": f1(counted)}
     overall = {
-        name: {"macro": float(row[support > 0].mean()), "weighted": float(np.average(row, weights=support))}
+        name: {
+            "macro": float(_mean_of_present(row, counted[1])),
+            "weighted": float(np.average(row, weights=counted[1])),
+        }
         for name, row in per_class.items()
     }
-    correct = int((predicted == labels).sum())
+    correct = int(counted[0].sum())
     return {
         "n": len(labels),
         "accuracy": correct / len(labels),
         "interval": wilson(correct, len(labels)),
         "top_2": top_k(logits, labels, 2),
-        "balanced_accuracy": float(per_class["recall"][support > 0].mean()),
+        "balanced_accuracy": float(mean_recall(counted)),
         **overall,
         "f1_interval": interval(macro_f1(resampled(logits, labels))),
         "per_class": {name: row.tolist() for name, row in per_class.items()},
         "calibration_error": calibration_error(logits, labels),
-        "confusion": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "confusion": np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes).tolist(),
     }
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
     """95% interval of a share of correct answers (Wilson 1927)."""
-    interval = stats.binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = float(ndtri(1 - LEVEL / 2))
+    middle, reach = correct + z**2 / 2, z * math.sqrt(correct * (n - correct) / n + z**2 / 4)
+    low, high = (middle - reach) / (n + z**2), (middle + reach) / (n + z**2)
+    return low if correct else 0.0, high if correct < n else 1.0
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -86,12 +89,15 @@ def confident_mistakes(logits: np.ndarray, labels: np.ndarray, most: int = 12) -
 
 def tally(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(3, C) of each class: right answers, images, answers. What accuracy, recall and F1 are made of."""
-    return _tally(labels, logits.argmax(1), logits.shape[1])
+    return _tally(labels[None], logits.argmax(1)[None], logits.shape[1])[:, 0]
 
 
 def _tally(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
-    rows = (labels[labels == answers], labels, answers)
-    return np.stack([np.bincount(row, minlength=classes) for row in rows])
+    """(3, R, C) `tally` of each row of labels (R, N) and answers (R, N)."""
+    shift = classes * np.arange(len(labels))[:, None]  # each row counts on its own
+    rows = ((labels + shift)[labels == answers], labels + shift, answers + shift)
+    size = classes * len(labels)
+    return np.stack([np.bincount(row.ravel(), minlength=size).reshape(-1, classes) for row in rows])
 
 
 def resampled(logits: np.ndarray, labels: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -100,14 +106,21 @@ def resampled(logits: np.ndarray, labels: np.ndarray, resamples: int = RESAMPLES
     The same seed draws the same images, so that scores of two models differ image by image: a paired bootstrap.
     """
     rng, n, answers = np.random.default_rng(seed), len(labels), logits.argmax(1)
-    draws = (rng.integers(0, n, n) for _ in range(resamples))
-    return np.stack([_tally(labels[drawn], answers[drawn], logits.shape[1]) for drawn in draws], axis=1)
+    at_once = max(1, 2**18 // n)  # test sets, a few MB of numbers
+    draws = (rng.integers(0, n, (min(at_once, resamples - done), n)) for done in range(0, resamples, at_once))
+    return np.concatenate([_tally(labels[drawn], answers[drawn], logits.shape[1]) for drawn in draws], axis=1)
 
 
 def accuracy(tally: np.ndarray) -> np.ndarray:
     """Share of right answers of `tally` (3, ..., C)."""
     right, images, _ = tally
     return right.sum(-1) / images.sum(-1)
+
+
+def precision(tally: np.ndarray) -> np.ndarray:
+    """(..., C) precision of each class of `tally` (3, ..., C); 0 for a class that was never answered."""
+    right, _, answers = tally
+    return right / np.maximum(answers, 1)
 
 
 def recall(tally: np.ndarray) -> np.ndarray:
@@ -121,10 +134,15 @@ def mean_recall(tally: np.ndarray) -> np.ndarray:
     return _mean_of_present(recall(tally), tally[1])
 
 
-def macro_f1(tally: np.ndarray) -> np.ndarray:
-    """Mean over the classes of 2 right / (images + answers), of `tally` (3, ..., C)."""
+def f1(tally: np.ndarray) -> np.ndarray:
+    """(..., C) F1 of each class of `tally` (3, ..., C), the harmonic mean of precision and recall."""
     right, images, answers = tally
-    return _mean_of_present(2 * right / np.maximum(images + answers, 1), images)
+    return 2 * right / np.maximum(images + answers, 1)
+
+
+def macro_f1(tally: np.ndarray) -> np.ndarray:
+    """Mean over the classes of their F1, of `tally` (3, ..., C)."""
+    return _mean_of_present(f1(tally), tally[1])
 
 
 def _mean_of_present(scores: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -160,16 +178,21 @@ def sign_test(votes: np.ndarray) -> float:
 
     Exact: the distribution of the sum is the convolution of a binomial's for each size of a vote.
     """
-    from scipy import signal  # here, for it takes a second, and every process that trains imports this module
-
     sums = np.ones(1)  # of votes of every size so far, its middle is a sum of 0
     for size in range(1, int(np.abs(votes).max(initial=0)) + 1):
         n = int((np.abs(votes) == size).sum())
         spread = np.zeros(2 * n * size + 1)
-        spread[:: 2 * size] = stats.binom.pmf(np.arange(n + 1), n, 0.5)
-        sums = signal.fftconvolve(sums, spread) if n else sums
+        up = np.arange(n + 1)  # how many of these votes have a plus
+        spread[:: 2 * size] = np.exp(gammaln(n + 1) - gammaln(up + 1) - gammaln(n - up + 1) - n * math.log(2))
+        sums = _convolved(sums, spread)
     middle, total = len(sums) // 2, abs(int(votes.sum()))
     return float(min(1.0, 2 * np.maximum(sums[middle + total :], 0).sum())) if total else 1.0
+
+
+def _convolved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Convolution (A + B - 1,) of (A,) and (B,) by Fourier transforms: tens of thousands of values each."""
+    size = len(a) + len(b) - 1
+    return np.fft.irfft(np.fft.rfft(a, size) * np.fft.rfft(b, size), size)
 
 
 def compare(
@@ -263,6 +286,6 @@ def seed_differences(
         gain = float(np.mean(scores[name]) - np.mean(scores[base]))
         variance = variance_of_seeds + float(np.var(resampled_scores[name] - resampled_scores[base], ddof=1))
         freedom = noise[1] * (variance / variance_of_seeds) ** 2 if variance_of_seeds else math.inf
-        reach = stats.t.ppf(1 - LEVEL / 2 / len(names), freedom) * math.sqrt(variance)
+        reach = float(stdtrit(freedom, 1 - LEVEL / 2 / len(names))) * math.sqrt(variance)
         rows[name] = float(np.mean(scores[name])), gain, gain - reach, gain + reach
     return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "gain", "low", "high"])

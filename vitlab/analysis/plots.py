@@ -3,16 +3,14 @@
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
@@ -32,6 +30,8 @@ COMPONENTS = {
     "E K, F V": PALETTE[2],  # Linformer's projections
     "local term": PALETTE[5],  # InLine's
 }
+
+LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
 
 
 def own_names(module: dict[str, object]) -> list[str]:
@@ -56,11 +56,30 @@ def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
     return [name.replace("$", r"\$") for name in shortened(names, columns)]
 
 
-def heatmap(*arguments: Any, **options: Any) -> None:
-    """seaborn's, which draws the figure to look at it before it has the typefaces that its names need."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        sns.heatmap(*arguments, **options)
+def heatmap(
+    axis: plt.Axes,
+    values: np.ndarray,
+    texts: np.ndarray | None,
+    names: tuple[Sequence[str], Sequence[str]],
+    *,
+    cmap: str,
+    limits: tuple[float, float],
+    fontsize: float = 8,
+) -> QuadMesh:
+    """`values` (R, C) as colours between `limits`, `texts` (R, C) written on them; names: of rows, of columns."""
+    mesh = axis.pcolormesh(values, cmap=cmap, vmin=limits[0], vmax=limits[1])
+    for edge in axis.spines.values():
+        edge.set_visible(False)
+    rows, columns = names
+    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axis.invert_yaxis()
+    _class_axis(axis, columns)
+    bright = mesh.to_rgba(values)[..., :3] @ LUMA > 0.5
+    for (row, column), text in np.ndenumerate(texts) if texts is not None else ():
+        style = {"color": "0.15" if bright[row, column] else "w", "fontsize": fontsize}
+        axis.text(column + 0.5, row + 0.5, str(text), ha="center", va="center", **style)
+    return mesh
 
 
 def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
@@ -150,21 +169,10 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Confusion matrix (C, C), rows = truth: colour is the share of the row, numbers are counts."""
     figure, [[axis]] = canvas(height=4.2)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    heatmap(
-        shares,
-        annot=matrix if len(classes) <= 20 else None,
-        fmt="d",
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        square=True,
-        ax=axis,
-        xticklabels=drawable(classes),
-        yticklabels=drawable(classes),
-        annot_kws={"fontsize": 8},
-        cbar_kws={"label": "share of the true class", "shrink": 0.8},
-    )
-    axis.set(xlabel="predicted class", ylabel="true class")
+    names, counts = drawable(classes), matrix if len(classes) <= 20 else None
+    mesh = heatmap(axis, shares, counts, (names, names), cmap="Blues", limits=(0, 1))
+    figure.colorbar(mesh, ax=axis, label="share of the true class", shrink=0.8)
+    axis.set(xlabel="predicted class", ylabel="true class", aspect="equal")
     return figure
 
 
@@ -351,22 +359,20 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
     points.columns = clear.columns = classes
     figure, [[axis]] = canvas(height=min(0.36 * len(points) + 1.4, 5.3))  # no higher than the paper has it unscaled
-    heatmap(
-        points,
-        annot=points.map(partial(signed, form="+z.0f")) + clear.map({True: "*", False: ""}.get) if few else False,
-        fmt="",
+    texts = points.map(partial(signed, form="+z.0f")) + clear.map({True: "*", False: ""}.get)
+    most = points.abs().to_numpy().max()
+    mesh = heatmap(
+        axis,
+        points.to_numpy(),
+        texts.to_numpy() if few else None,
+        (drawable(points.index, 40), classes),
         cmap=DIVERGING,
-        vmin=-points.abs().to_numpy().max(),
-        vmax=points.abs().to_numpy().max(),
-        ax=axis,
-        annot_kws={"fontsize": 8},
-        cbar_kws={"label": "difference (points)"},
-        yticklabels=drawable(points.index, 40),
+        limits=(-most, most),
     )
+    figure.colorbar(mesh, ax=axis, label="difference (points)")
     if few:
         axis.set_xticklabels(recalls)
-    axis.set(xlabel=f"class, and its recall by {reference_name}", ylabel="")
-    _class_axis(axis, classes)
+    axis.set_xlabel(f"class, and its recall by {reference_name}")
     return figure
 
 

@@ -69,23 +69,12 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     Colour and number are the share of the true class, in percent; diagonals included.
     """
     figure, [axes] = canvas(1, len(matrices), height=3.6, sharey=True)
-    few = len(classes) <= 12
+    few, names = len(classes) <= 12, drawable(classes)
     for axis, (name, matrix) in zip(axes, matrices.items(), strict=True):
         shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-        heatmap(
-            shares,
-            annot=np.where(shares >= 1, np.char.mod("%.0f", shares), "") if few else None,
-            fmt="",
-            cmap="Blues",
-            vmin=0,
-            vmax=100,
-            square=True,
-            ax=axis,
-            xticklabels=drawable(classes),
-            yticklabels=drawable(classes),
-            annot_kws={"fontsize": 6},
-            cbar=False,
-        )
+        texts = np.where(shares >= 1, np.char.mod("%.0f", shares), "") if few else None
+        heatmap(axis, shares, texts, (names, names), cmap="Blues", limits=(0, 100), fontsize=6)
+        axis.set_aspect("equal")
         axis.set_title(words(name), fontsize=9)
         axis.set_xlabel("answer")
         axis.tick_params(labelsize=7)

@@ -5,6 +5,7 @@ What fits lies in memory, decoded once; of what does not, batches are read from 
 
 import hashlib
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,12 @@ def _batches(root: Path) -> Path | None:
 
 
 def _digits(image_size: int) -> Source:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images / 16 * 255).float()[:, None]  # (1797, 1, 8, 8)
-    images = _resized(images, image_size)
-    train, test = hold_out(Split.whole(images, torch.from_numpy(digits.target).long()))
+    # scikit-learn's file, which has eight times eight grey values up to 16 and the digit in each row; `load_digits`
+    # reads it too, but importing it takes two seconds, in every notebook and every process that trains
+    package = Path(find_spec("sklearn").origin).parent
+    rows = torch.from_numpy(np.loadtxt(package / "datasets/data/digits.csv.gz", delimiter=","))
+    images = _resized((rows[:, :64] / 16 * 255).float().reshape(-1, 1, 8, 8), image_size)
+    train, test = hold_out(Split.whole(images, rows[:, 64].long()))
     notes = [] if image_size == 8 else [f"The scans have 8×8 pixels and are drawn at {image_size}×{image_size}."]
     return _source(train, test, [str(digit) for digit in range(10)], notes)
 

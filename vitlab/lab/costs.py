@@ -15,7 +15,7 @@ from vitlab.config import RunConfig
 from vitlab.errors import LabError
 from vitlab.files import writing
 from vitlab.lab.plan import how_to_make
-from vitlab.machine import ROOT, environment
+from vitlab.machine import ROOT, pace
 from vitlab.models.registry import MODELS
 
 CODE = (
@@ -65,14 +65,7 @@ class Costs:
 
     def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
-        here = environment()
-        about = {
-            "what": what,
-            "key": key,
-            "measurement": self.measurement,
-            "rounds": self.rounds,
-            "machine": {k: here[k] for k in ("device", "threads", "versions")},
-        }
+        about = {"what": what, "key": key, "measurement": self.measurement, "rounds": self.rounds, "machine": pace()}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
         return self.folder / f"{what}-{digest}.json", about
 

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -114,20 +114,32 @@ class Lab:
 
     def train(self, configs: Mapping[Key, RunConfig]) -> dict[Key, Run]:
         """The runs of several configurations: loaded if they are complete, else trained or continued."""
-        for config in configs.values():
-            self.require_possible(config)
-        runs = {self.run_of(config).path: config for config in configs.values()}  # two names may mean one run
-        todo = [config for path, config in runs.items() if not Run(path).complete]
-        todo.sort(key=self._work, reverse=True)  # or the longest, begun last, would train on alone
-        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
-            images = len(self.source.train)
-            if self.params.cluster and todo:
-                starts = [self.start_of(config) for config in todo]
-                cluster.train(self.params, self.runs_dir, list(zip(todo, starts, strict=True)), images, view)
-            elif (at_once := workers.fitting(todo, images)) > 1:
-                tasks = [(self.params, config) for config in todo]
-                workers.side_by_side(_train_in_worker, tasks, at_once, view)
+        todo = self.missing(configs.values())
+        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext():
+            self.train_at_once(todo)
             return {key: self.train_one(config) for key, config in configs.items()}
+
+    def missing(self, configs: Iterable[RunConfig]) -> list[RunConfig]:
+        """Those that are not trained yet, the longest first: begun last, it would train on alone."""
+        runs = {self.run_of(config).path: config for config in configs}  # two names may mean one run
+        for config in runs.values():
+            self.require_possible(config)
+        todo = [config for path, config in runs.items() if not Run(path).complete]
+        return sorted(todo, key=self._work, reverse=True)
+
+    def train_at_once(self, todo: Sequence[RunConfig]) -> None:
+        """Train these on the cluster or in processes side by side; where one would train after the other, none."""
+        begun = {self.run_of(config).path.name for config in todo}
+        waves = [[c for c in todo if c.init_from not in begun], [c for c in todo if c.init_from in begun]]
+        images = len(self.source.train)
+        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
+            if self.params.cluster:
+                for wave in filter(None, waves):
+                    starts = [self.start_of(config) for config in wave]
+                    cluster.train(self.params, self.runs_dir, list(zip(wave, starts, strict=True)), images, view)
+            elif (at_once := workers.fitting(todo, images)) > 1:
+                tasks = [[(self.params, config) for config in wave] for wave in waves]
+                workers.side_by_side(_train_in_worker, tasks, at_once, view)
 
     def _work(self, config: RunConfig) -> float:
         """Multiply-adds of a training, but for a factor."""

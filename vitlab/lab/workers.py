@@ -1,5 +1,6 @@
 """Processes that train for a lab: several runs side by side, or several processes on one run."""
 
+import atexit
 import gc
 import os
 import signal
@@ -47,25 +48,26 @@ def needs(config: RunConfig, images: int) -> int:
 
 
 def side_by_side(
-    train: Callable[..., Any], tasks: Sequence[tuple], workers: int, view: display.View | None = None
+    train: Callable[..., Any], waves: Sequence[Sequence[tuple]], workers: int, view: display.View | None = None
 ) -> None:
     """Call `train` with the arguments of each task, in processes that load what they need: sent over, data would have
-    to fit in shared memory. `view` shows all of them. A fault in one, or an interrupt, ends them all; their
-    checkpoints stay.
+    to fit in shared memory. Tasks of a wave begin when those before it are done. `view` shows all of them. A fault in
+    one, or an interrupt, ends them all; their checkpoints stay.
     """
     processes, view = get_context("spawn"), view or display.View()
     statuses, places = processes.SimpleQueue(), processes.SimpleQueue()
     for place in range(workers):
         places.put(place)
     with ProcessPoolExecutor(workers, processes, _begin, (statuses, places)) as pool:
-        waiting = {pool.submit(train, *task) for task in tasks}
         try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                while not statuses.empty():
-                    view.update(statuses.get())
-                for one in done:
-                    one.result()
+            for wave in waves:
+                waiting = {pool.submit(train, *task) for task in wave}
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    while not statuses.empty():
+                        view.update(statuses.get())
+                    for one in done:
+                        one.result()
         except BrokenProcessPool:
             raise LabError(
                 "a process that trained beside others was killed, most likely for want of memory: let them train one "
@@ -89,6 +91,7 @@ def _begin(statuses: Any, places: Any) -> None:
     display.use(display.PipeView(statuses.put))
     _die_with_parent()
     gc.freeze()  # what is loaded now stays: the collection after each run need not look at it
+    atexit.register(os._exit, 0)  # nothing is left to do, and to take all that is loaded apart takes a second
 
 
 def _die_with_parent() -> None:

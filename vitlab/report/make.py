@@ -21,7 +21,7 @@ from vitlab.errors import LabError
 from vitlab.files import copy, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
-from vitlab.machine import ROOT, environment
+from vitlab.machine import ROOT, pace
 from vitlab.parameters import as_profile, load_params, profile_path
 from vitlab.report.kernels import OwnKernelManager
 from vitlab.report.render import render
@@ -57,6 +57,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
         or stamp.read_text(encoding="utf-8") != _stamp(lab)
     ):
         stamp.unlink(missing_ok=True)
+        _train(lab)
         for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
             _say(f"[{number}/{len(executed)}] {source.stem} …")
             started = time.perf_counter()
@@ -89,6 +90,16 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
         _say(f"made {os.path.relpath(path)}")
 
 
+def _train(lab: Lab) -> None:
+    """Train what can be trained at once; chapter by chapter, cores would wait for the last run of each."""
+    if todo := lab.missing(lab.plan.configs.values()):
+        started = time.perf_counter()
+        _say(f"{len(todo)} trainings …")
+        lab.train_at_once(todo)
+        done = len(todo) - len(lab.missing(todo))
+        _say(f"{done} trainings done in {time.perf_counter() - started:.0f} s" if done else "chapter by chapter")
+
+
 def result_parameters(lab: Lab) -> dict[str, Any]:
     """What a report's results depend on: the parameters, but for places, names and processes, and the data's digest."""
     return lab.params.model_dump(exclude=INCIDENTAL) | {"data": lab.source.digest}
@@ -114,7 +125,11 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # a kernel that is shut down is interrupted first, and now and then logs that as an error
     settings = {
-        "NotebookClient": {"extra_arguments": ["--IPKernelApp.log_level=50"], "kernel_manager_class": OwnKernelManager}
+        "NotebookClient": {
+            "extra_arguments": ["--IPKernelApp.log_level=50"],
+            "kernel_manager_class": OwnKernelManager,
+            "shutdown_kernel": "immediate",  # it has nothing left to do, and takes a second to take itself apart
+        }
     }
     try:
         with tempfile.TemporaryDirectory(prefix="vitlab-") as sockets:
@@ -127,6 +142,7 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 start_timeout=KERNEL_SECONDS,
+                request_save_on_cell_execute=False,  # some ten seconds of a report; the last cell saves all the same
                 coalesce_streams=True,
                 stderr_file=sys.stderr,
                 config=Config(settings),
@@ -166,8 +182,7 @@ def file_digest(path: Path) -> str:
 def _stamp(lab: Lab) -> str:
     """Digest of all that the executed notebooks depend on: sources, parameters, and the runs that they read."""
     digest = hashlib.sha256(lab.params.model_dump_json().encode())
-    machine = environment()
-    digest.update(f"{lab.source.digest} {machine['device']} {machine['threads']} {machine['versions']}".encode())
+    digest.update(f"{lab.source.digest} {pace()}".encode())
     for path in [*NOTEBOOKS.values(), *sorted((ROOT / "vitlab").rglob("*.py"))]:
         digest.update(path.read_bytes())
     for config in lab.plan.configs.values():

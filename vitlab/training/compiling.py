@@ -87,7 +87,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 def _kept(objective: Objective, recipe: Recipe, trial: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The trial of this model, batch, precision and number of threads on this machine: made once."""
-    here, kinds = machine.environment(), [type(objective.model).__name__, type(objective.teacher).__name__]
+    here, kinds = machine.pace(), [type(objective.model).__name__, type(objective.teacher).__name__]
     what = [here["device"], here["threads"], here["versions"]["torch"], *kinds]
     what += [[name, *parameter.shape] for name, parameter in objective.named_parameters()]
     what += [recipe.batch_size, recipe.accumulate, recipe.precision, recipe.remedy]
