@@ -287,7 +287,7 @@ def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pyte
     monkeypatch.setattr(
         DynamicViT, "forward", lambda self, x, *a: (seen.append((self.keep_ratio, len(x))), forward(self, x, *a))[1]
     )
-    monkeypatch.setattr(complexity, "best_batch", lambda model, image: 4)
+    monkeypatch.setattr(complexity, "full_batch", lambda on: 4)
     monkeypatch.setattr(complexity, "in_turns", in_no_time)
     frame = complexity.by_keep_ratio(RunConfig(model="dynamic_vit", **SHAPE | {"pool": "mean"}), (1.0, 0.5), 3, 10)
     assert frame["keep_ratio"].tolist() == [1.0, 0.5]

@@ -5,10 +5,9 @@ from itertools import chain, cycle
 
 import pandas as pd
 import pytest
-import torch
 
 from vitlab.analysis import timing
-from vitlab.analysis.timing import best_batch, in_turns, ratio, seconds
+from vitlab.analysis.timing import in_turns, ratio, seconds
 
 
 class Clock:
@@ -68,6 +67,14 @@ def test_every_second_round_runs_backwards(clock: Clock) -> None:
     assert "".join(order) == "abc" + "abc" + "cba"  # a warm-up, then two rounds
 
 
+def test_works_take_turns_call_by_call_until_each_has_its_window(clock: Clock) -> None:
+    order: list[str] = []
+    lasting = {"a": timing.WINDOW / 2, "b": timing.WINDOW / 4}
+    works = {k: clock.lasting(lambda k=k, s=s: order.append(k) or s) for k, s in lasting.items()}
+    in_turns(works, rounds=1)
+    assert "".join(order) == "ab" + "ababbb"  # a warm-up, then the round
+
+
 def test_rounds_are_added_while_ratios_spread(clock: Clock) -> None:
     noise = chain([0.5], cycle([0.5, 0.75]))  # quartiles a third apart, for good
     noisy = {"a": clock.lasting(lambda: 0.5), "b": clock.lasting(lambda: next(noise))}
@@ -100,21 +107,3 @@ def test_ratio_is_taken_round_by_round() -> None:
     middle, spread = ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0])
     assert (middle, spread) == (2.0, 0.0)
     assert ratio([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]) == (2.0, pytest.approx(0.5))
-
-
-@pytest.mark.parametrize(
-    ("seconds_of", "batch"),
-    [
-        (lambda n: n / 1024, 8),  # a larger batch gains nothing
-        (lambda n: max(n, 32) / 8192, 32),
-        (lambda n: 0.02 + 1e-6 * n, 2048),  # all time is overhead
-        (lambda n: 0.05 + 1e-6 * n, 8),  # four times that is too long
-    ],
-)
-def test_best_batch_has_the_highest_throughput(seconds_of: Callable[[int], float], batch: int, clock: Clock) -> None:
-    slow = chain([1.0], cycle([0.0]))  # the first call of all, which is not counted
-
-    def model(images: torch.Tensor) -> None:
-        clock.now += seconds_of(len(images)) + next(slow)
-
-    assert best_batch(model, torch.zeros(3, 4, 4)) == batch

@@ -65,6 +65,27 @@ def test_runs_trained_side_by_side_are_those_trained_one_by_one(tmp_path: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="one run fills a GPU")
+def test_a_run_that_goes_on_from_another_waits_for_it(tmp_path: Path, two_threads: None) -> None:
+    one, many = (Lab.of(SMALL.replace(runs_dir=str(tmp_path / name), epochs=1)) for name in ("one", "many"))
+    todo = many.missing(many.plan.config(name) for name in ("ToMe", "ViT, fine-tuned", one.plan.backbone))
+    many.train_at_once(todo)
+    assert not many.missing(todo)
+    for config in reversed(todo):
+        assert_same_run(many.run_of(config), one.train_one(config))
+
+
+@pytest.mark.slow
+def test_a_wave_begins_when_the_one_before_it_is_done(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    first = f"import pathlib, time\ntime.sleep(1)\npathlib.Path({str(done)!r}).touch()"
+    second = f"import pathlib\nassert pathlib.Path({str(done)!r}).exists()"
+    side_by_side(exec, [[(first,)], [(second,)] * 2], 2)
+    with pytest.raises(AssertionError):
+        side_by_side(exec, [[("",)], [("assert False",)]], 2)
+
+
+@pytest.mark.slow
 def test_fault_in_one_ends_all(tmp_path: Path) -> None:
     fault = f"import os, time\nwhile not os.listdir({str(tmp_path)!r}):\n    time.sleep(0.1)\n1 / 0"
     started = time.perf_counter()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.analysis.timing import ROUNDS, best_batch, in_turns
+from vitlab.analysis.timing import ROUNDS, in_turns
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
 from vitlab.machine import device
@@ -137,6 +137,11 @@ def file_bytes(model: nn.Module) -> int:
     return buffer.tell()
 
 
+def full_batch(on: torch.device) -> int:
+    """Images that throughput is measured with. The same for all models: each one's best differs from time to time."""
+    return 16 if on.type == "cpu" else 512
+
+
 @torch.inference_mode()
 def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 10, rounds: int = ROUNDS) -> list[dict]:
     """Cost of configured models in float32 inference, a row of a table each. Weights do not matter for it.
@@ -152,7 +157,7 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
         counted = counted_macs(model, torch.randn(2, *shape), explicit="counted" not in parts)
         hooked = ptflops_macs(model, shape)
         model, image = model.to(on), torch.randn(shape, device=on)
-        batch = best_batch(model, image)
+        batch = full_batch(on)
         few, many = (image.expand(n, *shape).contiguous() for n in (MEMORY_BATCH, batch))
         single[i], batched[i] = partial(model, image[None]), partial(model, many)
         rows.append(
@@ -259,15 +264,11 @@ def over_rounds(frame: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> 
 def by_keep_ratio(
     config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int, rounds: int = ROUNDS
 ) -> pd.DataFrame:
-    """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput.
-
-    All at the batch that is best for the first ratio.
-    """
+    """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput."""
     on = device(config.device)
+    batch = full_batch(on)
     model = build_model(config.replace(keep_ratio=ratios[0]), num_classes, channels).eval().to(on)
     image = torch.randn(channels, config.image_size, config.image_size, device=on)
-    with torch.inference_mode():
-        batch = best_batch(model, image)
     images = image.expand(batch, *image.shape).contiguous()
 
     def run(ratio: float, inputs: Tensor) -> None:

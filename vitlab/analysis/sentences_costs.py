@@ -101,9 +101,9 @@ def components(attention: float, tokens: int) -> str:
     )
 
 
-def times(threads: int) -> str:
+def times(threads: int, batch: int) -> str:
     return (
-        f"Time and memory, threads: {threads}. Latency at batch 1 and throughput at the best batch, medians over "
+        f"Time and memory, threads: {threads}. Latency at batch 1 and throughput in batches of {batch}, medians over "
         "rounds; ratios taken within each round, in brackets half the distance of their quartiles; peak memory of a "
         f"batch of {MEMORY_BATCH}, weights not counted."
     )

@@ -65,7 +65,7 @@ def curves(lab: "Lab", budget: str) -> str:
 def scores(lab: "Lab", tokens: int, k: int) -> str:
     return (
         f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, "
-        f"latency at batch 1, throughput at each model's best batch, medians). Linformer's k is {k}."
+        f"latency at batch 1, throughput in batches, medians). Linformer's k is {k}."
     )
 
 

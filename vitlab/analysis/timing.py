@@ -7,7 +7,6 @@ spread. Rounds are added until the spread is small; a point that spreads too far
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +21,6 @@ WINDOW = 0.05  # seconds of calls of which one round's figure is the median
 ROUNDS = 7
 MORE = 1.5  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
 SECONDS = 8.0  # never agree
-LONGEST = 0.1  # seconds of a call, up to which larger batches are tried; 32 images already fill a CPU
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
 
@@ -39,7 +37,7 @@ def in_turns(
     holds: Callable[[pd.DataFrame], bool] = lambda rounds: True,
     rounds: int = ROUNDS,
 ) -> pd.DataFrame:
-    """Seconds of each of `works`: a column each, a row a round in which all of them are timed once, after a warm-up.
+    """Median seconds of each of `works`: a column each, a row a round in which all take turns, after a warm-up.
 
     `rounds` of them; more, up to half as many again, while a ratio to the first one spreads by more than `SPREAD` or
     `holds`, what must be true of the rounds, is not. Every second round runs backwards.
@@ -52,7 +50,7 @@ def in_turns(
         end = time.perf_counter() + SECONDS * rounds
         while True:
             order = list(works)[:: -1 if len(table) % 2 else 1]
-            table.append({key: statistics.median(_calls(works[key], WINDOW, 1)) for key in order})
+            table.append(_round({key: works[key] for key in order}))
             frame = pd.DataFrame(table, columns=list(works))
             spread = max(ratio(frame[key], frame.iloc[:, 0])[1] for key in works)
             last = len(frame) >= MORE * rounds or time.perf_counter() >= end
@@ -60,29 +58,19 @@ def in_turns(
                 return frame
 
 
+def _round(works: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
+    """Median seconds of each, called by turns: a machine's pace changes within a tenth of a second as well."""
+    calls: dict[Key, list[float]] = {key: [] for key in works}
+    while left := [key for key in works if sum(calls[key]) < WINDOW]:
+        for key in left:
+            calls[key].append(_once(works[key]))
+    return {key: statistics.median(times) for key, times in calls.items()}
+
+
 def ratio(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
     """Median over rounds of values / reference, and its spread: the distance of the quartiles over the median."""
     low, middle, high = np.quantile(np.asarray(values) / np.asarray(reference), [0.25, 0.5, 0.75])
     return float(middle), float((high - low) / middle)
-
-
-def best_batch(model: torch.nn.Module, image: torch.Tensor) -> int:
-    """The batch of one image (C, S, S) at which `model` has the highest throughput.
-
-    Batches of 8, 32, 128, … are tried until a larger one is no faster, or would take more than `LONGEST` a call.
-    """
-    best, rate = 8, 0.0
-    for batch in (8 * 4**i for i in range(5)):
-        images = image.expand(batch, *image.shape).contiguous()
-        work = partial(model, images)
-        _once(work)
-        median = statistics.median(_calls(work, WINDOW, 1))
-        if batch / median <= rate:
-            break
-        best, rate = batch, batch / median
-        if 4 * median > LONGEST:
-            break
-    return best
 
 
 def _calls(work: Callable[[], object], at_least: float, repeats: int) -> list[float]:

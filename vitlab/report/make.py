@@ -96,8 +96,10 @@ def _train(lab: Lab) -> None:
         started = time.perf_counter()
         _say(f"{len(todo)} trainings …")
         lab.train_at_once(todo)
-        done = len(todo) - len(lab.missing(todo))
-        _say(f"{done} trainings done in {time.perf_counter() - started:.0f} s" if done else "chapter by chapter")
+        if left := lab.missing(todo):
+            _say(f"{len(left)} trainings are left to their chapters")
+        else:
+            _say(f"{len(todo)} trainings done in {time.perf_counter() - started:.0f} s")
 
 
 def result_parameters(lab: Lab) -> dict[str, Any]:
