@@ -45,7 +45,7 @@ def life(runs_dir: Path, started: Event, limit: int | None = None) -> None:
 @pytest.fixture(scope="module")
 def context():
     server = get_context("forkserver")  # imports once what every life needs
-    server.set_forkserver_preload(["vitlab.training.fit", "sklearn.datasets", "scipy.sparse", "torch._dynamo"])
+    server.set_forkserver_preload(["vitlab.training.fit", "torch._dynamo"])
     return server
 
 

@@ -71,7 +71,7 @@ def test_a_run_that_goes_on_from_another_waits_for_it(tmp_path: Path, two_thread
     todo = many.missing(many.plan.config(name) for name in ("ToMe", "ViT, fine-tuned", one.plan.backbone))
     many.train_at_once(todo)
     assert not many.missing(todo)
-    for config in reversed(todo):
+    for config in sorted(todo, key=lambda config: config.init_from):  # "" is first
         assert_same_run(many.run_of(config), one.train_one(config))
 
 
