@@ -80,6 +80,8 @@ class Lab:
         if folder := os.environ.get("VITLAB_SCREENSHOTS"):
             for theme in ("Dark", "Light"):
                 self.page.evaluate(THEME, f"JupyterLab {theme}")
+                self.page.wait_for_timeout(500)
+                self.page.locator("#jupyterlab-splash").wait_for(state="detached")  # it covers a change of theme
                 self.page.screenshot(path=Path(folder) / f"{name}-{theme.lower()}.png")
         return found
 
