@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -369,6 +370,25 @@ def test_seeds_are_small_beside_their_mean() -> None:
 def test_deferred_weights_begin_where_their_share_of_the_steps_is_over() -> None:
     axis = study_plots.f1_over_training({"none": CURVE}, 0.8).axes[0]
     assert axis.lines[-1].get_xdata()[0] == 24
+
+
+def test_first_row_of_every_heatmap_is_on_top() -> None:
+    two = study_plots.confusions({"a": np.eye(3), "b": np.eye(3)}, ["x", "y", "z"])
+    for axis in [*two.axes, plots.confusion(np.eye(3, dtype=int), CLASSES).axes[0]]:
+        assert axis.get_ylim() == (3, 0)
+
+
+@pytest.mark.parametrize("count", [12, 40, 100])
+@pytest.mark.parametrize("name", ["c{}", "class {}", "a rather long name {}"])
+def test_names_of_classes_under_a_heatmap_do_not_overlap(count: int, name: str) -> None:
+    classes = tuple(map(name.format, range(count)))
+    figure = plots.confusion(np.eye(count, dtype=int), classes)
+    figure.canvas.draw()
+    labels = [text for text in figure.axes[0].get_xticklabels() if text.get_text()]
+    assert len(labels) >= 14 or len(labels) == count
+    places = [text.get_window_extent() for text in labels]
+    if labels[0].get_rotation() in (0, 90):  # slanted ones share their boxes' corners, not their letters' places
+        assert all(left.x1 <= right.x0 for left, right in pairwise(places))
 
 
 def test_confusion_leaves_out_what_is_less_than_one_percent() -> None:

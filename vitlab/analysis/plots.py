@@ -31,6 +31,7 @@ COMPONENTS = {
     "local term": PALETTE[5],  # InLine's
 }
 
+MOST_LABELS = 20  # of classes along an axis; of more every second, or third, is named
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
 
 
@@ -71,9 +72,10 @@ def heatmap(
     for edge in axis.spines.values():
         edge.set_visible(False)
     rows, columns = names
-    axis.set_yticks(np.arange(len(rows)) + 0.5, rows)
-    axis.set_xticks(np.arange(len(columns)) + 0.5, columns)
-    axis.invert_yaxis()
+    for set_ticks, labels in ((axis.set_yticks, rows), (axis.set_xticks, columns)):
+        every = -(-len(labels) // MOST_LABELS)
+        set_ticks(np.arange(len(labels))[::every] + 0.5, labels[::every])
+    axis.set_ylim(len(rows), 0)  # the first row on top, also where axes share their rows
     _class_axis(axis, columns)
     bright = mesh.to_rgba(values)[..., :3] @ LUMA > 0.5
     for (row, column), text in np.ndenumerate(texts) if texts is not None else ():
@@ -84,7 +86,8 @@ def heatmap(
 
 def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
     longest = max(map(width, classes))
-    axis.tick_params(axis="x", rotation=0 if longest <= 3 else 30 if longest <= 12 else 90)
+    few = len(classes) <= MOST_LABELS
+    axis.tick_params(axis="x", rotation=0 if few and longest <= 3 else 30 if few and longest <= 12 else 90)
 
 
 # ---------------------------------------------------------------- 01 data and imbalance
@@ -111,7 +114,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     (first, base), *others = recalls.items()
     columns = min(3, len(others))
     rows = -(-len(others) // columns)
-    height = rows * (0.15 * min(len(classes), 30) + 0.7) + 0.3
+    height = rows * (0.15 * min(len(classes), MOST_LABELS) + 0.7) + 0.3
     figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
     places = np.arange(len(classes))
     for axis, (name, values) in zip(axes.flat, others, strict=False):
@@ -122,7 +125,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
-    every = -(-len(classes) // 30)
+    every = -(-len(classes) // MOST_LABELS)
     axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
     axes[0, 0].invert_yaxis()
     figure.supxlabel("test recall", fontsize=9)

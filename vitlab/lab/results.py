@@ -1,6 +1,5 @@
 """`Lab`: a notebook's way to its data and runs. What is missing is named, with the chapter that makes it."""
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,7 +114,7 @@ class Lab:
     def train(self, configs: Mapping[Key, RunConfig]) -> dict[Key, Run]:
         """The runs of several configurations: loaded if they are complete, else trained or continued."""
         todo = self.missing(configs.values())
-        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext():
+        with display.viewed(*map(self.name_of, todo)):
             self.train_at_once(todo)
             return {key: self.train_one(config) for key, config in configs.items()}
 
@@ -132,7 +131,7 @@ class Lab:
         begun = {self.run_of(config).path.name for config in todo}
         waves = [[c for c in todo if c.init_from not in begun], [c for c in todo if c.init_from in begun]]
         images = len(self.source.train)
-        with display.viewed(*map(self.name_of, todo)) if todo else contextlib.nullcontext() as view:
+        with display.viewed(*map(self.name_of, todo)) as view:
             if self.params.cluster:
                 for wave in filter(None, waves):
                     starts = [self.start_of(config) for config in wave]
