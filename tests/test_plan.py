@@ -9,7 +9,7 @@ from conftest import SMALL
 
 from vitlab.analysis.complexity import macs
 from vitlab.config import BALANCED, POST_HOC, RunConfig
-from vitlab.data.splits import Source
+from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
 from vitlab.lab.plan import NOTEBOOKS, Plan, how_to_make
 from vitlab.machine import ROOT
@@ -324,3 +324,12 @@ def test_plan_is_shown_by_its_names(few: Source) -> None:
 def test_plan_with_a_model_that_cannot_be_built_is_shown_with_the_reason(few: Source) -> None:
     shown = repr(Plan(SMALL.replace(depth=2), few))
     assert shown == "Plan(cannot be made: three stages need depth 4 or more, got 2: name other stages)"
+
+
+def test_splits_are_counted_once_for_all_runs_that_split_alike(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = plan.configs.values()  # which counts for itself already
+    sizes = [len(plan.data_of(config).train) for config in configs]
+    fresh, asked = Plan(plan.params, plan.source), []
+    monkeypatch.setattr("vitlab.lab.plan.split", lambda *of: asked.append(of) or split(*of))
+    assert [fresh.num_train(config) for config in configs] == sizes
+    assert len(asked) == len({(config.seed, config.imbalance) for config in configs})

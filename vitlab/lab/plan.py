@@ -160,7 +160,7 @@ class Plan:
         shapes = [("none", 1.0)] if self.study_imbalance == "none" else p.study_shapes
         for imbalance, ratio in shapes:
             shaped = {"imbalance": imbalance, "imbalance_ratio": ratio, "imbalance_order": p.study_order}
-            size = len(self.data_of(p.run(**shaped)).train)
+            size = self.num_train(p.run(**shaped))
             steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
             budget = {"steps": steps, "patience": 0, "keep_epoch": "last"}
             configs = {}
@@ -191,6 +191,17 @@ class Plan:
 
     def data_of(self, config: RunConfig) -> Data:
         return split(self.source, config)
+
+    def num_train(self, config: RunConfig) -> int:
+        """Images that a run trains on; counted once for all that split alike, which takes a second for ten of them."""
+        alike = config.seed, config.val_fraction, config.imbalance, config.imbalance_ratio, config.imbalance_order
+        if alike not in self._sizes:
+            self._sizes[alike] = len(self.data_of(config).train)
+        return self._sizes[alike]
+
+    @cached_property
+    def _sizes(self) -> dict[tuple, int]:
+        return {}
 
     @property
     def names(self) -> list[str]:

@@ -142,7 +142,7 @@ class Lab:
 
     def _work(self, config: RunConfig) -> float:
         """Multiply-adds of a training, but for a factor."""
-        budget = Budget(config, len(self.data_of(config).train))
+        budget = Budget(config, self.plan.num_train(config))
         return budget.steps * budget.batch_size * sum(self.costs.macs(config).values())
 
     def train_chapter(self, chapter: str) -> dict[str, Run]:
@@ -153,7 +153,7 @@ class Lab:
 
     def require_possible(self, config: RunConfig) -> None:
         """LabError for what would fail in the midst of training: batch norm over one value, no compiler."""
-        share = min(config.batch_size, len(self.data_of(config).train)) // self.params.processes
+        share = min(config.batch_size, self.plan.num_train(config)) // self.params.processes
         piece = -(-share // config.accumulate)  # as torch cuts them, the last one the smallest
         pixels = ((config.start_size or config.image_size) // config.patch_size) ** 2
         if config.tokenizer == "conv" and pixels * (share - (-(-share // piece) - 1) * piece) < 2:
