@@ -1,10 +1,11 @@
 """One loop trains every model, of the lab or of one's own: it learns, keeps to its budget, reads the test set once."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from vitlab.data.splits import Data, Source, Split, split
 from vitlab.errors import LabError
 from vitlab.models.registry import build_model
 from vitlab.runs import Run
+from vitlab.training import session
 from vitlab.training.evaluate import predict, validate
 from vitlab.training.fit import fit, fit_run
 from vitlab.training.losses import Objective, class_weights
@@ -90,7 +92,7 @@ def test_no_two_remedies_learn_the_same(tiny: RunConfig, train: Train) -> None:
     config = tiny.replace(imbalance="exponential", imbalance_ratio=10, steps=6, keep_epoch="last")  # drw acts late
     runs = [train(config.replace(remedy=remedy)) for remedy in get_args(Remedy)]
     assert len(runs) == 8
-    assert not any(same_weights(a, b) for a, b in combinations(runs, 2))
+    assert not any(same_weights(a, b) for a, b in itertools.combinations(runs, 2))
 
 
 @pytest.mark.parametrize("remedy", ["drw", "ldam_drw"])
@@ -278,27 +280,37 @@ def test_steps_are_a_budget_whatever_the_epochs(tiny: RunConfig, train: Train, w
     assert (summary["steps"], summary["epochs"]) == (7, 2)
 
 
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the training's clock finds it a twentieth of a second later, however busy the machine is."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 20)
+    monkeypatch.setattr(session, "time", clock)
+
+
+@pytest.mark.usefixtures("ticking")
 def test_minutes_are_a_budget_that_the_learning_rate_follows(tiny: RunConfig, train: Train) -> None:
-    config = tiny.replace(minutes=0.03, warmup=0, hold=0.5, schedule="linear", epochs=1)
+    config = tiny.replace(minutes=0.05, warmup=0, hold=0.5, schedule="linear", epochs=1)
     run = train(config)
     assert run.summary["epochs"] > 1
-    assert 1.8 <= run.summary["seconds"] < 4
+    # what validation took after the last whole epoch may have spent the rest
+    assert 2.7 < run.summary["seconds"] < 3.2
     lr, seconds = run.history["lr"].to_numpy(), run.history["seconds"].to_numpy()
     assert lr[0] == config.lr
     assert 0 < lr[-1] < 0.2 * config.lr
-    assert (lr[seconds < 0.8] == config.lr).all()
+    assert (lr[seconds < 1.5] == config.lr).all()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("ticking")
 def test_minutes_that_are_used_up_end_an_interrupted_training_too(
     tiny: RunConfig, train: Train, watched: type[RunSession]
 ) -> None:
-    config = tiny.replace(minutes=0.03)
+    config = tiny.replace(minutes=0.05)
     with pytest.raises(KilledError):
         train(config, session=killed_before(7))
     run = train(config, session=watched)
     assert watched.steps[0] == 7
-    assert run.summary["seconds"] < 4
+    assert run.summary["seconds"] < 3.2
 
 
 def test_training_ends_when_validation_has_not_improved_for_a_while(tiny: RunConfig, train: Train) -> None:

@@ -214,9 +214,9 @@ def test_perfect_model_is_perfect_in_every_draw_where_a_class_has_one_image() ->
 def test_resampling_is_seeded_and_quick() -> None:
     labels = np.arange(10_000) % 10
     logits = RNG.normal(size=(10_000, 10)) + 2 * np.eye(10)[labels]
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread's work alone: others may use the cores
     drawn = metrics.resampled(logits, labels)
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
     assert drawn.shape == (3, metrics.RESAMPLES, 10)
     assert (drawn[1:].sum(-1) == 10_000).all()
     assert np.array_equal(drawn, metrics.resampled(logits, labels))
