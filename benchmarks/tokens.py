@@ -35,6 +35,7 @@ from vitlab.parameters import add_overrides, load_params
 from vitlab.runs import Run
 from vitlab.training.evaluate import predict
 
+TOKENIZERS = ("conv", "patch")
 TABLES = ("as it is", "trained on", "ablation", "speed")
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 ROUNDS, BATCH = 30, 64
@@ -88,31 +89,52 @@ class Bench:
             raise LabError("these tables are of validation images, and there are none: set val_fraction")
         self.params = params
 
-    def backbones(self, tokenizer: str) -> list[Run]:
-        return [lab.train_one(lab.plan.config(lab.plan.backbone_of(tokenizer))) for lab in self.labs]
+    def starts(self, tokenizer: str) -> list[RunConfig]:
+        """Of each seed the ViT that the others go on from."""
+        return [lab.plan.config(lab.plan.backbone_of(tokenizer)) for lab in self.labs]
+
+    def on_from(self, tokenizer: str, **changes: Any) -> list[RunConfig]:
+        """Of each seed that ViT trained on with `changes`."""
+        return [lab.plan.on_from(c, **changes) for lab, c in zip(self.labs, self.starts(tokenizer), strict=True)]
+
+    @property
+    def named(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Table -> row -> changes of what is trained on."""
+        on = {title: {"model": name} for title, name in reductions().items()}
+        on["distilled, not pruned"] = {"model": "distilled_vit"}
+        on["pruned, not distilled"] = {"model": "dynamic_vit", "distill_weight": 0.0}
+        departed = departures(self.params, self.labs[0].plan.config("ViT").depth)
+        return {"trained on": on, "ablation": {t: {"model": "dynamic_vit"} | c for t, c in departed.items()}}
+
+    def train(self, tables: list[str]) -> None:
+        """All that these tables need, at once: side by side, where the machine has the cores."""
+        todo: list[RunConfig] = []
+        for tokenizer in TOKENIZERS:
+            for table in {*tables} - {"speed"}:
+                todo += self.starts(tokenizer)
+                for changes in [{}, *self.named[table].values()] if table in self.named else []:
+                    todo += self.on_from(tokenizer, **changes)
+        self.trained(todo)
+
+    def trained(self, configs: list[RunConfig]) -> list[Run]:
+        return list(self.labs[0].train(dict(enumerate(configs))).values())
 
     def accuracy(self, lab: Lab, model: torch.nn.Module, config: RunConfig) -> float:
         logits = predict(model, lab.data.val, config)
         return float((logits.argmax(1) == lab.data.val.labels).double().mean())
-
-    def trained(self, tokenizer: str, **changes: Any) -> list[Run]:
-        """Of each seed the ViT trained on with `changes`."""
-        starts = [lab.plan.config(lab.plan.backbone_of(tokenizer)) for lab in self.labs]
-        self.backbones(tokenizer)
-        return [lab.train_one(lab.plan.on_from(c, **changes)) for lab, c in zip(self.labs, starts, strict=True)]
 
     def scores(self, runs: list[Run]) -> list[float]:
         return [self.accuracy(lab, run.model(), run.config) for lab, run in zip(self.labs, runs, strict=True)]
 
     @cached_property
     def yardstick(self) -> dict[str, list[float]]:
-        return {tokenizer: self.scores(self.trained(tokenizer)) for tokenizer in ("conv", "patch")}
+        return {tokenizer: self.scores(self.trained(self.on_from(tokenizer))) for tokenizer in TOKENIZERS}
 
     # ------------------------------------------------ tables
 
     def as_it_is(self) -> None:
-        for tokenizer in ("conv", "patch"):
-            runs = self.backbones(tokenizer)
+        for tokenizer in TOKENIZERS:
+            runs = self.trained(self.starts(tokenizer))
             whole = self.scores(runs)
             config, costs = runs[0].config.replace(keep_ratio=self.params.keep_ratio), self.labs[0].costs
             full, rows, curves = tokens.work(config, costs)["block_macs"], [], []
@@ -142,14 +164,11 @@ class Bench:
         show("Points against all tokens by keep ratio", rows)
 
     def trained_on(self) -> None:
-        for tokenizer in ("conv", "patch"):
+        for tokenizer in TOKENIZERS:
             whole = self.yardstick[tokenizer]
             costs, full, rows, curves = self.labs[0].costs, 0, [], []
-            named = {title: {"model": name} for title, name in reductions().items()}
-            named["distilled, not pruned"] = {"model": "distilled_vit"}
-            named["pruned, not distilled"] = {"model": "dynamic_vit", "distill_weight": 0.0}
-            for title, changes in named.items():
-                runs = self.trained(tokenizer, **changes)
+            for title, changes in self.named["trained on"].items():
+                runs = self.trained(self.on_from(tokenizer, **changes))
                 rows.append({"method": title, **lost(self.scores(runs), whole)})
                 full = tokens.work(runs[0].config.replace(model="vit"), costs)["block_macs"]
                 for lab, run in zip(self.labs, runs, strict=True) if title in reductions() else ():
@@ -162,11 +181,10 @@ class Bench:
             self.half_a_point(pd.concat(curves), full, float(np.mean(whole)))
 
     def ablation(self) -> None:
-        for tokenizer in ("conv", "patch"):
+        for tokenizer in TOKENIZERS:
             whole, rows = self.yardstick[tokenizer], []
-            depth = self.labs[0].plan.config("ViT").depth
-            for title, changes in departures(self.params, depth).items():
-                runs = self.trained(tokenizer, model="dynamic_vit", **changes)
+            for title, changes in self.named["ablation"].items():
+                runs = self.trained(self.on_from(tokenizer, **changes))
                 rows.append({"DynamicViT": title, **lost(self.scores(runs), whole)})
             show(f"DynamicViT, one departure at a time, {tokenizer} tokenizer", rows)
 
@@ -236,6 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         "ablation": bench.ablation,
         "speed": bench.speed,
     }
+    bench.train(chosen.only)
     for name in chosen.only:
         tables[name]()
 
