@@ -9,6 +9,7 @@ already is not trained again. The test images, which `fit` scores at the end of 
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pandas as pd
 from vitlab import machine
 from vitlab.analysis import complexity, metrics
 from vitlab.config import PRESETS, LabConfig, RunConfig
+from vitlab.errors import told
 from vitlab.lab import Lab
 from vitlab.models.registry import MODELS
 from vitlab.parameters import add_overrides, load_params
@@ -163,4 +165,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("attention", main))

@@ -9,6 +9,7 @@ threads do not give way, as torch's do by themselves. Rounds take turns; a ratio
 
 import argparse
 import multiprocessing
+import sys
 import time
 from functools import partial
 
@@ -19,6 +20,7 @@ from training import random_data
 from vitlab import machine, neighbours
 from vitlab.analysis.timing import ratio
 from vitlab.config import RunConfig
+from vitlab.errors import told
 from vitlab.models.registry import build_model
 from vitlab.parameters import load_params
 from vitlab.training.fit import fit
@@ -111,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("neighbours", main))

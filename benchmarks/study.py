@@ -14,6 +14,7 @@ parameters finds them.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from scipy import stats
@@ -21,9 +22,9 @@ from scipy import stats
 from vitlab.analysis import metrics, sentences_data
 from vitlab.analysis.study import Study, conclusion, gradient_noise, shapes_table
 from vitlab.config import BALANCED
+from vitlab.errors import told
 from vitlab.lab.results import check
-from vitlab.machine import ROOT
-from vitlab.parameters import add_overrides, load_params
+from vitlab.parameters import add_overrides, load_params, profile_path
 
 NEAR = 0.02  # of the ViT's accuracy
 
@@ -60,8 +61,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("epochs", nargs="+", type=int, help="budgets, in epochs of the imbalanced data")
     overrides = add_overrides(parser)
     arguments = parser.parse_args(words)
-    named = ROOT / "params" / f"{arguments.profile}.yaml"
-    profile = named if named.exists() else Path(arguments.profile)
+    profile = profile_path(arguments.profile)
     budgets = {e: of_budget(profile, overrides(arguments), e) for e in sorted(arguments.epochs)}
     for (few, less), (many, more) in zip(list(budgets.items())[:-1], list(budgets.items())[1:], strict=True):
         for a, b in zip(less, more, strict=True):
@@ -74,4 +74,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("study", main))

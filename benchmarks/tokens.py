@@ -12,6 +12,7 @@ and repeated. The test set stays closed, but for the one look of each run, which
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from vitlab.analysis.metrics import mean_and_spread
 from vitlab.config import LabConfig, RunConfig
 from vitlab.data.batches import to_float
 from vitlab.data.sources import load_source
-from vitlab.errors import LabError
+from vitlab.errors import LabError, told
 from vitlab.lab import Lab
 from vitlab.machine import ROOT, environment
 from vitlab.models.reduce import stages_of
@@ -260,4 +261,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(told("tokens", main))

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from vitlab import machine
 from vitlab.analysis import metrics, timing
 from vitlab.config import RunConfig
 from vitlab.data.splits import Source
+from vitlab.errors import LabError
 from vitlab.machine import ROOT
 from vitlab.models.reduce import ToMeViT
 from vitlab.parameters import as_profile, load_params
@@ -90,6 +92,36 @@ def test_study_compares_budgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert printed.count("Sampler and class weights minimise the same expected loss") == 2
     assert "The balanced reference reaches" in printed
     assert "linear 9:1, from 1 to 2 epochs: the best is" in printed
+
+
+@pytest.mark.slow
+def test_recipe_judges_changes_by_validation_images_and_keeps_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    recipe, profile, kept = script("recipe"), tmp_path / "small.yaml", tmp_path / "trials.csv"
+    profile.write_text(yaml.safe_dump(as_profile(SMALL)))
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    words = [str(profile), "lr=0.03 label_smoothing=0", "flip=true", "--keep", str(kept)]
+    recipe.main([*words, "--set", "epochs=1"])
+    printed = capsys.readouterr().out
+    summaries = {p.parent: Run(p.parent).summary for p in (tmp_path / "runs").glob("*/summary.json")}
+    assert len(summaries) == 6  # two seeds of each
+    rows = pd.read_csv(kept)
+    assert sorted(rows["val_accuracy"]) == sorted(round(s["val_accuracy"], 4) for s in summaries.values())
+    by_seed = 100 * rows.pivot(index="seed", columns="change", values="val_accuracy")
+    line = next(line for line in printed.splitlines() if line.startswith("flip=true")).split()
+    assert float(line[1]) == pytest.approx(by_seed["flip=true"].mean(), abs=0.01)
+    assert float(line[3]) == pytest.approx((by_seed["flip=true"] - by_seed["as it stands"]).mean(), abs=0.01)
+    recipe.main([*words[:-2], "crop=0", *words[-2:], "--set", "epochs=1"])
+    assert len(pd.read_csv(kept)) == 8  # what was kept is kept once
+
+
+def test_recipe_wants_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "small.yaml"
+    profile.write_text(yaml.safe_dump(as_profile(SMALL.replace(val_fraction=0.0))))
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(LabError, match="validation images, and there are none"):
+        script("recipe").main([str(profile), "lr=0.03"])
 
 
 SMALL_PROFILE = """

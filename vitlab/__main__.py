@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from vitlab.errors import LabError
+from vitlab.errors import LabError, told
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -163,18 +163,13 @@ def main(words: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no "…" shows another sign
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    try:
+
+    def work() -> None:
         arguments = parser().parse_args(words)
         arguments.overrides = arguments.read(arguments)
         arguments.work(arguments)
-    except LabError as error:
-        print(f"vitlab: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        told = str(stop) or "interrupted; the same command goes on from the last checkpoint"
-        print(f"vitlab: {told}", file=sys.stderr)
-        return 130
-    return 0
+
+    return told("vitlab", work)
 
 
 if __name__ == "__main__":

@@ -92,13 +92,17 @@ def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
 
     def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = {"dataset": "folder", "data_dir": os.path.abspath(Path(arguments.data).expanduser())}
-        try:
-            words = dict(_override(word) for word in shlex.split(arguments.words))
-        except (argparse.ArgumentTypeError, ValueError) as error:  # of a quotation that does not end
-            raise LabError(f"SET: {error}; quote a value with spaces as SET=\"'notes=Run 3'\"") from None
-        return words | dict(arguments.set) | (folder if arguments.data else {})
+        return overrides_in(arguments.words) | dict(arguments.set) | (folder if arguments.data else {})
 
     return overrides
+
+
+def overrides_in(words: str) -> dict[str, Any]:
+    """Parameters in one text, "epochs=5 'notes=Run 3'", as SET has them."""
+    try:
+        return dict(_override(word) for word in shlex.split(words))
+    except (argparse.ArgumentTypeError, ValueError) as error:  # of a quotation that does not end
+        raise LabError(f"SET: {error}; quote a value with spaces as SET=\"'notes=Run 3'\"") from None
 
 
 def _override(text: str) -> tuple[str, Any]:
