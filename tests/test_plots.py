@@ -391,6 +391,15 @@ def test_names_of_classes_under_a_heatmap_do_not_overlap(count: int, name: str) 
         assert all(left.x1 <= right.x0 for left, right in pairwise(places))
 
 
+def test_every_model_is_named_beside_its_recalls() -> None:
+    names = [f"model {i}" for i in range(30)]
+    frame = pd.DataFrame(
+        [(n, c, 0.01, 1.0) for n in names for c in CLASSES], columns=["model", "class", "difference", "p"]
+    )
+    figure = plots.recall_differences(frame, pd.Series(0.9, CLASSES, name="ViT"))
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == names
+
+
 def test_confusion_leaves_out_what_is_less_than_one_percent() -> None:
     figure = study_plots.confusions({"a": np.array([[999, 1], [0, 5]]), "b": np.eye(2)}, ["x", "y"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["100", "", "", "100"]

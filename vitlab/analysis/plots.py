@@ -66,14 +66,21 @@ def heatmap(
     cmap: str,
     limits: tuple[float, float],
     fontsize: float = 8,
+    all_rows: bool = False,
 ) -> QuadMesh:
-    """`values` (R, C) as colours between `limits`, `texts` (R, C) written on them; names: of rows, of columns."""
+    """`values` (R, C) as colours between `limits`, `texts` (R, C) written on them; names: of rows, of columns.
+
+    Of more names than `MOST_LABELS` every second, third, … is written, but of rows if all are asked for.
+    """
     mesh = axis.pcolormesh(values, cmap=cmap, vmin=limits[0], vmax=limits[1])
     for edge in axis.spines.values():
         edge.set_visible(False)
     rows, columns = names
-    for set_ticks, labels in ((axis.set_yticks, rows), (axis.set_xticks, columns)):
-        every = -(-len(labels) // MOST_LABELS)
+    for set_ticks, labels, most in (
+        (axis.set_yticks, rows, len(rows) if all_rows else MOST_LABELS),
+        (axis.set_xticks, columns, MOST_LABELS),
+    ):
+        every = -(-len(labels) // most)
         set_ticks(np.arange(len(labels))[::every] + 0.5, labels[::every])
     axis.set_ylim(len(rows), 0)  # the first row on top, also where axes share their rows
     _class_axis(axis, columns)
@@ -371,6 +378,7 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
         (drawable(points.index, 40), classes),
         cmap=DIVERGING,
         limits=(-most, most),
+        all_rows=True,
     )
     figure.colorbar(mesh, ax=axis, label="difference (points)")
     if few:
