@@ -1,7 +1,7 @@
 """Attentions, tokenizers, yardsticks by validation accuracy over several seeds; one attention layer by the clock.
 
-    python benchmarks/attention.py --params params/cifar10_cpu.yaml --set epochs=30 cutout=0.25 > table.md
-    python benchmarks/attention.py --params params/cifar10_cpu.yaml --seeds 1 --only tokenizers speed
+    python benchmarks/attention.py --profile cifar10_cpu --set epochs=30 long_epochs=0 cutout=0.25 > table.md
+    python benchmarks/attention.py --profile cifar10_cpu --seeds 1 --only tokenizers speed
 
 Differences are those of the means over the seeds, to the first row of each table. Every training is a run directory
 of the profile (runs_dir): stopped and started again, the command goes on where it was, and what a chapter has trained
@@ -11,7 +11,6 @@ already is not trained again. The test images, which `fit` scores at the end of 
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 
@@ -21,7 +20,7 @@ from vitlab.config import PRESETS, LabConfig, RunConfig
 from vitlab.errors import told
 from vitlab.lab import Lab
 from vitlab.models.registry import MODELS
-from vitlab.parameters import add_overrides, load_params
+from vitlab.parameters import add_overrides, load_params, profile_path
 
 TOKENS = [side**2 for side in (8, 12, 16, 24, 32, 48, 64)]
 ROUNDS = 25
@@ -113,7 +112,7 @@ def lighter(lab: Lab) -> None:
     """The lighter models beside the ViTs that cost as little, as the chapters train them."""
     for name in lab.params.equal_cost:
         smaller = [which for model, which in lab.plan.equal_cost if model == name]
-        lab.train(dict(enumerate(lab.plan.repeats["ViT"])))  # DynamicViT starts from them
+        lab.train(dict(enumerate(lab.plan.repeats[lab.plan.backbone])))  # DynamicViT starts from them
         unchanged = "ViT, fine-tuned" if MODELS[name].chapter == "03" else "ViT"
         names = [MODELS[name].title, *smaller, unchanged]
         trained(lab, {which: lab.plan.repeats[which] for which in names})
@@ -140,17 +139,18 @@ def speed(config: RunConfig) -> None:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--params", type=Path, required=True, help="a profile, such as params/cifar10_cpu.yaml")
+    parser.add_argument("--profile", required=True, help="its name, as cifar10_cpu, or the path of a params file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--only", nargs="+", choices=[*GROUPS, "lighter", "speed"], default=[*GROUPS, "lighter", "speed"]
     )
     overrides = add_overrides(parser)
     arguments = parser.parse_args(words)
-    params = load_params(arguments.params, overrides(arguments) | {"seeds": arguments.seeds})
+    given = overrides(arguments) | {"seeds": arguments.seeds}
+    lab = Lab.of(load_params(profile_path(arguments.profile), given))
+    params = lab.params
     here = machine.environment()
     print(f"{here['device']}, {here['threads']} threads, torch {here['versions']['torch']}\n")
-    lab = Lab.of(params)
     for name in arguments.only:
         print(f"## {name}\n", flush=True)
         if name == "speed":

@@ -20,27 +20,34 @@ from vitlab.lab import Lab
 from vitlab.parameters import add_overrides, load_params, overrides_in, profile_path
 
 UNCHANGED = "as it stands"
+DATA = {"dataset", "data_dir", "image_size", "val_fraction"}  # of another one differences would say nothing
 
 
 def trials(profile: Path, run: str, overrides: dict, changes: list[str], seeds: int) -> pd.DataFrame:
     """A row for each change and seed: `run` of the profile, trained with it, by validation images."""
-    labs = {change: load_params(profile, overrides | overrides_in(change)) for change in ["", *changes]}
-    lab = Lab.of(labs[""])
+    lab = Lab.of(load_params(profile, overrides))
     if not len(lab.data.val):
         raise LabError("trials are judged by validation images, and there are none: set val_fraction")
-    configs = {}
-    for change, params in labs.items():
+    starts, configs = [], {}
+    for change in ["", *changes]:
+        changed = overrides_in(change)
+        if of_data := DATA & changed.keys():
+            raise LabError(f"{', '.join(sorted(of_data))} is the same in all trials: give it by --set")
+        params = load_params(profile, overrides | changed).replace(dataset=lab.params.dataset)
         for seed in range(params.seed, params.seed + seeds):
-            configs[change or UNCHANGED, seed] = Lab(params.replace(seed=seed), lab.source).plan.config(run)
-    runs = lab.train(configs)
+            plan = Lab(params.replace(seed=seed), lab.source).plan
+            configs[change or UNCHANGED, seed] = plan.config(run)
+            starts += [plan.config(plan.backbone)] if plan.config(run).init_from else []
+    trained = lab.train(dict(enumerate(starts)) | configs)
+    runs = {key: trained[key] for key in configs}
     keys = pd.MultiIndex.from_tuples(runs, names=["change", "seed"]).to_frame(index=False)
     found = pd.DataFrame(
         {
-            "val_accuracy": trained.summary["val_accuracy"],
-            "steps": trained.summary["steps"],
-            "minutes": trained.training_seconds / 60,
+            "val_accuracy": one.summary["val_accuracy"],
+            "steps": one.summary["steps"],
+            "minutes": one.training_seconds / 60,
         }
-        for trained in runs.values()
+        for one in runs.values()
     )
     return keys.join(found.round(4))
 

@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +25,12 @@ from vitlab.analysis import tokens
 from vitlab.analysis.metrics import mean_and_spread
 from vitlab.config import LabConfig, RunConfig
 from vitlab.data.batches import to_float
-from vitlab.data.sources import load_source
 from vitlab.errors import LabError, told
 from vitlab.lab import Lab
-from vitlab.machine import ROOT, environment
+from vitlab.machine import environment
 from vitlab.models.reduce import stages_of
 from vitlab.models.registry import MODELS, build_model, reductions
-from vitlab.parameters import add_overrides, load_params
+from vitlab.parameters import add_overrides, load_params, profile_path
 from vitlab.runs import Run
 from vitlab.training.evaluate import predict
 
@@ -84,8 +82,9 @@ class Bench:
     """The labs of several seeds on the same data; accuracies are of their validation images."""
 
     def __init__(self, params: LabConfig, seeds: int) -> None:
-        source = load_source(params)
-        self.labs = [Lab(params.replace(seed=params.seed + s), source) for s in range(seeds)]
+        first = Lab.of(params)
+        params = first.params
+        self.labs = [first, *(Lab(params.replace(seed=params.seed + s), first.source) for s in range(1, seeds))]
         if not len(self.labs[0].data.val):
             raise LabError("these tables are of validation images, and there are none: set val_fraction")
         self.params = params
@@ -240,12 +239,12 @@ def show(title: str, rows: list[dict[str, str]]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", type=Path, default=ROOT / "params" / "cifar10_cpu.yaml")
+    parser.add_argument("--profile", default="cifar10_cpu", help="its name, or the path of a params file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, metavar="TABLE", help=", ".join(TABLES))
     overrides = add_overrides(parser)
     chosen = parser.parse_args(arguments)
-    bench = Bench(load_params(chosen.profile, overrides(chosen)), chosen.seeds)
+    bench = Bench(load_params(profile_path(chosen.profile), overrides(chosen)), chosen.seeds)
     here = environment()
     data = bench.labs[0].data
     print(f"{here['device']}, {here['threads']} threads; {len(data.val):,} validation images, {chosen.seeds} seeds")

@@ -18,6 +18,7 @@ from vitlab.analysis import metrics, timing
 from vitlab.config import RunConfig
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
+from vitlab.lab import Lab
 from vitlab.machine import ROOT
 from vitlab.models.reduce import ToMeViT
 from vitlab.parameters import as_profile, load_params
@@ -124,6 +125,32 @@ def test_recipe_wants_validation_images(tmp_path: Path, monkeypatch: pytest.Monk
         script("recipe").main([str(profile), "lr=0.03"])
 
 
+def test_recipe_compares_no_trials_on_other_images() -> None:
+    with pytest.raises(LabError, match="image_size is the same in all trials"):
+        script("recipe").main(["quick", "lr=0.03", "image_size=32 lr=0.03"])
+
+
+@pytest.mark.slow
+def test_recipe_trains_what_a_run_goes_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = tmp_path / "small.yaml"
+    profile.write_text(yaml.safe_dump(as_profile(SMALL.replace(epochs=1))))
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
+    words = ["fine_tune_epochs=1", "lr=0.005", "--run", "DynamicViT", "--seeds", "1", "--set", "fine_tune_epochs=2"]
+    script("recipe").main([str(profile), *words])
+    runs = [Run(path.parent) for path in (tmp_path / "runs").glob("*/summary.json")]
+    assert sorted(run.config.model for run in runs) == ["dynamic_vit"] * 3 + ["vit"] * 2  # two rates to start with
+
+
+@pytest.mark.parametrize("profile", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_row_of_tokens_is_a_run_of_its_own(profile: Path, few: Source) -> None:
+    params = load_params(profile, {"dataset": "digits"})
+    bench = script("tokens").Bench.__new__(script("tokens").Bench)
+    bench.params, bench.labs = params, [Lab(params, few)]
+    for table, size in {"trained on": 7, "ablation": 8}.items():
+        runs = [bench.on_from("conv", **changes)[0] for changes in bench.named[table].values()]
+        assert len({str(identity(config, "data")) for config in runs}) == len(runs) == size
+
+
 SMALL_PROFILE = """
 image_size: 8
 batch_size: 64
@@ -141,7 +168,7 @@ def test_attention_prints_differences_of_means_and_trains_nothing_twice(
     monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
     attentions = attention.attentions
     monkeypatch.setitem(attention.GROUPS, "attentions", lambda params: dict([*attentions(params).items()][:3]))
-    words = ["--params", str(tmp_path / "small.yaml"), "--seeds", "2", "--only", "attentions"]
+    words = ["--profile", str(tmp_path / "small.yaml"), "--seeds", "2", "--only", "attentions"]
     attention.main(words)
     printed = capsys.readouterr().out
     assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith("| ")][2:] == [

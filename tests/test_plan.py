@@ -87,6 +87,12 @@ def test_dynamic_vit_trains_what_is_new_at_the_full_rate(plan: Plan) -> None:
     assert differing(plan.config("ViT, fine-tuned"), dynamic) == {"model", "lr"} | own
 
 
+def test_what_is_asked_of_a_run_trained_on_wins_over_the_labs_budget(plan: Plan) -> None:
+    start, asked = plan.config(plan.backbone), {"ema": 0.99, "lr": 0.5, "epochs": 1}
+    changed = plan.on_from(start, model="topk_vit", **asked)
+    assert {name: getattr(changed, name) for name in asked} == asked
+
+
 def test_averaging_can_be_asked_for_in_fine_tuning_alone(few: Source) -> None:
     plan = Plan(SMALL.replace(fine_tune_ema=0.9, equal_cost=[]), few)
     assert {config.ema for config in plan.chapters["03"].values()} == {0.9}

@@ -85,11 +85,11 @@ class Plan:
         the others stay below it.
         """
         p = self.params
-        changes = {"init_from": Run.of(Path(), start, self.source.digest).path.name} | changes
-        changes |= {"epochs": p.fine_tune_epochs, "minutes": 0, "start_size": 0, "ema": p.fine_tune_ema or p.ema}
+        budget = {"init_from": Run.of(Path(), start, self.source.digest).path.name}
+        budget |= {"epochs": p.fine_tune_epochs, "minutes": 0, "start_size": 0, "ema": p.fine_tune_ema or p.ema}
         if not hasattr(MODELS[changes.get("model", start.model)].build, "pace"):
-            changes |= {"lr": p.fine_tune_lr, "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr}
-        return start.replace(**changes)
+            budget |= {"lr": p.fine_tune_lr, "muon_lr": p.muon_lr * p.fine_tune_lr / p.lr}
+        return start.replace(**budget | changes)
 
     @property
     def tokenizers(self) -> dict[str, str]:
