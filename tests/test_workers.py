@@ -75,6 +75,17 @@ def test_a_run_that_goes_on_from_another_waits_for_it(tmp_path: Path, two_thread
         assert_same_run(many.run_of(config), one.train_one(config))
 
 
+def test_runs_that_processes_share_are_not_put_side_by_side(
+    tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    monkeypatch.setattr("vitlab.lab.workers.side_by_side", lambda *_: begun.append(True))
+    for processes in (2, 1):
+        lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=processes))
+        lab.train_at_once(lab.missing(lab.plan.chapters["02"].values()))
+        assert len(begun) == (processes == 1)
+
+
 @pytest.mark.slow
 def test_a_wave_begins_when_the_one_before_it_is_done(tmp_path: Path) -> None:
     done = tmp_path / "done"

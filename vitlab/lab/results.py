@@ -136,7 +136,7 @@ class Lab:
                 for wave in filter(None, waves):
                     starts = [self.start_of(config) for config in wave]
                     cluster.train(self.params, self.runs_dir, list(zip(wave, starts, strict=True)), images, view)
-            elif (at_once := workers.fitting(todo, images)) > 1:
+            elif self.params.processes == 1 and (at_once := workers.fitting(todo, images)) > 1:
                 tasks = [[(self.params, config) for config in wave] for wave in waves]
                 workers.side_by_side(_train_in_worker, tasks, at_once, view)
 
