@@ -224,6 +224,15 @@ def test_results_depend_on_no_machine_place_or_name():
     assert make.result_parameters(check(LabConfig(**elsewhere))) == make.result_parameters(check(LabConfig()))
 
 
+def test_results_depend_on_the_runs_that_are_compared_as_well():
+    class Extra:  # a lab whose runs of other labs lie wherever they do
+        def __init__(self, *names):
+            self.params, self.source, self.extra = LabConfig(), check(LabConfig()).source, dict.fromkeys(names)
+
+    alone, beside, moved = (make.result_parameters(Extra(*names)) for names in ((), ("b", "a"), ("a", "b")))
+    assert alone != beside == moved
+
+
 def test_broken_image_is_named(tmp_path, refused):
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)

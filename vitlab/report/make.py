@@ -28,7 +28,7 @@ from vitlab.report.render import render
 from vitlab.report.title import title_page
 
 PARAMETERS = "parameters.yaml"
-PLACES = {"data_dir", "runs_dir", "extra_runs", "device", "processes", "cluster", "num_workers", "pin_memory"}
+PLACES = {"data_dir", "runs_dir", "device", "processes", "cluster", "num_workers", "pin_memory"}
 INCIDENTAL = PLACES | {"notes", "data_name"}  # no result depends on them
 KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
 
@@ -104,7 +104,8 @@ def _train(lab: Lab) -> None:
 
 def result_parameters(lab: Lab) -> dict[str, Any]:
     """What a report's results depend on: the parameters, but for places, names and processes, and the data's digest."""
-    return lab.params.model_dump(exclude=INCIDENTAL) | {"data": lab.source.digest}
+    found = {"data": lab.source.digest, "extra_runs": ", ".join(sorted(lab.extra))}  # wherever they are
+    return lab.params.model_dump(exclude=INCIDENTAL) | found
 
 
 def require_own(lab: Lab, out: Path) -> None:
