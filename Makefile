@@ -36,8 +36,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt -e '.[test]'
 	@touch $@
 
-# What is installed now, without the libraries of a GPU, which follow from torch.
+# What is installed now, with Ray, which CI tests, without the libraries of a GPU, which follow from torch.
 constraints: $(VENV)/installed
+	@$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[test,cluster]'
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)' >> $(VENV)/constraints
 	@mv $(VENV)/constraints constraints.txt

@@ -141,6 +141,23 @@ def test_cost_that_may_only_be_read_is_not_measured(kept: Costs, tiny: RunConfig
     assert len(measured) == 1
 
 
+def test_cost_is_read_from_another_machine_where_none_was_measured_here(
+    kept: Costs, tiny: RunConfig, measured: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = costs.pace(), costs.pace() | {"device": "another"}
+    monkeypatch.setattr(costs, "pace", lambda: there)
+    row = kept.of(tiny)
+    monkeypatch.setattr(costs, "pace", lambda: here)
+    assert kept.of(tiny, only_read=True) == row
+    assert kept.where(tiny)["device"] == "another"
+    for other in (replace(kept, measurement=1), replace(kept, rounds=9), replace(kept, num_classes=9)):
+        with pytest.raises(LabError, match="has not been measured"):
+            other.of(tiny, only_read=True)
+    assert kept.of(tiny) != row  # asked for, it is measured here
+    assert kept.of(tiny, only_read=True) != row
+    assert kept.where(tiny) == here
+
+
 def test_tables_of_costs_are_the_same_read_as_measured(
     kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from vitlab.lab import Lab
 
 FEW_MODELS = 6  # of which the pairs are listed one by one
-COSTS = (
-    "What each model costs: float32 inference, latency at batch 1, throughput in batches, medians. Training time of "
-    "chapter 3 includes that of the ViT it started from."
-)
 MOST_LISTED = 12  # pairs that are named one by one
 
 
@@ -149,6 +145,14 @@ def _ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
 
 def scores(lab: "Lab", images: int) -> str:
     return f"What each model scores on {images:,} test images, best first; {lab.plan.seed_words}."
+
+
+def costs(lab: "Lab") -> str:
+    where = lab.costs.where(lab.plan.config("ViT"))
+    return (
+        f"What each model costs: float32 inference on {where['device']}, threads: {where['threads']}; latency at batch "
+        "1, throughput in batches, medians. Training time of chapter 3 includes that of the ViT it started from."
+    )
 
 
 def against_cost(images: int) -> str:

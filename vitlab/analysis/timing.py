@@ -1,7 +1,7 @@
 """Wall time, compared fairly: what a table compares takes turns, so that whatever slows the machine slows all alike.
 
 A ratio is taken within each round and its median over the rounds is quoted, with the distance of its quartiles as the
-spread. Rounds are added until the spread is small; a point that spreads too far is never kept for good.
+spread. Rounds are added while a ratio spreads too far, up to half as many again.
 """
 
 import statistics

@@ -40,8 +40,12 @@ class Costs:
     def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
         """A measurement kept as a file: taken once, then read.
 
-        Without `measure` it is only read, also where the code has changed since.
+        Without `measure` it is only read, also where the code has changed since, or it was taken on another machine.
         """
+        return self._record(what, key, measure)["result"]
+
+    def _record(self, what: str, key: Any, measure: Callable[[], Any] | None) -> dict[str, Any]:
+        """A measurement, and what and where it is of."""
         path, about = self._place(what, key)
         about["code"] = code_digest()
         stored = _stored(path)
@@ -50,18 +54,26 @@ class Costs:
             with writing(path) as temporary:
                 temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
             stored = _stored(path)
+        if measure is None and stored is None:
+            alike = "key", "measurement", "rounds"
+            elsewhere = (one for one in self._kept(what) if all(one.get(name) == about[name] for name in alike))
+            stored = next(elsewhere, None)
         if stored is None:
             raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
-        return stored["result"]
+        return stored
 
     def latest(self, what: str) -> pd.DataFrame:
         """The measurement of this kind, of whatever shape, that was taken last on this machine."""
         machine = self._place(what, None)[1]["machine"]
-        paths = sorted(self.folder.glob(f"{what}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for content in map(_stored, paths):
-            if content and content["machine"] == machine:
+        for content in self._kept(what):
+            if content["machine"] == machine:
                 return pd.DataFrame(content["result"])
         raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
+
+    def _kept(self, what: str) -> list[dict[str, Any]]:
+        """Measurements of this kind, of whatever shape and on whatever machine, the last one first."""
+        paths = sorted(self.folder.glob(f"{what}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [content for content in map(_stored, paths) if content]
 
     def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
@@ -92,6 +104,10 @@ class Costs:
         sizes = self.channels, self.num_classes, self.rounds
         measure = None if only_read else lambda: complexity.measure(compared, *sizes)
         return self.measured("models", shapes, measure)[shapes.index(self._shape(config))]
+
+    def where(self, config: RunConfig) -> dict[str, Any]:
+        """`machine.pace` of the machine on which this model was measured."""
+        return self._record("models", [self._shape(other) for other in self._compared(config)], None)["machine"]
 
     def path_of(self, config: RunConfig) -> Path:
         """The file that `of` reads on this machine, whether it exists or not."""
