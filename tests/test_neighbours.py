@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from vitlab import neighbours
-from vitlab.analysis.timing import in_turns
 from vitlab.neighbours import giving_way, kept_waiting
 
 DEADLINE = 20.0
@@ -108,10 +107,3 @@ while not any(isinstance(thread, neighbours._Held) for thread in threading.enume
 
 def test_a_notebook_gives_way_for_good_and_ends_nevertheless() -> None:
     subprocess.run([sys.executable, "-c", FOR_GOOD], check=True, timeout=120)
-
-
-def test_tables_are_timed_giving_way(waits: list[float]) -> None:
-    waits[0], seen = 0.5, []
-    in_turns({"a": lambda: seen.append(becomes(held))}, rounds=1)
-    assert seen[-1]
-    assert not held()

@@ -5,6 +5,7 @@ from itertools import chain, cycle
 
 import pandas as pd
 import pytest
+import torch
 
 from vitlab.analysis import timing
 from vitlab.analysis.timing import in_turns, ratio, seconds
@@ -45,6 +46,17 @@ def test_seconds_repeat_until_enough_time_was_spent(clock: Clock) -> None:
     clock.durations = cycle([1.0])
     seconds(clock.work, at_least=100, repeats=5)
     assert 100 < clock.now < 104
+
+
+def test_one_thread_computes_whatever_is_compared() -> None:
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        in_turns({"a": lambda: seen.append(torch.get_num_threads())}, rounds=1)
+        assert {*seen} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_machine_that_slows_down_slows_all_that_is_compared(clock: Clock) -> None:

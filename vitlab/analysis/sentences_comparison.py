@@ -150,8 +150,8 @@ def scores(lab: "Lab", images: int) -> str:
 def costs(lab: "Lab") -> str:
     where = lab.costs.where(lab.plan.config("ViT"))
     return (
-        f"What each model costs: float32 inference on {where['device']}, threads: {where['threads']}; latency at batch "
-        "1, throughput in batches, medians. Training time of chapter 3 includes that of the ViT it started from."
+        f"What each model costs: float32 inference on {where['device']}, of a CPU on one thread; latency at batch 1, "
+        "throughput in batches, medians. Training time of chapter 3 includes that of the ViT it started from."
     )
 
 

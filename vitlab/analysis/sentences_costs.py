@@ -30,8 +30,9 @@ QUOTED = (
 def machine(about: dict[str, Any]) -> str:
     """about: `machine.environment`."""
     return (
-        f"Machine: {about['device']}, threads: {about['threads']}, torch {about['versions']['torch']}, float32. All "
-        "that a table compares takes turns, round after round, so that whatever slows the machine slows all alike."
+        f"Machine: {about['device']}, torch {about['versions']['torch']}, float32; on a CPU one thread computes, so "
+        "that no ratio depends on who else wants the cores. All that a table compares takes turns, round after round, "
+        "so that whatever slows the machine slows all alike."
     )
 
 
@@ -101,9 +102,9 @@ def components(attention: float, tokens: int) -> str:
     )
 
 
-def times(threads: int, batch: int) -> str:
+def times(batch: int) -> str:
     return (
-        f"Time and memory, threads: {threads}. Latency at batch 1 and throughput in batches of {batch}, medians over "
+        f"Time and memory. Latency at batch 1 and throughput in batches of {batch}, medians over "
         "rounds; ratios taken within each round, in brackets half the distance of their quartiles; peak memory of a "
         f"batch of {MEMORY_BATCH}, weights not counted."
     )

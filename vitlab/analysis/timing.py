@@ -4,9 +4,10 @@ A ratio is taken within each round and its median over the rounds is quoted, wit
 spread. Rounds are added while a ratio spreads too far, up to half as many again.
 """
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,6 @@ import pandas as pd
 import torch
 
 from vitlab.machine import keep_freed_memory, synchronize
-from vitlab.neighbours import giving_way
 
 Key = TypeVar("Key", bound=Hashable)
 WINDOW = 0.05  # seconds of calls of which one round's figure is the median
@@ -43,7 +43,7 @@ def in_turns(
     `holds`, what must be true of the rounds, is not. Every second round runs backwards.
     """
     keep_freed_memory()
-    with torch.inference_mode(), giving_way():
+    with torch.inference_mode(), one_thread():
         for work in works.values():
             _once(work)
         table: list[dict[Key, float]] = []
@@ -56,6 +56,20 @@ def in_turns(
             last = len(frame) >= MORE * rounds or time.perf_counter() >= end
             if len(frame) >= rounds and (last or (spread <= SPREAD and holds(frame))):
                 return frame
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """On a CPU one thread computes: what several gain depends on who else wants the cores, and so would each ratio.
+
+    As torch's own benchmark utilities have it by default. On a GPU nothing changes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _round(works: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
