@@ -72,7 +72,8 @@ def heatmap(
 
     Of more names than `MOST_LABELS` every second, third, … is written, but of rows if all are asked for.
     """
-    mesh = axis.pcolormesh(values, cmap=cmap, vmin=limits[0], vmax=limits[1])
+    # edges of their own colour: the page behind would show as hairlines between the cells of a vector figure
+    mesh = axis.pcolormesh(values, cmap=cmap, vmin=limits[0], vmax=limits[1], edgecolors="face", linewidth=0.3)
     for edge in axis.spines.values():
         edge.set_visible(False)
     rows, columns = names
