@@ -136,13 +136,15 @@ def test_neighbours_are_alike_or_not() -> None:
     assert "fixed, and alike" in sentences_vit.places(config.replace(positions="sincos"), 0.4, 0.0)
 
 
-def test_images_are_known_by_heart_or_not() -> None:
+def test_images_are_known_by_heart_or_a_model_overfits_or_not() -> None:
     ends = {
-        "ViT": pd.Series({"accuracy": 0.99, "val_accuracy": 0.7}),
-        "CNN": pd.Series({"accuracy": 0.8, "val_accuracy": 0.8}),
+        name: pd.Series({"accuracy": known, "val_accuracy": other})
+        for name, known, other in (("ViT", 0.99, 0.7), ("MLP", 0.66, 0.55), ("CNN", 1.0, 0.93), ("all", 0.8, 0.8))
     }
-    assert sentences_vit.by_heart(ends).startswith("*ViT* knows the training images by heart")
-    assert sentences_vit.by_heart({"CNN": ends["CNN"]}).startswith("No model knows")
+    both = sentences_vit.overfitting(ends)
+    assert both.startswith("*ViT* knows the training images by heart; *MLP*: more than 10 points better at")
+    assert sentences_vit.overfitting({"MLP": ends["MLP"]}).startswith("*MLP*: more than 10 points better")
+    assert sentences_vit.overfitting({n: ends[n] for n in ("CNN", "all")}).startswith("No model is more than 10 points")
 
 
 def test_training_is_told_with_growing_images_where_they_grow() -> None:

@@ -297,6 +297,8 @@ def test_distance_to_what_is_kept_and_likeness_of_neighbours() -> None:
     near, any_two = attention.neighbour_similarity(columns, 2)
     assert near == pytest.approx(0)
     assert any_two == pytest.approx((2 - 4) / 6)
+    near, any_two = attention.neighbour_similarity(columns + 2, 2, centred=False)
+    assert near == any_two == pytest.approx(1)
 
 
 def test_registry_names_every_reduction_once() -> None:

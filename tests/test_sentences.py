@@ -273,6 +273,7 @@ def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
     assert "After 2.0 minutes" in text
     assert "*long* 70.0%; *short* 60.0%" in text  # the best first
     assert "slow" not in text  # no epoch of it was over
+    assert "had not fallen to zero yet" in text
 
 
 RIVALS = pd.DataFrame(

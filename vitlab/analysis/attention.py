@@ -126,13 +126,13 @@ def rollout(attentions: list[Tensor], grid: int, reduced: list[Tensor] = ()) -> 
 # ---------------------------------------------------------------- why some can be dropped, and others not
 
 
-def neighbour_similarity(tokens: Tensor, grid: int) -> tuple[float, float]:
+def neighbour_similarity(tokens: Tensor, grid: int, centred: bool = True) -> tuple[float, float]:
     """Mean cosine of patches (B, grid², D or with a class token) beside or below each other, and of any two.
 
-    Taken after subtracting each image's mean, which all of its tokens share.
+    centred: taken after subtracting each image's mean, which all of its tokens share.
     """
     patches = tokens[:, tokens.shape[1] - grid * grid :].float()
-    unit = torch.nn.functional.normalize(patches - patches.mean(1, keepdim=True), dim=-1)
+    unit = torch.nn.functional.normalize(patches - patches.mean(1, keepdim=True) if centred else patches, dim=-1)
     places = unit.unflatten(1, (grid, grid))
     beside = (places[:, :, 1:] * places[:, :, :-1]).sum(-1)
     below = (places[:, 1:] * places[:, :-1]).sum(-1)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.metrics import confident_mistakes
-from vitlab.analysis.sentences import expected, seeds, verdict
+from vitlab.analysis.sentences import expected, listed, seeds, verdict
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ OPTIMIZERS = {
     "sgd": "SGD with momentum",
     "muon": "Muon for the hidden layers' matrices and kernels, AdamW for the rest",
 }
-KNOWN_BY_HEART = 0.1  # by which training accuracy lies above validation: images are then known by heart
+OVERFITS = 0.1  # by which training accuracy lies above validation: what was learnt holds for these images alone
+BY_HEART = 0.99  # training accuracy from which such a model knows them by heart
 CONV_TOKENIZER = (
     "The convolutional tokenizer: channels × height × width after each convolution. It ends with as many tokens as "
     "there are patches, but each has seen its neighbours."
@@ -262,18 +263,19 @@ def beside(first: str, comparisons: dict[str, dict], tokenizers: list[str]) -> s
     return " ".join(told)
 
 
-def by_heart(ends: dict[str, pd.Series]) -> str:
-    """Whether images are known by heart: name -> the last epoch's accuracy in training, and val_accuracy."""
-    known = [name for name, end in ends.items() if end["accuracy"] - end["val_accuracy"] > KNOWN_BY_HEART]
+def overfitting(ends: dict[str, pd.Series]) -> str:
+    """Which models learnt what holds for training images alone: name -> the last epoch's accuracy and val_accuracy."""
+    worse = [name for name, end in ends.items() if end["accuracy"] - end["val_accuracy"] > OVERFITS]
+    by_heart = [name for name in worse if ends[name]["accuracy"] >= BY_HEART]
+    others = [name for name in worse if name not in by_heart]
+    better = f"more than {100 * OVERFITS:.0f} points better at images that were trained on than at others"
+    claims = [f"{listed(by_heart)} {'knows' if len(by_heart) == 1 else 'know'} the training images by heart"]
+    claims = (claims if by_heart else []) + ([f"{listed(others)}: {better}, which is overfitting"] if others else [])
     figures = "; ".join(f"*{name}* {end['accuracy']:.1%} and {end['val_accuracy']:.1%}" for name, end in ends.items())
-    if known:
-        verb = "knows" if len(known) == 1 else "know"
-        claim = f"{' and '.join(f'*{name}*' for name in known)} {verb} the training images by heart"
-    else:
-        claim = "No model knows its training images by heart"
     return (
-        f"{claim}: right in the last epoch were, of training and validation images, {figures}. The first figure is of "
-        "augmented images and of weights that still moved, so that the two do not compare to the point."
+        f"{'; '.join(claims) or f'No model is {better}'}. Right in the last epoch were, of training and validation "
+        f"images, {figures}. The first figure is of augmented images and of weights that still moved, so the two do "
+        "not compare to the point."
     )
 
 
@@ -293,5 +295,5 @@ def at_equal_minutes(histories: dict[str, pd.DataFrame]) -> str:
     return (
         f"After {clock} of training, when the first of them was done, they classified of the validation images: "
         + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
-        + ". Those that went on had a learning rate that had not fallen yet, which is worth points at the end."
+        + ". Those that went on had a learning rate that had not fallen to zero yet, which is worth points at the end."
     )
