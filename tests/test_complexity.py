@@ -213,8 +213,14 @@ def test_peak_memory_sees_what_is_held_at_once() -> None:
     def together() -> list[torch.Tensor]:
         return [torch.ones(megabyte // 4, device=device) for _ in range(3)]
 
-    assert complexity.peak_memory(one_after_another) == pytest.approx(megabyte, rel=0.05)
-    assert complexity.peak_memory(together) == pytest.approx(3 * megabyte, rel=0.05)
+    assert complexity.peak_memory(one_after_another, torch.device(device)) == pytest.approx(megabyte, rel=0.05)
+    assert complexity.peak_memory(together, torch.device(device)) == pytest.approx(3 * megabyte, rel=0.05)
+
+
+def test_peak_memory_of_the_cpu_is_seen_where_there_is_a_gpu_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: pytest.fail("asked the GPU"))
+    assert complexity.peak_memory(lambda: torch.ones(2**18), torch.device("cpu")) == pytest.approx(2**20, rel=0.05)
 
 
 def test_file_holds_four_bytes_a_parameter() -> None:

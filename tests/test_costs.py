@@ -41,7 +41,7 @@ def test_another_machine_measures_for_itself(kept: Costs, monkeypatch: pytest.Mo
     taken: list[int] = []
     here = costs.pace()
     for machine in (here, here | {"device": "another"}, here | {"threads": -1}, here):
-        monkeypatch.setattr(costs, "pace", lambda machine=machine: machine)
+        monkeypatch.setattr(costs, "pace", lambda _, machine=machine: machine)
         kept.measured("speed", 1, lambda: taken.append(1))
     assert len(taken) == 3
     assert "commit" not in here  # another one is no other machine
@@ -145,9 +145,9 @@ def test_cost_is_read_from_another_machine_where_none_was_measured_here(
     kept: Costs, tiny: RunConfig, measured: list[tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = costs.pace(), costs.pace() | {"device": "another"}
-    monkeypatch.setattr(costs, "pace", lambda: there)
+    monkeypatch.setattr(costs, "pace", lambda _: there)
     row = kept.of(tiny)
-    monkeypatch.setattr(costs, "pace", lambda: here)
+    monkeypatch.setattr(costs, "pace", lambda _: here)
     assert kept.of(tiny, only_read=True) == row
     assert kept.where(tiny)["device"] == "another"
     for other in (replace(kept, measurement=1), replace(kept, rounds=9), replace(kept, num_classes=9)):
@@ -156,6 +156,32 @@ def test_cost_is_read_from_another_machine_where_none_was_measured_here(
     assert kept.of(tiny) != row  # asked for, it is measured here
     assert kept.of(tiny, only_read=True) != row
     assert kept.where(tiny) == here
+
+
+def test_each_device_of_a_machine_measures_for_itself_and_is_named(
+    kept: Costs, tiny: RunConfig, measured: list[tuple], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, cpu = ({"device": name} for name in ("a GPU", "a CPU"))
+    monkeypatch.setattr(costs, "pace", lambda on: cpu if on == "cpu" else gpu)
+    usual, same, slow = (tiny.replace(device=name) for name in ("auto", "cuda", "cpu"))
+    assert kept.of(usual) == kept.of(same) != kept.of(slow)
+    assert len(measured) == 2
+    assert kept.where(usual) == kept.where(same) == gpu
+    assert kept.where(slow) == cpu
+
+
+def test_latest_is_that_of_the_device_of_what_is_compared(
+    kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "pace", lambda on: {"device": on})
+    frames = {name: pd.DataFrame({"tokens": [i]}) for i, name in enumerate(("cpu", "auto"))}
+    monkeypatch.setattr(complexity, "growth", lambda config, *_: frames[config.device])
+    for name in frames:
+        kept.growth(tiny.replace(device=name), [4])
+    for name, frame in frames.items():
+        pd.testing.assert_frame_equal(replace(kept, together=(tiny.replace(device=name),)).latest("growth"), frame)
+    with pytest.raises(LabError, match="has not been measured"):
+        replace(kept, together=(tiny.replace(device="xpu"),)).latest("growth")
 
 
 def test_tables_of_costs_are_the_same_read_as_measured(

@@ -296,3 +296,11 @@ def test_memory_of_a_training_is_given_back() -> None:
     assert held > 150e6
     assert process.memory_info().rss - before < 60e6
     assert len(kept) == 10
+
+
+def test_pace_is_of_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = machine.pace("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert machine.pace("auto") == cpu | {"device": "a GPU"}
+    assert machine.pace("cpu") == cpu

@@ -351,10 +351,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def pace() -> dict[str, Any]:
-    """What a time that was measured here holds for."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {"device": device, "threads": torch.get_num_threads(), "versions": _versions()}
+def pace(on: str = "auto") -> dict[str, Any]:
+    """What a time that was measured here, on the device of parameter `device`, holds for."""
+    kind = device(on).type
+    name = torch.cuda.get_device_name() if kind == "cuda" else _cpu_name() if kind == "cpu" else kind
+    return {"device": name, "threads": torch.get_num_threads(), "versions": _versions()}
 
 
 @cache

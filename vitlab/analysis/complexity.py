@@ -116,9 +116,9 @@ def call_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return graph.replay
 
 
-def peak_memory(work: Callable[[], object]) -> int:
-    """Bytes that `work` allocates at its peak beyond what was allocated before."""
-    if torch.cuda.is_available():
+def peak_memory(work: Callable[[], object], on: torch.device) -> int:
+    """Bytes that `work` allocates on its device at its peak, beyond what was allocated before."""
+    if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
@@ -168,7 +168,7 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
                 "macs_ptflops": hooked,
                 "macs_hidden": parts.get("attention", 0) + parts.get("choice", 0),
                 "batch": batch,
-                "peak_mib": peak_memory(partial(model, few)) / 2**20,
+                "peak_mib": peak_memory(partial(model, few), on) / 2**20,
                 "file_mib": file_bytes(model) / 2**20,
             }
         )
@@ -212,7 +212,7 @@ def growth(config: RunConfig, token_counts: list[int], rounds: int = ROUNDS) -> 
                 products = sum(row.build.attention.macs(tokens, config).values())
                 about[row.attention, tokens] = {
                     "macs": 4 * tokens * config.dim**2 + products,
-                    "bytes": peak_memory(work),
+                    "bytes": peak_memory(work, on),
                 }
 
     times = in_turns(works, rises, rounds)

@@ -28,7 +28,7 @@ QUOTED = (
 
 
 def machine(about: dict[str, Any]) -> str:
-    """about: `machine.environment`."""
+    """about: `machine.pace`."""
     return (
         f"Machine: {about['device']}, torch {about['versions']['torch']}, float32; on a CPU one thread computes, so "
         "that no ratio depends on who else wants the cores. All that a table compares takes turns, round after round, "

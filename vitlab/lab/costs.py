@@ -1,4 +1,4 @@
-"""What the lab's models cost: measured once for a shape, a machine and this code, and kept as files."""
+"""What the lab's models cost: measured once for a shape, a machine, its device and this code, and kept as files."""
 
 import hashlib
 import json
@@ -37,16 +37,17 @@ class Costs:
     measurement: int = 0  # another number measures anew
     rounds: int = timing.ROUNDS  # in which what is compared takes turns, at least
 
-    def measured(self, what: str, key: Any, measure: Callable[[], Any] | None) -> Any:
-        """A measurement kept as a file: taken once, then read.
+    def measured(self, what: str, key: Any, measure: Callable[[], Any] | None, on: str = "auto") -> Any:
+        """A measurement kept as a file: taken once, then read; on: the parameter `device` of what is measured.
 
-        Without `measure` it is only read, also where the code has changed since, or it was taken on another machine.
+        Without `measure` it is only read, also where the code has changed since, or it was taken on another machine or
+        device.
         """
-        return self._record(what, key, measure)["result"]
+        return self._record(what, key, measure, on)["result"]
 
-    def _record(self, what: str, key: Any, measure: Callable[[], Any] | None) -> dict[str, Any]:
+    def _record(self, what: str, key: Any, measure: Callable[[], Any] | None, on: str) -> dict[str, Any]:
         """A measurement, and what and where it is of."""
-        path, about = self._place(what, key)
+        path, about = self._place(what, key, on)
         about["code"] = code_digest()
         stored = _stored(path)
         if measure is not None and (stored is None or stored["code"] != about["code"]):
@@ -63,8 +64,8 @@ class Costs:
         return stored
 
     def latest(self, what: str) -> pd.DataFrame:
-        """The measurement of this kind, of whatever shape, that was taken last on this machine."""
-        machine = self._place(what, None)[1]["machine"]
+        """The measurement of this kind, of whatever shape, that was taken last on this machine and the lab's device."""
+        machine = pace(next((config.device for config in self.together), "auto"))
         for content in self._kept(what):
             if content["machine"] == machine:
                 return pd.DataFrame(content["result"])
@@ -75,9 +76,10 @@ class Costs:
         paths = sorted(self.folder.glob(f"{what}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         return [content for content in map(_stored, paths) if content]
 
-    def _place(self, what: str, key: Any) -> tuple[Path, dict[str, Any]]:
+    def _place(self, what: str, key: Any, on: str) -> tuple[Path, dict[str, Any]]:
         """Where a measurement on this machine is kept, and what it is of."""
-        about = {"what": what, "key": key, "measurement": self.measurement, "rounds": self.rounds, "machine": pace()}
+        about = {"what": what, "key": key, "measurement": self.measurement, "rounds": self.rounds}
+        about["machine"] = pace(on)
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:10]
         return self.folder / f"{what}-{digest}.json", about
 
@@ -103,15 +105,16 @@ class Costs:
         shapes = [self._shape(other) for other in compared]
         sizes = self.channels, self.num_classes, self.rounds
         measure = None if only_read else lambda: complexity.measure(compared, *sizes)
-        return self.measured("models", shapes, measure)[shapes.index(self._shape(config))]
+        return self.measured("models", shapes, measure, config.device)[shapes.index(self._shape(config))]
 
     def where(self, config: RunConfig) -> dict[str, Any]:
-        """`machine.pace` of the machine on which this model was measured."""
-        return self._record("models", [self._shape(other) for other in self._compared(config)], None)["machine"]
+        """`machine.pace` of where this model was measured."""
+        shapes = [self._shape(other) for other in self._compared(config)]
+        return self._record("models", shapes, None, config.device)["machine"]
 
     def path_of(self, config: RunConfig) -> Path:
         """The file that `of` reads on this machine, whether it exists or not."""
-        return self._place("models", [self._shape(other) for other in self._compared(config)])[0]
+        return self._place("models", [self._shape(other) for other in self._compared(config)], config.device)[0]
 
     def ratio(self, config: RunConfig, reference: RunConfig, what: str) -> tuple[float, float]:
         """`what`, "latency" or "images_per_second", over that of another model measured with it, and its spread."""
@@ -129,7 +132,8 @@ class Costs:
             sizes = self.channels, self.num_classes, self.rounds
             return complexity.by_keep_ratio(config, ratios, *sizes).to_dict("records")
 
-        return pd.DataFrame(self.measured("keep_ratio", self._shape(config) | {"ratios": ratios}, measure))
+        key = self._shape(config) | {"ratios": ratios}
+        return pd.DataFrame(self.measured("keep_ratio", key, measure, config.device))
 
     def growth(self, config: RunConfig, tokens: list[int]) -> pd.DataFrame:
         """`complexity.growth` of one attention layer of each kind."""
@@ -139,7 +143,7 @@ class Costs:
         def measure() -> list[dict]:
             return complexity.growth(config, tokens, self.rounds).to_dict("records")
 
-        return pd.DataFrame(self.measured("growth", key, measure))
+        return pd.DataFrame(self.measured("growth", key, measure, config.device))
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
