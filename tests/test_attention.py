@@ -1,5 +1,7 @@
 """What a trained model looked at, also where its attention never forms a matrix."""
 
+import math
+
 import pytest
 import torch
 from conftest import lively
@@ -47,3 +49,9 @@ def test_models_without_attention_show_none() -> None:
 def test_concentration_is_one_for_equal_weights_and_the_number_of_tokens_for_a_single_one() -> None:
     assert attention.concentration(torch.full((2, 3, 5, 5), 1 / 5)) == pytest.approx(1)
     assert attention.concentration(torch.eye(5).expand(2, 3, 5, 5)) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("model", ATTENTIONS)
+def test_concentration_is_that_of_rows_that_sum_to_one(model: str, images: torch.Tensor) -> None:
+    weights = attention.matrices(lively(build_model(RunConfig(model=model), 10, 3)), images)[-1]
+    assert math.isnan(attention.concentration(weights)) == (model == "linformer_vit")

@@ -4,11 +4,15 @@ Where tokens are dropped or merged, a token is no place any more. `composition` 
 everything is drawn on the image as before.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from vitlab.data.batches import to_float
 from vitlab.machine import device_of
+
+ROUNDING = 1e-3  # by which the sum of a row of weights may miss 1
 
 
 @torch.inference_mode()
@@ -49,10 +53,13 @@ def has_matrices(model: nn.Module) -> bool:
 
 
 def concentration(weights: Tensor) -> float:
-    """How far from uniform rows of weights (..., T, T) that sum to 1 are: mean over the rows of T Σ w², 1 if uniform.
+    """How far from uniform rows of weights (..., T, T) are: mean over the rows of T Σ w², 1 if uniform.
 
-    Of T tokens weighted alike it is 1, of one token alone T.
+    Of T tokens weighted alike it is 1, of one token alone T; nan where rows do not all sum to 1, as Linformer's need
+    not: it would then measure their sums and signs.
     """
+    if (weights.sum(-1) - 1).abs().max() > ROUNDING:
+        return math.nan
     return float((weights.square().sum(-1) * weights.shape[-1]).mean())
 
 

@@ -4,15 +4,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from vitlab.analysis.sentences import points, words
+from vitlab.config import BALANCED
 from vitlab.training.losses import SWITCH
 
 if TYPE_CHECKING:
     from vitlab.analysis.study import Study
     from vitlab.lab import Lab
 
-RISING = 0.01  # of macro F1 over the last tenth of the steps: a curve that still rises
+RISING = 0.01  # of macro F1 at the end of the steps: a curve that still rises
 
 SAMPLES = (
     "Ten training images of each class (of the first ten classes), as the models see them. Variety within a class is "
@@ -114,6 +116,23 @@ def twice(effects: pd.DataFrame) -> str:
 # ---------------------------------------------------------------- the study
 
 
+def validation_of_rare(train: Tensor, val: Tensor) -> str:
+    """Why validation chooses nothing in the study, from what it has of the rarest class; "" without validation images.
+
+    train, val: (C,) images of each class.
+    """
+    if not val.any():
+        return ""
+    rarest = train.argmin()
+    held, left = int(val[rarest]), int(train[rarest])
+    reason = (
+        "Whoever had the former would train on them."
+        if held > left
+        else "An epoch chosen by the former would bring their chance into the comparison."
+    )
+    return f"Images of the rarest class: {held:,} for validation, {left:,} for training. {reason}"
+
+
 def scores(study: "Study", batch: int) -> str:
     """Caption of the study's figure."""
     few, seeds = study.group, len(study.seeds)
@@ -151,32 +170,47 @@ def rare_answers(matrices: dict[str, np.ndarray], few: int) -> str:
     )
 
 
-def sureness(scores: pd.DataFrame, best: str) -> str:
-    """Which remedy has the smallest calibration error, and whether the one of the best macro F1, `best`, has it.
+def sureness(scores: pd.DataFrame) -> str:
+    """Which of none and the remedies has the smallest calibration error, and whether it has the best macro F1 too.
 
-    scores: `Study.scores`.
+    scores: `Study.scores`; `balanced` in it is no remedy, so it does not compete.
     """
-    means = scores.groupby("remedy", sort=False)["calibration_error"].mean()
-    least = means.idxmin()
-    text = f"The smallest calibration error is that of *{words(least)}* ({means[least]:.3f})"
+    remedies = scores[scores["remedy"] != BALANCED].groupby("remedy", sort=False)
+    f1, errors = remedies["macro_f1"].mean(), remedies["calibration_error"].mean()
+    best, least = f1.idxmax(), errors.idxmin()
+    text = f"Of *none* and the remedies *{words(least)}* has the smallest calibration error ({errors[least]:.3f})"
     if best == least:
-        return f"{text}, which also has the best macro F1: here answering better and knowing better go together."
+        return f"{text} and the best macro F1: here answering better and knowing better go together."
+    none = f", and *none* has {errors['none']:.3f}" if "none" not in (best, least) else ""
     return (
-        f"{text}; *{words(best)}*, of the best macro F1, has {means[best]:.3f}, and none has {means['none']:.3f}: to "
-        "answer better is not to know better."
+        f"{text}; *{words(best)}*, of the best macro F1, has {errors[best]:.3f}{none}: to answer better is not to know "
+        "better."
     )
 
 
 def still_rising(curves: dict[str, pd.DataFrame]) -> str:
-    """Whether models still learn when the study ends; curves: name -> step and val_macro_f1."""
-    rising = []
+    """Whether models still learn when the study ends; curves: name -> step and val_macro_f1.
+
+    The end is what follows the last value before the last tenth of the steps: of few epochs that tenth has one value.
+    """
+    rising, unknown = [], []
     for name, rows in curves.items():
-        late = rows[rows["step"] >= 0.9 * rows["step"].max()]["val_macro_f1"]
-        if late.iloc[-1] - late.iloc[0] > RISING:
+        before = rows[rows["step"] <= 0.9 * rows["step"].max()]["val_macro_f1"]
+        if before.empty:
+            unknown.append(f"*{words(name)}*")
+        elif rows["val_macro_f1"].iloc[-1] - before.iloc[-1] > RISING:
             rising.append(f"*{words(name)}*")
-    if not rising:
-        return "All curves are level at the end: the ranking is one of models that have learnt what they will."
-    return f"At the end the curves of {', '.join(rising)} still rise: the ranking is one of models that still learn."
+    if rising:
+        still = ", ".join(rising)
+        text = f"At the end the curves of {still} still rise: the ranking is one of models that still learn."
+    elif len(unknown) < len(curves):
+        other = "other " if unknown else ""
+        text = f"No {other}curve still rises at the end: the ranking is one of models that have learnt what they will."
+    else:
+        text = ""
+    if unknown:
+        text = f"A single value does not tell whether the curves of {', '.join(unknown)} still rise. {text}"
+    return text.rstrip()
 
 
 def imbalance(profile: str, counts: np.ndarray) -> str:
