@@ -1,10 +1,12 @@
 """What chapters say of their numbers: each rule in both of its outcomes."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from vitlab.analysis import (
     sentences_comparison,
@@ -54,19 +56,62 @@ def test_rare_images_are_taken_for_commoner_ones_or_not(best: list, words: str) 
     assert words in text
 
 
-def test_surest_remedy_is_the_best_one_or_another() -> None:
-    scores = pd.DataFrame({"remedy": ["none", "sampler"], "calibration_error": [0.1, 0.05]})
-    assert "which also has the best macro F1" in sentences_data.sureness(scores, "sampler")
-    scores["calibration_error"] = [0.05, 0.1]
-    assert "to answer better is not to know better" in sentences_data.sureness(scores, "sampler")
+@pytest.mark.parametrize(
+    ("macro_f1", "errors", "words"),
+    [
+        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.2, 0.05, 0.1], "*sampler* has the smallest calibration error (0.050) and the"),
+        ([0.9, 0.8, 0.5, 0.7], [0.01, 0.05, 0.2, 0.1], "*none* has the smallest calibration error (0.050) and the"),
+        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.2, 0.1, 0.05], "of the best macro F1, has 0.100, and *none* has 0.200: to"),
+        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.05, 0.1, 0.2], "*sampler*, of the best macro F1, has 0.100: to answer"),
+        ([0.9, 0.8, 0.5, 0.7], [0.01, 0.1, 0.05, 0.2], "*none*, of the best macro F1, has 0.100: to answer"),
+    ],
+)
+def test_surest_remedy_is_the_best_one_or_another_and_never_the_reference(
+    macro_f1: list[float], errors: list[float], words: str
+) -> None:
+    names = ["balanced", "none", "sampler", "drw"]
+    scores = pd.DataFrame({"remedy": names, "macro_f1": macro_f1, "calibration_error": errors})
+    text = sentences_data.sureness(scores)
+    assert words in text
+    assert "balanced" not in text
 
 
 def test_curves_still_rise_or_are_level() -> None:
     level = pd.DataFrame({"step": range(1, 101), "val_macro_f1": [0.5] * 100})
     rising = level.assign(val_macro_f1=np.linspace(0, 1, 100))
-    assert "All curves are level" in sentences_data.still_rising({"none": level})
+    assert "No curve still rises at the end" in sentences_data.still_rising({"none": level})
     text = sentences_data.still_rising({"none": level, "ldam_drw": rising})
     assert "the curves of *LDAM-DRW* still rise" in text
+
+
+def test_curves_of_few_epochs_rise_too_and_one_value_tells_nothing() -> None:
+    def curve(*macro_f1: float) -> pd.DataFrame:
+        return pd.DataFrame({"step": [30 * (i + 1) for i in range(len(macro_f1))], "val_macro_f1": macro_f1})
+
+    flat, steep, single = curve(0.4, 0.6, 0.605), curve(0.4, 0.5, 0.6), curve(0.9)
+    text = sentences_data.still_rising({"none": flat, "drw": steep, "balanced": single})
+    assert text.startswith("A single value does not tell whether the curves of *balanced* still rise. At the end")
+    assert "the curves of *DRW* still rise" in text
+    text = sentences_data.still_rising({"none": flat, "balanced": single})
+    assert "No other curve still rises" in text
+    text = sentences_data.still_rising({"none": single, "drw": single})
+    assert text == "A single value does not tell whether the curves of *none*, *DRW* still rise."
+
+
+@pytest.mark.parametrize(
+    ("val", "words"),
+    [
+        ([10, 10], "10 for validation, 3 for training. Whoever had the former would train on them."),
+        ([3, 3], "3 for validation, 3 for training. An epoch chosen by the former would bring their chance"),
+        ([9, 2], "2 for validation, 3 for training. An epoch chosen by the former"),
+    ],
+)
+def test_validation_has_more_of_the_rarest_class_or_not(val: list[int], words: str) -> None:
+    assert words in sentences_data.validation_of_rare(torch.tensor([100, 3]), torch.tensor(val))
+
+
+def test_of_no_validation_images_nothing_is_said() -> None:
+    assert sentences_data.validation_of_rare(torch.tensor([100, 3]), torch.tensor([0, 0])) == ""
 
 
 def test_twice_is_too_much_where_there_is_something_to_correct() -> None:
@@ -155,33 +200,67 @@ def test_training_is_told_with_growing_images_where_they_grow() -> None:
 # ---------------------------------------------------------------- 3 fewer tokens
 
 
+def order_of_loss(points: tuple[float, ...], p: float = 0.001, spread: float = 0.0) -> str:
+    """Of ways whose points are lost; each of their pairs has this p and this spread."""
+    ways = dict(zip(["Random tokens", "Top-K", "EViT", "ToMe", "DynamicViT"], points, strict=True))
+    trained = pd.DataFrame({"model": list(ways), "difference": [value / 100 for value in ways.values()]})
+    pairs = [(a, b, (ways[b] - ways[a]) / 100, p, spread) for a, b in itertools.combinations(ways, 2)]
+    return sentences_tokens.order_of_loss(trained, pd.DataFrame(pairs, columns=["a", "b", "difference", "p", "spread"]))
+
+
 @pytest.mark.parametrize(
     ("points", "words"),
     [
-        ((-5, -3, -1, -2), ["As expected, *ToMe* loses least", "as expected, *Random tokens* most", "learning beats"]),
-        ((-1, -2, -3, -4), ["Against the expectation, *Random tokens*", "against the expectation, *DynamicViT* most"]),
-        ((-1, -2, -3, -4), ["Against the expectation, learning does not beat the rule"]),
+        (
+            (-5, -4, -3, -1, -2),
+            ["As expected, merging loses least", "As expected, chance loses most", "As expected, learning beats"],
+        ),
+        (
+            (-1, -2, -3, -4, -5),
+            [
+                "Against the expectation, *Random tokens* is ahead of *ToMe*; *Top-K* is ahead of *ToMe*; *EViT* is",
+                "*Random tokens* is ahead of *DynamicViT*.",
+                "Against the expectation, *Top-K* is ahead of *DynamicViT*.",
+            ],
+        ),
     ],
 )
 def test_order_of_losses_is_the_expected_one_or_not(points: tuple, words: list[str]) -> None:
-    names = ["Random tokens", "Top-K", "ToMe", "DynamicViT"]
-    frame = pd.DataFrame({"model": names, "difference": [point / 100 for point in points]})
-    text = sentences_tokens.order_of_loss(frame, apart=True)
+    text = order_of_loss(points)
     assert all(part in text for part in words)
+    assert "Neither" not in text
+    assert "(tests corrected for all 10 pairs, Holm)" in text
 
 
-def test_no_expectation_is_confirmed_or_refuted_inside_the_noise() -> None:
-    frame = pd.DataFrame({"model": ["Random tokens", "Top-K", "ToMe", "DynamicViT"], "difference": [-0.01, 0, 0, 0]})
-    text = sentences_tokens.order_of_loss(frame, apart=False)
-    assert text.startswith("What was expected is neither confirmed nor refuted")
-    assert "xpectation," not in text
+@pytest.mark.parametrize(("p", "spread"), [(0.2, 0.0), (0.001, 0.1)])
+def test_no_expectation_is_confirmed_or_refuted_inside_the_noise(p: float, spread: float) -> None:
+    text = order_of_loss((-5, -4, -3, -1, -2), p, spread)
+    claims = "merging loses least; chance loses most; learning beats the rule"
+    assert text.startswith(f"Neither confirmed nor refuted: {claims}. As measured, in points: *ToMe* −1.0, ")
+    assert "xpect" not in text
+
+
+def test_each_expectation_has_tests_of_its_own() -> None:
+    """That chance is clearly behind says nothing of the others, which half a point's spread covers."""
+    text = order_of_loss((-2, -0.51, -0.5, -0.49, -0.5), spread=0.005)
+    assert text.startswith("As expected, chance loses most. Neither confirmed nor refuted: merging loses least; lea")
 
 
 def test_fewer_tokens_are_faster_or_not() -> None:
-    speed, latency = (pd.Series(values, ["Top-K", "ToMe"]) for values in ([1.2, 0.9], [1.2, 1.3]))
-    text = sentences_tokens.is_it_faster(speed, latency)
+    speed = pd.DataFrame(
+        {"speed_up": [1.2, 1.02, 0.9], "latency_ratio": [1.2, 1.3, 0.98]}, index=["Top-K", "EViT", "ToMe"]
+    ).assign(speed_up_spread=0.05, latency_ratio_spread=0.05)
+    text = sentences_tokens.is_it_faster(speed)
     assert "in batches, *Top-K*; at one image alone, none of them" in text
-    assert "in batches, all of them" in sentences_tokens.is_it_faster(speed + 1, latency)
+    exact = speed.assign(speed_up_spread=0.01, latency_ratio_spread=0.01)
+    assert "in batches, *Top-K*; *EViT*; at one image alone, *ToMe*." in sentences_tokens.is_it_faster(exact)
+    assert "in batches, all of them" in sentences_tokens.is_it_faster(speed.assign(speed_up=1.2))
+
+
+@pytest.mark.parametrize(("stages", "words"), [([1, 2, 3], "blocks 2, 3 and 4 on"), ([2], "block 3 on")])
+def test_reductions_are_told_where_they_are(stages: list[int], words: str) -> None:
+    text = sentences_tokens.work(0.7, [16, 11, 7, 5][: len(stages) + 1], stages, 1.0)
+    assert f"patches, fewer from {words}. What" in text
 
 
 # ---------------------------------------------------------------- 4 linear attention
@@ -190,19 +269,24 @@ def test_fewer_tokens_are_faster_or_not() -> None:
 @pytest.mark.parametrize(
     ("of", "speed", "words"),
     [
-        ((FLAT, FLAT), (0.5, 0.5), ["takes no accuracy that these", "none is faster than softmax"]),
+        ((FLAT, FLAT), (0.5, 1.05), ["takes no accuracy that these", "none is faster than softmax by more than"]),
         (
             (LOST, FLAT),
-            (1.5, 0.5),
+            (1.5, 1.05),  # B's is inside the spread
             ["takes accuracy with *A*, and none that can be shown", "*A* is faster than softmax"],
         ),
         ((LOST, LOST), (1.5, 1.5), ["takes accuracy, whichever", "*A*; *B* are faster"]),
     ],
 )
 def test_linear_cost_takes_accuracy_or_not(of: tuple, speed: tuple, words: list[str]) -> None:
-    text = sentences_linear.answer(dict(zip("AB", of, strict=True)), dict(zip("AB", speed, strict=True)), 17)
+    speed = {name: (ratio, 0.1) for name, ratio in zip("AB", speed, strict=True)}
+    against = dict(zip("AB", of, strict=True))
+    text = sentences_linear.answer(against, speed, 17)
     assert "at our 17 tokens" in text
     assert all(part in text for part in words)
+    each = sentences_linear.each(against, {"A": 0.9, "B": 0.8}, speed, 17).splitlines()
+    for line, (ratio, _) in zip(each, speed.values(), strict=True):
+        assert f"{ratio:.2f} times its throughput" in line
 
 
 def test_linear_attention_loses_as_expected_or_not() -> None:
@@ -231,9 +315,18 @@ def test_classes_that_notice_are_named() -> None:
     assert sentences_linear.noticed(rows[1:]).endswith("can show none.")
 
 
-def test_tokens_suffice_for_the_formula_or_not() -> None:
-    assert "We have 65, more than that" in sentences_linear.break_even(16, 65, 8)
-    assert "We have 10, fewer" in sentences_linear.break_even(16, 10, 8)
+def test_rows_that_do_not_sum_to_one_are_left_out_of_the_comparison_or_none_is() -> None:
+    flat = {"ViT": 5.8, "Linear ViT": 1.2}
+    text = sentences_linear.looking(flat | {"Linformer ViT": math.nan})
+    assert "ViT 5.80, Linear ViT 1.20. The nearest to uniform is that of Linear ViT, the farthest that of ViT" in text
+    assert text.endswith("Left out, as rows do not all sum to 1: Linformer ViT.")
+    assert sentences_linear.looking(flat).endswith("the farthest that of ViT.")
+
+
+def test_tokens_suffice_for_each_formula_or_not() -> None:
+    assert "Our 65 are enough for *kernel*; *InLine*; *Linformer*. Chapter" in sentences_linear.break_even(16, 65, 8)
+    assert "Our 17 are enough for *kernel*; *Linformer*, not for *InLine*." in sentences_linear.break_even(16, 17, 8)
+    assert "Our 10 are enough for none of them. Chapter" in sentences_linear.break_even(16, 10, 8)
 
 
 # ---------------------------------------------------------------- 5 costs

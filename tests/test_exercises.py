@@ -1,5 +1,6 @@
 """Every exercise: not yet as it stands in the notebook, right with the notebook's own solution."""
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from vitlab import exercises
+from vitlab.analysis import metrics, tokens
 from vitlab.config import LabConfig
 from vitlab.data.splits import Source, Split
 from vitlab.errors import LabError
@@ -15,6 +17,7 @@ from vitlab.lab import Lab
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.models import vit
 from vitlab.report.render import merge
+from vitlab.training.evaluate import predict
 
 SLOW = {"2.3", "3.3"}  # they run tests in a process of their own
 
@@ -81,6 +84,36 @@ def test_what_the_solution_breaks_is_noticed_by_tests(
 ) -> None:
     test_not_yet_as_it_stands_and_right_with_the_solution(chapter, number, namespace, capsys)
     assert all(name.startswith(("test_", "Test")) for name in namespace["noticed"])
+
+
+def test_longest_tokens_are_those_that_a_trained_model_keeps(
+    namespace: dict, done: Lab, capsys: pytest.CaptureFixture
+) -> None:
+    """The rest of 3.2's cell, with nothing in a stand-in's place."""
+    run, part = done.load("DynamicViT"), done.data.val
+    models = {"trained": {"DynamicViT": run.model()}, "config": run.config, "copy": copy, "predict": predict}
+    namespace |= models | {"part": part, "labels": part.labels.numpy()}
+    cell, check, solution = found("03")["3.2"]
+    exec(cell, namespace)
+    exec(check, namespace)
+    assert "longest tokens" not in capsys.readouterr().out
+    exec(solution, namespace)
+    exec(check, namespace)
+    weights = {name: value for name, value in run.weights().items() if not name.startswith("predictors.")}
+    plain = SimpleNamespace(config=run.config, classes=run.classes, record=run.record, weights=lambda: weights)
+    by_length = predict(tokens.reduced(plain, "topk_vit", salience="norm"), part, run.config)
+    share = metrics.accuracy(metrics.tally(by_length.numpy(), part.labels.numpy()))
+    assert f"longest tokens: {share:.1%} of the validation images" in capsys.readouterr().out
+    torch.testing.assert_close(predict(namespace["longest"], part, run.config), by_length)
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.55, "right."), (0.54, "not yet, 0.54 is no multiple of 0.05")])
+def test_keep_ratio_between_the_steps_is_not_right(
+    ratio: float, verdict: str, namespace: dict, capsys: pytest.CaptureFixture
+) -> None:
+    exec(found("03")["3.1"][2], namespace)
+    exercises.check("3.1", namespace["lab"], namespace["highest"] + ratio - 0.55)
+    assert f"Exercise 3.1: {verdict}" in capsys.readouterr().out
 
 
 def test_fault_of_the_reader_is_told_and_ends_nothing(capsys: pytest.CaptureFixture) -> None:

@@ -346,13 +346,23 @@ def test_reduction_to_take_is_the_most_accurate_without_a_shown_loss() -> None:
     assert "A loss against *the ViT* is shown for *A* (−3.0 points)." in text
     alone = sentences_tokens.which_reduction(rows[2:], "the ViT")
     assert "nor for" not in alone
-    assert "is shown for" not in alone
+    assert "A loss against" not in alone
 
 
 def test_no_reduction_is_to_be_taken_where_all_of_them_lose() -> None:
     text = sentences_tokens.which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]), "the ViT")
     assert text.startswith("Every way to fewer tokens loses")
     assert "take" not in text
+
+
+def test_loss_within_the_spread_over_seeds_is_not_claimed() -> None:
+    rows = pd.DataFrame([way("A", -0.01, 0.001, 0.89) | {"seeds": 3, "spread": 0.03}])
+    text = sentences_tokens.which_reduction(rows, "the ViT")
+    assert "take **A**" in text
+    assert "no loss is shown for it" in text
+    assert "A loss against" not in text
+    text = sentences_tokens.which_reduction(rows.assign(spread=0.009), "the ViT")
+    assert text.endswith("A loss against *the ViT* is shown for *A* (−1.0 points).")
 
 
 def test_gain_is_no_loss_however_clear() -> None:

@@ -74,6 +74,25 @@ def test_coverage_is_of_the_whole_grid(done: Lab) -> None:
     assert merged["held"].unique().tolist() == pytest.approx([0.25])
 
 
+@pytest.mark.parametrize("order", ["by class", "by turns"])
+def test_images_looked_at_come_evenly_from_all_classes(order: str) -> None:
+    labels = torch.arange(10).repeat(30)
+    labels = labels.sort().values if order == "by class" else labels
+    for limit, each in ((50, 5), (10, 1), (1000, 30)):
+        places = tokens.evenly(labels, limit)
+        assert labels[places].bincount(minlength=10).tolist() == [each] * 10
+        assert len(places.unique()) == len(places)
+    assert tokens.evenly(labels[:0], 8).tolist() == []
+
+
+def test_coverage_of_class_folders_is_that_of_all_classes(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, seen, trace = done.data.test, [], tokens.attention.trace
+    assert torch.equal(part.labels, torch.arange(10).repeat_interleave(6))  # as those of class folders are
+    monkeypatch.setattr(tokens.attention, "trace", lambda model, images: seen.append(images) or trace(model, images))
+    tokens.coverage(done.load("Top-K").model(), part, limit=10)
+    assert torch.equal(torch.cat(seen), part.images_at(slice(0, 60, 6)))
+
+
 def test_each_way_is_compared_with_the_same_vit_and_tests_are_corrected(done: Lab) -> None:
     frame = tables.reductions(done).set_index("model")
     assert set(frame.index) == set(reductions())
@@ -81,5 +100,22 @@ def test_each_way_is_compared_with_the_same_vit_and_tests_are_corrected(done: La
         alone = done.compare("ViT, fine-tuned", name)
         assert row["difference"] == alone["difference"]
         assert alone["p"] <= row["p"] <= min(1, len(frame) * alone["p"])
+        assert row["accuracy"] == done.load(name).summary["test"]["accuracy"]
     assert np.isclose(frame.loc["Top-K", "saved"], frame.loc["Random tokens", "saved"])
     assert frame.loc["DynamicViT", "saved"] < frame.loc["Top-K", "saved"]  # its predictors
+
+
+def test_accuracy_of_a_way_is_the_mean_over_its_seeds(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "load_seeds", lambda lab, name: [lab.load(name), lab.load("ViT")])
+    row = tables.reductions(done).set_index("model").loc["Top-K"]
+    both = [done.load(name).summary["test"]["accuracy"] for name in ("Top-K", "ViT")]
+    assert row["accuracy"] == pytest.approx(np.mean(both))
+    assert row["seeds"] == 2
+
+
+def test_pairs_of_some_models_are_corrected_for_these_alone(done: Lab) -> None:
+    frame = tables.pairs(done, ["Top-K", "ToMe", "ViT"])
+    assert list(zip(frame["a"], frame["b"], strict=True)) == [("Top-K", "ToMe"), ("Top-K", "ViT"), ("ToMe", "ViT")]
+    for row in frame.itertuples():
+        alone = done.compare(row.a, row.b)["p"]
+        assert alone <= row.p <= min(1, 3 * alone)

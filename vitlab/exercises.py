@@ -133,6 +133,8 @@ def _cheap_keep_ratio(lab: "Lab", keep_ratio: float) -> str:
         macs = lab.costs.macs(lab.plan.config("DynamicViT").replace(keep_ratio=ratio))
         return sum(macs.values()) / sum(lab.costs.macs(lab.plan.config("ViT, fine-tuned")).values())
 
+    if not np.isclose(keep_ratio * 20, round(keep_ratio * 20)):
+        return f"{keep_ratio:g} is no multiple of 0.05"
     if share(keep_ratio) > 0.75:
         return f"at {keep_ratio:g} it does {share(keep_ratio):.1%} of the ViT's multiply-adds"
     higher = round(keep_ratio + 0.05, 2)

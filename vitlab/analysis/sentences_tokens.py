@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from vitlab.analysis.metrics import LEVEL, holm
+from vitlab import texts
+from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, listed, p_text, verdict
 from vitlab.texts import signed
 
@@ -29,12 +30,12 @@ def start(lab: "Lab", backbone: "Run") -> str:
 
 def work(ratio: float, left: list[int], stages: list[int], whole: float) -> str:
     """Caption of the multiply-adds; left: patches, all and after each stage; whole: million MACs with all tokens."""
-    *most, last = (str(stage + 1) for stage in stages)
+    blocks = f"block{'s' * (len(stages) > 1)} {texts.listed(str(stage + 1) for stage in stages)}"
     return (
         f"Multiply-adds an image at ρ = {ratio:g}, by the formula and as torch counts them: "
-        f"{', '.join(map(str, left))} patches, the first reduction before blocks {', '.join(most)} and {last}. What "
-        "differs is what the choice itself needs: DynamicViT's predictors, ToMe's similarities. The ViT with all "
-        f"tokens: {whole:,.3f} million."
+        f"{', '.join(map(str, left))} patches, fewer from {blocks} on. What differs is what the choice itself needs: "
+        "DynamicViT's predictors, ToMe's similarities, EViT's fused token. The ViT with all tokens: "
+        f"{whole:,.3f} million."
     )
 
 
@@ -48,7 +49,8 @@ def diagram(ratio: float) -> str:
 def as_it_is(images: str) -> str:
     return (
         f"Two trained ViTs as they are, at ρ = 0.7, {images}. How alike tokens are after the first block (each image's "
-        "mean subtracted), and how far, in patches, a place is from the nearest one that was kept after the last stage."
+        "mean subtracted; 200 images at most), and how far, in patches, a place is from the nearest one that was kept "
+        "after the last stage (500 at most); both evenly from all classes."
     )
 
 
@@ -62,18 +64,26 @@ def curves(lab: "Lab", budget: str, rate: float) -> str:
 def speeds(lab: "Lab", batch: int) -> str:
     return (
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}: accuracy on {len(lab.data.test):,} test images "
-        f"against work and time (float32, medians of rounds that take turns, batches of {batch}, and batch 1)."
+        f"({lab.plan.seed_words}) against work and time (float32, of a CPU on one thread, medians of rounds that take "
+        f"turns, batches of {batch}, and batch 1)."
     )
 
 
-def is_it_faster(speed_up: pd.Series, latency_ratio: pd.Series) -> str:
-    """Which ways to fewer tokens are faster than the ViT with all of them, in batches and alone."""
-    quick, prompt = speed_up.index[speed_up > 1], latency_ratio.index[latency_ratio < 1]
+def is_it_faster(speed: pd.DataFrame) -> str:
+    """Which ways to fewer tokens are faster than the ViT with all of them, in batches and alone.
 
-    def told(names: pd.Index) -> str:
-        return "all of them" if len(names) == len(speed_up) else listed(list(names)) or "none of them"
+    speed: `tokens.speeds` of the ways; what a ratio differs from 1 by counts where it exceeds its spread over rounds.
+    """
+    quick = speed["speed_up"] - 1 > speed["speed_up_spread"]
+    prompt = 1 - speed["latency_ratio"] > speed["latency_ratio_spread"]
 
-    return f"Faster than the ViT with all tokens are, in batches, {told(quick)}; at one image alone, {told(prompt)}."
+    def told(faster: pd.Series) -> str:
+        return "all of them" if faster.all() else listed(list(speed.index[faster])) or "none of them"
+
+    return (
+        "Faster than the ViT with all tokens, by more than the spread over the rounds, are, in batches, "
+        f"{told(quick)}; at one image alone, {told(prompt)}."
+    )
 
 
 def stands_for(left: int, ratio: float, images: int) -> str:
@@ -87,8 +97,8 @@ def places(images: int, middle: dict[str, float]) -> str:
     """middle: method -> how often it keeps the middle of the image, over its mean."""
     told = ", ".join(f"{name} {times:.2f}" for name, times in middle.items())
     return (
-        f"How often each place is kept, over the first {images:,} test images: the part of a token that a patch has "
-        "after the last stage (1 alone, 1/n as one of n, 0 dropped). In the middle of the image they keep "
+        f"How often each place is kept, over {images:,} test images, evenly from all classes: the part of a token that "
+        "a patch has after the last stage (1 alone, 1/n as one of n, 0 dropped). In the middle of the image they keep "
         f"{told} times their mean."
     )
 
@@ -115,28 +125,34 @@ def savings(loss: float, images: str) -> str:
     )
 
 
-def order_of_loss(trained: pd.DataFrame, apart: bool) -> str:
+def order_of_loss(trained: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Whether merging hurt least and chance most, and whether learning beat the rule, as was expected.
 
-    trained: `tables.reductions`; apart: whether a test tells the first of this order from the last, without which
-    nothing is confirmed or refuted.
+    trained: `tables.reductions`; pairs: `tables.pairs` of these ways. An expectation is met where every difference that
+    it names is shown, and refuted where one of them is shown to be the other way round.
     """
-    points = 100 * trained.set_index("model")["difference"]
-    best, worst = points.idxmax(), points.idxmin()
-    least = f"*{best}* loses least ({signed(points[best])} points)"
-    most = f"*{worst}* most ({signed(points[worst])})"
-    learned = points[LEARNED] > points[BY_RULE]
-    rule = f"learning {'beats' if learned else 'does not beat'} the rule (*{LEARNED}* {signed(points[LEARNED])}, "
-    rule += f"*{BY_RULE}* {signed(points[BY_RULE])})"
-    if not apart:
-        return (
-            f"What was expected is neither confirmed nor refuted: as measured {least}, {most}, and {rule}, but not "
-            "even the first and the last of this order can be told apart on these images."
-        )
-    return (
-        f"{expected(best == MERGED)}, {least}; {expected(worst == BY_CHANCE).lower()}, {most}. {expected(learned)}, "
-        f"{rule}."
-    )
+    names = list(trained["model"])
+    claims = {
+        "merging loses least": [(MERGED, name) for name in names if name != MERGED],  # ahead, behind
+        "chance loses most": [(name, BY_CHANCE) for name in names if name != BY_CHANCE],
+        "learning beats the rule": [(LEARNED, BY_RULE)],
+    }
+    clear = pairs[shown(pairs)].itertuples()
+    ahead = {(row.b, row.a) if row.difference > 0 else (row.a, row.b) for row in clear}
+    told, unknown = [], []
+    for claim, wanted in claims.items():
+        against = [(a, b) for b, a in wanted if (a, b) in ahead]
+        if against:
+            told.append(f"{expected(False)}, {'; '.join(f'*{a}* is ahead of *{b}*' for a, b in against)}.")
+        elif ahead.issuperset(wanted):
+            told.append(f"{expected(True)}, {claim}.")
+        else:
+            unknown.append(claim)
+    if unknown:
+        told.append(f"Neither confirmed nor refuted: {'; '.join(unknown)}.")
+    order = trained.sort_values("difference", ascending=False)
+    points = ", ".join(f"*{row.model}* {signed(100 * row.difference)}" for row in order.itertuples())
+    return f"{' '.join(told)} As measured, in points: {points} (tests corrected for all {len(pairs)} pairs, Holm)."
 
 
 def learned(lab: "Lab", found: pd.DataFrame) -> str:
@@ -157,35 +173,34 @@ def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned
     """
     p = holm(np.array([test["p"] for test in tests.values()]))
     lost = [q < LEVEL and test["only_a"] > test["only_b"] for q, test in zip(p, tests.values(), strict=True)]
-    shown = [f"ρ = {row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
+    at = [f"ρ = {row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
     rule = f"the {images} can show {{}} against {unpruned} (McNemar, Holm over the {len(lost)} keep ratios)"
     if not any(lost):
-        return f"Down to {shown[-1]} {rule.format('no loss')}."
+        return f"Down to {at[-1]} {rule.format('no loss')}."
     first = lost.index(True)
     if first == 0:
-        return f"Even at {shown[0]} {rule.format('a loss')}."
-    return f"Down to {shown[first - 1]} {rule.format('no loss')}; at {shown[first]} they show one."
+        return f"Even at {at[0]} {rule.format('a loss')}."
+    return f"Down to {at[first - 1]} {rule.format('no loss')}; at {at[first]} they show one."
 
 
 def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     """Which way to fewer tokens to take, by rule: of those with no shown loss the one of the highest accuracy.
 
-    rows: a row a method with model, difference, p (corrected for all of them), saved (share of the MACs) and accuracy;
-    each is compared with the model named by `unreduced`.
+    rows: `tables.reductions`, each way compared with the model named by `unreduced`; shown: `metrics.shown`.
     """
-    lost = rows[(rows["p"] < LEVEL) & (rows["difference"] < 0)]
+    lost = rows[shown(rows) & (rows["difference"] < 0)]
     fine = rows.drop(lost.index)
     named = "; ".join(f"*{row.model}* ({signed(100 * row.difference)} points)" for row in lost.itertuples())
-    shown = f" A loss against *{unreduced}* is shown for {named}." if len(lost) else ""
+    losses = f" A loss against *{unreduced}* is shown for {named}." if len(lost) else ""
     if fine.empty:
-        return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that these images show.{shown}"
+        return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that is shown.{losses}"
     best = fine.loc[fine["accuracy"].idxmax()]
     others = "; ".join(f"*{name}*" for name in fine["model"].drop(best.name))
     text = (
         f"Of the ways to fewer tokens take **{best['model']}**: {best['saved']:.0%} fewer multiply-adds, "
-        f"{signed(100 * best['difference'])} points against *{unreduced}*, and no loss that these images can show"
+        f"{signed(100 * best['difference'])} points against *{unreduced}*, and no loss is shown for it"
     )
-    return f"{text} (nor for {others}).{shown}" if others else f"{text}.{shown}"
+    return f"{text} (nor for {others}).{losses}" if others else f"{text}.{losses}"
 
 
 def why_it_fails(rows: pd.DataFrame) -> str:

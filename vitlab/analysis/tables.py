@@ -105,10 +105,13 @@ def parameters_by_part(model: "ViT") -> pd.DataFrame:
     return pd.DataFrame({"count": counts})
 
 
-def pairs(lab: "Lab") -> pd.DataFrame:
-    """`compare` of every two compared runs, columns a and b; p is corrected for making all these tests (Holm)."""
-    names = combinations(lab.compared, 2)
-    frame = pd.DataFrame([{"a": a, "b": b, **lab.compare(a, b)} for a, b in names])
+def pairs(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
+    """`compare` of every two models, columns a and b; p is corrected for making all these tests (Holm).
+
+    Of the models `names`, or of all that are compared.
+    """
+    two = combinations(names or lab.compared, 2)
+    frame = pd.DataFrame([{"a": a, "b": b, **lab.compare(a, b)} for a, b in two])
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
@@ -125,12 +128,13 @@ def flat(pairs: pd.DataFrame) -> pd.DataFrame:
 def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
     """A row for each way to fewer tokens, compared with the ViT trained on without: model, accuracy, saved, `compare`.
 
-    saved: the share of all multiply-adds; p is corrected for the number of ways (Holm).
+    accuracy: the mean over the seeds, as the difference is; saved: the share of all multiply-adds; p is corrected for
+    the number of ways (Holm).
     """
     whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
     for name in registry.reductions():
         saved = 1 - sum(lab.costs.macs(lab.plan.config(name)).values()) / whole
-        score = lab.load(name).summary["test"]["accuracy"]
+        score = np.mean([run.summary["test"]["accuracy"] for run in lab.load_seeds(name)])
         rows.append({"model": name, "accuracy": score, "saved": saved, **lab.compare(unreduced, name)})
     frame = pd.DataFrame(rows)
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))

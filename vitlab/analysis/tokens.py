@@ -98,15 +98,21 @@ def speeds(models: dict[str, nn.Module], images: Tensor, rounds: int = timing.RO
     return frame
 
 
+def evenly(labels: Tensor | np.ndarray, limit: int) -> Tensor:
+    """Places of `limit` of the images, or of all, evenly from their classes: of class folders the first are alike."""
+    count = min(limit, len(labels))
+    return torch.as_tensor(labels).argsort(stable=True)[torch.arange(count) * len(labels) // max(count, 1)]
+
+
 def coverage(model: nn.Module, part: Split, limit: int = 500) -> dict[str, Any]:
-    """Of the first `limit` images of a split: what the last stage leaves of each place, and how far it is from that.
+    """Of `limit` images of a split (`evenly`): what the last stage leaves of each place, and how far it is from that.
 
     held (grid, grid): the part of a token that each place has, the mean over the images; distance: of a place to the
     nearest one that a token stands for, in patches.
     """
     where = []
-    for first in range(0, min(limit, len(part)), 100):
-        seen = attention.trace(model, part.images_at(slice(first, min(first + 100, limit, len(part)))))
+    for some in evenly(part.labels, limit).split(100):
+        seen = attention.trace(model, part.images_at(some))
         where.append(attention.groups(attention.composition(seen["reduced"], seen["attention"])[-1], model.grid))
     where = torch.cat(where)
     places = attention.held(where).mean(0).view(model.grid, model.grid)
