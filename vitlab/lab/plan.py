@@ -153,8 +153,8 @@ class Plan:
     def studies(self) -> dict[str, dict[tuple[str, int], RunConfig]]:
         """Class sizes, as "linear 10:1" -> (remedy or BALANCED, seed) -> configuration of a run of the imbalance study.
 
-        All take the same number of steps, whose last weights count: validation images, of which rare classes have more
-        than training does, choose nothing here. `POST_HOC` needs no run.
+        All take the same number of steps, whose last weights count: validation images choose nothing here. `POST_HOC`
+        needs no run.
         """
         p, steps, studies = self.params, 0, {}
         shapes = [("none", 1.0)] if self.study_imbalance == "none" else p.study_shapes
