@@ -150,7 +150,7 @@ def scores(lab: "Lab", images: int) -> str:
 def costs(lab: "Lab") -> str:
     where = lab.costs.where(lab.plan.config("ViT"))
     return (
-        f"What each model costs: float32 inference on {where['device']}, of a CPU on one thread; latency at batch 1, "
+        f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
         "throughput in batches, medians. Training time of chapter 3 includes that of the ViT it started from."
     )
 

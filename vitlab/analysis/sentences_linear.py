@@ -65,8 +65,8 @@ def curves(lab: "Lab", budget: str) -> str:
 
 def scores(lab: "Lab", tokens: int, k: int) -> str:
     return (
-        f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, of "
-        f"a CPU on one thread, latency at batch 1, throughput in batches, medians). Linformer's k is {k}."
+        f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, a "
+        f"CPU with one thread, latency at batch 1, throughput in batches, medians). Linformer's k is {k}."
     )
 
 

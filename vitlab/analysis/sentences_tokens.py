@@ -64,7 +64,7 @@ def curves(lab: "Lab", budget: str, rate: float) -> str:
 def speeds(lab: "Lab", batch: int) -> str:
     return (
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}: accuracy on {len(lab.data.test):,} test images "
-        f"({lab.plan.seed_words}) against work and time (float32, of a CPU on one thread, medians of rounds that take "
+        f"({lab.plan.seed_words}) against work and time (float32, a CPU with one thread, medians of rounds that take "
         f"turns, batches of {batch}, and batch 1)."
     )
 

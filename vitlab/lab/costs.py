@@ -99,22 +99,23 @@ class Costs:
             return [config]
         return [other for i, other in enumerate(self.together) if shapes.index(shapes[i]) == i]
 
+    def _shapes(self, config: RunConfig) -> list[dict[str, Any]]:
+        return [self._shape(other) for other in self._compared(config)]
+
     def of(self, config: RunConfig, only_read: bool = False) -> dict[str, Any]:
         """The row of `complexity.measure` of a configuration."""
-        compared = self._compared(config)
-        shapes = [self._shape(other) for other in compared]
+        compared, shapes = self._compared(config), self._shapes(config)
         sizes = self.channels, self.num_classes, self.rounds
         measure = None if only_read else lambda: complexity.measure(compared, *sizes)
         return self.measured("models", shapes, measure, config.device)[shapes.index(self._shape(config))]
 
     def where(self, config: RunConfig) -> dict[str, Any]:
         """`machine.pace` of where this model was measured."""
-        shapes = [self._shape(other) for other in self._compared(config)]
-        return self._record("models", shapes, None, config.device)["machine"]
+        return self._record("models", self._shapes(config), None, config.device)["machine"]
 
     def path_of(self, config: RunConfig) -> Path:
         """The file that `of` reads on this machine, whether it exists or not."""
-        return self._place("models", [self._shape(other) for other in self._compared(config)], config.device)[0]
+        return self._place("models", self._shapes(config), config.device)[0]
 
     def ratio(self, config: RunConfig, reference: RunConfig, what: str) -> tuple[float, float]:
         """`what`, "latency" or "images_per_second", over that of another model measured with it, and its spread."""
