@@ -17,10 +17,10 @@ import torch
 from vitlab.machine import keep_freed_memory, synchronize
 
 Key = TypeVar("Key", bound=Hashable)
-WINDOW = 0.05  # seconds of calls of which one round's figure is the median
+WINDOW, CALLS = 0.05, 2  # seconds of calls, and how many at least, of which one round's figure is the median
 ROUNDS = 7
-MORE = 1.5  # times the rounds at most, and no further one after so many seconds a round: beside a busy program ratios
-SECONDS = 8.0  # never agree
+MORE = 1.5  # times the rounds at most
+SECONDS = 16.0  # a round, after which no further one is added: beside a busy program ratios never agree
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
 
 
@@ -75,7 +75,7 @@ def one_thread() -> Iterator[None]:
 def _round(works: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
     """Median seconds of each, called by turns: a machine's pace changes within a tenth of a second as well."""
     calls: dict[Key, list[float]] = {key: [] for key in works}
-    while left := [key for key in works if sum(calls[key]) < WINDOW]:
+    while left := [key for key, times in calls.items() if sum(times) < WINDOW or len(times) < CALLS]:
         for key in left:
             calls[key].append(_once(works[key]))
     return {key: statistics.median(times) for key, times in calls.items()}
