@@ -1,6 +1,7 @@
 """A step is compiled where a trial says that the rest of the training gains by it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,25 @@ def test_pays_from_twice_what_compiling_takes(
 
 def test_growing_images_are_compiled_for_each_size(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trial(monkeypatch, plain=0.4, compiled=0.3, compiling=20.0)
-    assert not compiling.pays(*made(start_size=4), lambda seconds: 1100)
-    assert compiling.pays(*made(start_size=4), lambda seconds: 1300)
+    growing = {"start_size": 4, "patch_size": 2}  # 4, 6 and 8 pixels
+    assert not compiling.pays(*made(**growing), lambda seconds: 1100)
+    assert compiling.pays(*made(**growing), lambda seconds: 1300)
+
+
+def test_pieces_of_a_batch_are_counted_as_pieces(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial(monkeypatch, plain=0.4, compiled=0.3, compiling=20.0)
+    assert not compiling.pays(*made(accumulate=2), lambda seconds: 190)
+    assert compiling.pays(*made(accumulate=2), lambda seconds: 210)
+
+
+def test_trial_of_one_size_decides_for_no_other(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = trial(monkeypatch, plain=0.4, compiled=0.3, compiling=20.0)
+    objective, data, config = made(positions="sincos")  # none of its weights knows how large an image is
+    pool = data.train.pool.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    for images in (data.train.pool, pool):
+        larger = replace(data, train=replace(data.train, pool=images))
+        compiling.pays(objective, larger, config, lambda seconds: 1000)
+    assert len(tried) == 2
 
 
 def test_slower_code_never_pays(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:

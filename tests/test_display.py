@@ -66,6 +66,7 @@ def test_a_training_that_goes_on_is_measured_from_where_it_goes_on(
     again = seen.statuses[before]
     assert (again.epoch, again.share) == (2, pytest.approx(0.8))
     assert again.curve[0][0] == 5  # the epoch that was over
+    assert again.loss < 4  # the mean since then, and not the sum since the epoch began
 
 
 def test_speed_is_that_of_the_last_looks_not_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,6 +346,14 @@ def test_frozen_weights_do_not_move_while_predictors_learn(few: Source) -> None:
     assert all(name.startswith("predictors.") for name in moved)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_history_has_the_recipes_learning_rate_and_not_the_frozen_backbones(optimizer: str, few: Source) -> None:
+    config = CONFIG.replace(image_size=8, frozen=0.99, epochs=2, batch_size=32, optimizer=optimizer, precision="fp32")
+    plain = config.replace(model="vit")
+    of_each = [fit(build_model(c, 10, 1), split(few, c), c)[1]["lr"].tolist() for c in (config, plain)]
+    assert of_each[0] == of_each[1]
+
+
 def test_late_in_training_nothing_is_drawn_and_predictors_still_learn() -> None:
     model = build(settle=0.25).train()
     answers = []
@@ -395,3 +403,12 @@ def test_control_is_distilled_and_drops_nothing() -> None:
     for weights in (plain.blocks[0].mlp.fc1.weight, plain.head.weight):
         weights.data += torch.randn_like(weights)
     assert all(term > 0 for term in control.terms(pictures(), plain)[1].values())
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_control_is_distilled_from_images_of_another_size(pool: str) -> None:
+    config = CONFIG.replace(pool=pool)
+    plain, control = (build_model(config.replace(model=name), 10, 3).eval() for name in ("vit", "distilled_vit"))
+    smaller = pictures()[..., : CONFIG.image_size // 2, : CONFIG.image_size // 2]
+    start_from(control, plain.state_dict())
+    assert float(control.terms(smaller, plain)[1]["distill"].detach()) == pytest.approx(0, abs=1e-6)

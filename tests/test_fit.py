@@ -313,6 +313,21 @@ def test_minutes_that_are_used_up_end_an_interrupted_training_too(
     assert run.summary["seconds"] < 3.2
 
 
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize("minutes", [1e-6, 0.006])
+def test_minutes_that_are_over_at_once_still_train_and_validate(
+    minutes: float, tiny: RunConfig, train: Train, watched: type[RunSession]
+) -> None:
+    """A resumed training may find them used up before its first epoch was over."""
+    config = tiny.replace(minutes=minutes)
+    if minutes > 1e-6:
+        with pytest.raises(KilledError):
+            train(config, session=killed_before(2))
+    run = train(config, session=watched)
+    assert len(watched.steps) >= 1
+    assert run.history["step"].iloc[-1] == run.summary["steps"] == watched.steps[-1] + 1
+
+
 def test_training_ends_when_validation_has_not_improved_for_a_while(tiny: RunConfig, train: Train) -> None:
     run = train(tiny.replace(epochs=9, patience=2), session=dictated(0.3, 0.9, 0.8, 0.7, 0.95))
     assert (run.summary["epoch"], run.summary["epochs"]) == (2, 4)

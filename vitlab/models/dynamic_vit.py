@@ -169,7 +169,8 @@ class DistilledViT(ViT):
         """Logits (B, classes), and with a teacher the terms kl and distill of `DynamicViT.terms`."""
         final = self.encode(images)
         logits = self.head(self.pool_tokens(final))
-        keep = torch.ones(len(images), self.num_patches, device=images.device)
+        patches = final.shape[1] - (self.cls_token is not None)  # of images that grow, fewer than at the end
+        keep = torch.ones(len(images), patches, device=images.device)
         return logits, distilled(logits, final, keep, images, teacher) if teacher else {}
 
 

@@ -144,11 +144,11 @@ class RandomViT(ReducedViT):
     """
 
     def choose(self, tokens: Tensor, sizes: None, seen: dict[str, Tensor], stage: int, n: int) -> Tensor:
-        shape, patches = tokens.shape[:2], tokens.shape[1] - self.extra
+        patches = tokens.shape[1] - self.extra
         if self.training:
             return self.best(torch.rand(len(tokens), patches, device=tokens.device), n)
         # a hash in whole numbers below 2³¹: no generator's state, and the same wherever an exported model runs
-        place = torch.arange(1, len(tokens) * patches + 1, device=tokens.device) + 7919 * shape[1]
+        place = torch.arange(1, len(tokens) * patches + 1, device=tokens.device) + 7919 * tokens.shape[1]
         for _ in range(2):
             place = (place * place + 48271 * place) % (2**31 - 1)
         return self.best(place.view(len(tokens), patches).float(), n).sort(dim=1).values  # as places count again

@@ -32,7 +32,7 @@ class Row:
     models may read it does read. asked: chapter 04 trains it only where the parameter ablations names it.
     """
 
-    build: Callable[..., nn.Module]
+    build: type[nn.Module]
     title: str
     options: tuple[str, ...] = ()
     chapter: str = ""

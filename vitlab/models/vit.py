@@ -141,8 +141,8 @@ class Attention(nn.Module):
         seen: dict | None = None,
     ) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
-        hidden = trace is None and "attention" not in (seen or {})  # nobody looks at the weights
-        if keep is None and hidden and fused_attention_pays(q):
+        unseen = trace is None and "attention" not in (seen or {})  # nobody looks at the weights
+        if keep is None and unseen and fused_attention_pays(q):
             bias = None if log_sizes is None else log_sizes[:, None, None].to(q.dtype)
             out = nn.functional.scaled_dot_product_attention(q, k, v, bias)
         else:

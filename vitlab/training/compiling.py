@@ -15,7 +15,7 @@ import torch
 
 from vitlab import machine
 from vitlab.config import Recipe
-from vitlab.data.batches import to_float
+from vitlab.data.augment import augment
 from vitlab.data.splits import Data
 from vitlab.files import reading, writing
 from vitlab.training.losses import Objective
@@ -35,12 +35,14 @@ def pays(objective: Objective, data: Data, recipe: Recipe, steps: Callable[[floa
         return False
     plain = _both_passes(objective, data, recipe)
     plain()
-    left = steps(seconds := _seconds(plain))
-    if left * seconds < LEAST_SECONDS or not machine.finds_compiler():
+    seconds = recipe.accumulate * _seconds(plain)
+    if (left := steps(seconds)) * seconds < LEAST_SECONDS or not machine.finds_compiler():
         return False
-    found = _kept(objective, recipe, lambda: _trial(objective, data, recipe))
-    sizes = 3 if recipe.start_size else 1
-    return left * (found["plain"] - found["compiled"]) > MARGIN * sizes * found["compiling"]
+    found = _kept(objective, data, recipe, lambda: _trial(objective, data, recipe))
+    gained = left * recipe.accumulate * (found["plain"] - found["compiled"])
+    full = data.train.pool.shape[-1]
+    sizes = len(range(recipe.start_size or full, full + 1, recipe.size_unit))
+    return gained > MARGIN * sizes * found["compiling"]
 
 
 def compile_step(objective: Objective) -> Objective:
@@ -51,7 +53,7 @@ def compile_step(objective: Objective) -> Objective:
 
 
 def _trial(objective: Objective, data: Data, recipe: Recipe) -> dict[str, float]:
-    """Seconds of a step as it is and compiled, medians of rounds that take turns, and of compiling."""
+    """Seconds of a piece of a step as it is and compiled, medians of rounds that take turns, and of compiling."""
     twin = compile_step(copy.copy(objective))  # the same weights, called otherwise
     plain, compiled = (_both_passes(one, data, recipe) for one in (objective, twin))
     compiling = _seconds(compiled)
@@ -63,7 +65,8 @@ def _trial(objective: Objective, data: Data, recipe: Recipe) -> dict[str, float]
 def _both_passes(objective: Objective, data: Data, recipe: Recipe) -> Callable[[], None]:
     """Forward and backward pass of a piece of a batch, as training makes them; they leave no trace."""
     pool = data.train.images_at(slice(min(recipe.batch_size, len(data.train)) // recipe.accumulate))
-    images, targets = to_float(pool), torch.eye(len(data.classes))[data.train.labels[: len(pool)]]
+    with torch.random.fork_rng(devices=[]):
+        images, targets = augment(pool, data.train.labels[: len(pool)], len(data.classes), recipe)
     precision = machine.PRECISIONS[recipe.precision]
 
     def both() -> None:
@@ -85,12 +88,13 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _kept(objective: Objective, recipe: Recipe, trial: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The trial of this model, batch, precision and number of threads on this machine: made once."""
+def _kept(objective: Objective, data: Data, recipe: Recipe, trial: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The trial of this model, images, batch, precision and number of threads on this machine: made once."""
     here, kinds = machine.pace(), [type(objective.model).__name__, type(objective.teacher).__name__]
     what = [here["device"], here["threads"], here["versions"]["torch"], *kinds]
     what += [[name, *parameter.shape] for name, parameter in objective.named_parameters()]
-    what += [recipe.batch_size, recipe.accumulate, recipe.precision, recipe.remedy]
+    what += [*data.train.pool.shape[1:], recipe.batch_size, recipe.accumulate]
+    what += [recipe.precision, recipe.channels_last, recipe.remedy]
     name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     path = machine.cache_folder() / "compiling" / f"{name}.json"
     if not path.exists():

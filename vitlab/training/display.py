@@ -66,7 +66,7 @@ class Meter:
     def __init__(self, name: str, at: progress.Progress) -> None:
         self.status = Status(name, curve=[(row["step"], row["loss"]) for row in at.history])
         self._looks = collections.deque([(time.perf_counter(), at.step)], maxlen=31)
-        self._sums = at.step, 0.0
+        self._sums = at.step, float(at.sums.get("loss", 0.0))  # an epoch may have begun before
 
     def read(self, at: progress.Progress, budget: progress.Budget) -> Status | None:
         """The status now, or None where the last one is not a second old."""

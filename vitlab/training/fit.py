@@ -2,7 +2,8 @@
 
 Everything random in step t is a function of (seed, t): a run that was interrupted continues as if it had not been, to
 the bit on a CPU, and on a GPU wherever its kernels add in a fixed order.
-Only a budget in minutes makes the result depend on the clock, because the learning rate then follows it.
+A budget in minutes makes the result depend on the clock, because the learning rate then follows it. So do, in rounding
+alone, `precision` and `compile` where they are auto on a CPU: a trial decides them, once for a run.
 """
 
 import contextlib
@@ -54,7 +55,7 @@ def fit(
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         objective = Objective(model.train(), recipe, data.class_counts, teacher and teacher.eval()).to(device)
-        at = Progress(**saved["progress"]) if saved else Progress()
+        at, full = Progress(**saved["progress"]) if saved else Progress(), False
         try:
             recipe = session.begin(at, objective, data, recipe)
             _learn(objective, data, recipe, session, at, saved)
@@ -62,8 +63,6 @@ def fit(
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
             full = True
-        else:
-            full = False
         if full:  # here, where the failed step's tensors are gone
             raise LabError(f"out of memory in {session.name}: {_what_would_fit(objective, data, recipe)}")
         model.load_state_dict(at.best["weights"])
@@ -111,7 +110,7 @@ def _learn(
         while not budget.spent(at):
             session.before_step(at.step)
             images, labels = next(feed)
-            done = budget.share(at)
+            done = min(1.0, budget.share(at))
             # every process draws for the whole batch, so that what is drawn does not depend on their number
             seed_step(recipe.seed, at.step, device)
             inputs, targets = augment(images, labels, classes, recipe, size_at(done, recipe, full_size))

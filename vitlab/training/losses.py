@@ -116,8 +116,8 @@ class Objective(nn.Module):
         smoothing = self.label_smoothing
         if self.weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        surprise = -logits.log_softmax(1)
-        of_class = (1 - smoothing) * surprise + smoothing * surprise.mean(1, keepdim=True)  # loss, were this the class
+        nll = -logits.log_softmax(1)
+        of_class = (1 - smoothing) * nll + smoothing * nll.mean(1, keepdim=True)  # loss, were this the class
         return (self.weights * targets * of_class).sum(1).mean()
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

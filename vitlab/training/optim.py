@@ -74,25 +74,26 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     """AdamW or SGD for all weights, or Muon for the hidden layers' matrices and AdamW for the rest.
 
     A kernel (O, I, k, k) counts as the matrix (O, I·k·k). Weight decay acts on matrices and kernels alone: not on
-    biases, norms, the class token and positions. A model whose weights do not all learn alike has a method
-    `pace(name)`: the share of the learning rate, and the share of training before which the weight stands still. Each
-    group keeps its peak learning rate as `peak`, and that share as `start`.
+    biases, norms, the class token and positions; SGD's is added to the gradient, where a hundredth of AdamW's is usual.
+    A model whose weights do not all learn alike has a method `pace(name)`: the share of the learning rate, and the
+    share of training before which the weight stands still. Each group keeps its peak learning rate as `peak`, and that
+    share as `start`.
     """
     parts: dict[tuple[str, float, float], list[Tensor]] = defaultdict(list)
     hidden = hidden_matrices(model) if recipe.optimizer == "muon" else set()
     for name, p in model.named_parameters():
-        bare = p.ndim <= 1 or name in ("cls_token", "pos_embed")
-        kind = "bare" if bare else "matrix" if name in hidden else "kernel"
+        no_decay = p.ndim <= 1 or name in ("cls_token", "pos_embed")
+        kind = "no_decay" if no_decay else "matrix" if name in hidden else "kernel"
         parts[kind, *(model.pace(name) if hasattr(model, "pace") else (1.0, 0.0))].append(p)
-    lr = {"matrix": recipe.muon_lr, "kernel": recipe.lr, "bare": recipe.lr}
+    lr = {"matrix": recipe.muon_lr, "kernel": recipe.lr, "no_decay": recipe.lr}
     groups: dict[str, list[dict]] = {kind: [] for kind in lr}
     for (kind, rate, start), params in parts.items():
-        decay = 0.0 if kind == "bare" else recipe.weight_decay
+        decay = 0.0 if kind == "no_decay" else recipe.weight_decay
         groups[kind].append({"params": params, "lr": lr[kind] * rate, "weight_decay": decay, "start": start})
     optimizers: list[torch.optim.Optimizer] = []
     if groups["matrix"]:
         optimizers.append(Muon(groups["matrix"], lr=recipe.muon_lr, weight_decay=recipe.weight_decay))
-    others = groups["kernel"] + groups["bare"]
+    others = groups["kernel"] + groups["no_decay"]
     if recipe.optimizer == "sgd":
         optimizers.append(torch.optim.SGD(others, lr=recipe.lr, momentum=0.9, nesterov=True))
     else:

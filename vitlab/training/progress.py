@@ -49,9 +49,14 @@ class Budget:
         return at.step > 0 and (at.step % self.epoch_steps == 0 or self.share(at) >= 1)
 
     def spent(self, at: Progress) -> bool:
-        """Whether training is over: nothing left, or no better validation accuracy for `patience` epochs."""
-        patience, last = self.recipe.patience, at.history[-1]["epoch"] if at.history else 0
-        return self.share(at) >= 1 or bool(patience and at.history and last - at.best["epoch"] >= patience)
+        """Whether training is over: nothing left, or no better validation accuracy for `patience` epochs.
+
+        Never within an epoch: what was trained is validated and counted first.
+        """
+        if not at.history or at.history[-1]["step"] < at.step:
+            return False
+        patience, last = self.recipe.patience, at.history[-1]["epoch"]
+        return self.share(at) >= 1 or bool(patience and last - at.best["epoch"] >= patience)
 
 
 class State:
@@ -66,6 +71,11 @@ class State:
         self.optimizers = build_optimizers(model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self.first_bad = torch.tensor(-1, device=device)  # step whose loss was no number
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; where weights learn at different ones, the largest of them (of AdamW's, beside Muon)."""
+        return max(group["lr"] for group in self.optimizers[-1].param_groups)
 
     def parts(self) -> dict[str, Any]:
         scaler = {"scaler": self.scaler} if self.scaler.is_enabled() else {}
@@ -93,17 +103,16 @@ class State:
     def check_loss(self, name: str) -> None:
         """LabError where a loss has become nan or infinite."""
         if self.first_bad >= 0:
-            lr = self.optimizers[-1].param_groups[0]["lr"]
             raise LabError(
                 f"the loss of {name} became {float(self.at.sums['loss'])} in step {int(self.first_bad)}, with lr "
-                f"{lr:.2g}: lower lr or clip, or use precision fp32; its last checkpoint is kept"
+                f"{self.lr:.2g}: lower lr or clip, or use precision fp32; its last checkpoint is kept"
             )
 
     def row(self, budget: Budget) -> dict[str, float]:
         """The history's row of the epoch that is over, without validation."""
         at, epoch = self.at, math.ceil(self.at.step / budget.epoch_steps)
         steps = at.step - (epoch - 1) * budget.epoch_steps
-        row = {"epoch": epoch, "step": at.step, "lr": self.optimizers[-1].param_groups[0]["lr"]}
+        row = {"epoch": epoch, "step": at.step, "lr": self.lr}
         row |= {name: float(total) / steps for name, total in at.sums.items()}
         return row | {"seconds": at.seconds, "images_per_second": at.step * budget.batch_size / at.seconds}
 

@@ -44,6 +44,7 @@ class Session:
     name = ""
     title = ""  # what the reader calls this training
     goes_on = "nothing of it is kept"  # once it was stopped
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     meter: display.Meter | None = None
 
     # ------------------------------------------------ to look on or to interfere
@@ -108,7 +109,7 @@ class Session:
         """Set the seconds of training so far; returns whether a checkpoint is due."""
         now = time.perf_counter()
         at.seconds = now - self._started
-        return now - self._saved >= CHECKPOINT_SECONDS
+        return now - self._saved >= self.checkpoint_seconds
 
     def prepare(self, objective: nn.Module, data: Data, recipe: Recipe) -> nn.Module:
         """What a step calls for the objective."""
@@ -185,7 +186,7 @@ class RunSession(Session):
         super().begin(at, objective, data, recipe)
         at.precision = self._told(at.precision)
         if self.main:
-            here = machine.environment() | {"processes": self.processes, "precision": at.precision}
+            here = machine.environment(recipe.device) | {"processes": self.processes, "precision": at.precision}
             here["compiled"] = at.compiled
             if self.run.environments[-1:] != [here]:
                 self.run.write_json("environment.json", [*self.run.environments, here])
@@ -198,8 +199,8 @@ class RunSession(Session):
         meet = budget.by_time or budget.epoch_over(at) or at.step % CHECK_STEPS == 0
         if self.accelerator and not meet:
             return False
-        super().clock(at, budget)
-        at.seconds, due = self._told((at.seconds, time.perf_counter() - self._saved >= self.checkpoint_seconds))
+        due = super().clock(at, budget)
+        at.seconds, due = self._told((at.seconds, due))
         return due
 
     def prepare(self, objective: nn.Module, data: Data, recipe: Recipe) -> nn.Module:
@@ -214,9 +215,8 @@ class RunSession(Session):
     def for_batch(self, called: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
         if self._record:
             what = inputs.shape, getattr(called.model, "phase", "")
-            if (
-                self._graphs is None or self._graphs[0] != what
-            ):  # the first batch, or images have grown, or a model turns
+            # for the first batch, and anew when images have grown or a model turns
+            if self._graphs is None or self._graphs[0] != what:
                 self._graphs = what, recorded(called, inputs, targets, self._precision)
             return self._graphs[1], inputs, targets
         own = slice(self.process, None, self.processes)
