@@ -22,6 +22,8 @@ SQUARE = np.arange(64, dtype=np.uint8).reshape(8, 8)
 def test_what_fits_is_taken_as_it_is_in_any_form(tmp_path: Path) -> None:
     Image.fromarray(SQUARE).save(tmp_path / "square.png")
     forms = [SQUARE, torch.from_numpy(SQUARE), SQUARE[None], SQUARE[..., None], SQUARE / 255, Image.fromarray(SQUARE)]
+    mask = SQUARE.mean() < SQUARE
+    assert torch.equal(as_pixels(mask, channels=1, size=8)[0], torch.from_numpy(np.uint8(255) * mask)[None])
     content = io.BytesIO((tmp_path / "square.png").read_bytes())
     for form in [*forms, tmp_path / "square.png", str(tmp_path / "square.png"), content]:
         pixels, remark = as_pixels(form, channels=1, size=8)
@@ -38,6 +40,7 @@ def test_what_fits_is_taken_as_it_is_in_any_form(tmp_path: Path) -> None:
         (RED, 3, 4, "The picture was resized from 8×8 to 4×4."),
         (Image.new("RGBA", (12, 9)), 1, 8, "The picture was cropped and resized from 12×9 to 8×8 and made grey."),
         (Image.new("L", (28, 28)), 1, 16, "The picture was resized from 28×28 to 16×16."),
+        (Image.new("LA", (8, 8)), 1, 8, ""),
         (np.zeros((3, 8, 8), np.uint8), 3, 8, ""),
     ],
 )

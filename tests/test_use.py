@@ -1,5 +1,6 @@
 """A trained model in use: the commands predict, evaluate, analyze and export, and one sentence for each wrong input."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from vitlab import __main__
+from vitlab.analysis.timing import ROUNDS
 from vitlab.config import RunConfig
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source
@@ -63,7 +65,9 @@ def test_predict_answers_for_each_picture(run: Run, colours: Path, command: Call
 
 
 def test_evaluate_on_own_test_images_finds_what_training_found(run: Run, colours: Path, command: Callable) -> None:
-    for data in ([], ["--data", colours]):
+    linked = colours.with_name("linked")
+    linked.symlink_to(colours)
+    for data in ([], ["--data", colours], ["--data", linked]):
         code, said, _ = command("evaluate", run.path.name, *data)
         assert code == 0
         assert f"accuracy {run.summary['test']['accuracy']:.1%} of 20 images" in said
@@ -85,6 +89,17 @@ def test_evaluate_on_other_images(run: Run, colours: Path, command: Callable, tm
     assert list(rows.columns) == ["file", "class", "answer", "confidence"]
     assert (rows["class"] == rows["file"].map(lambda file: Path(file).parent.name)).all()
     assert (rows["class"] == rows["answer"]).mean() == pytest.approx(run.summary["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_evaluate_takes_a_folder_with_one_part(
+    part: str, run: Run, colours: Path, command: Callable, tmp_path: Path
+) -> None:
+    shutil.copytree(colours / "test", tmp_path / "other" / part)
+    code, said, wrong = command("evaluate", run.path, "--data", tmp_path / "other")
+    assert (code, wrong) == (0, "")
+    assert f"accuracy {run.summary['test']['accuracy']:.1%} of 20 images" in said
+    assert f"Scored is {part} alone." in said
 
 
 def test_what_evaluate_passes_over_is_counted_and_all_broken_images_are_named(
@@ -147,6 +162,15 @@ def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunCon
 
 
 @pytest.mark.slow
+def test_analyze_measures_in_as_many_rounds_as_it_is_told(command: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    measure = use.complexity.measure
+    monkeypatch.setattr(use.complexity, "measure", lambda *a, rounds: asked.append(rounds) or measure(*a, rounds=1))
+    for more in ([], ["--set", "rounds=3"]):
+        command("analyze", "--preset", "nano", "--models", "vit", *more)
+    assert asked == [ROUNDS, 3]
+
+
 def test_analyze_has_a_row_for_each_chosen_model(command: Callable) -> None:
     code, said, _ = command("analyze", "--preset", "nano", "--models", "vit", "dynamic_vit", "--set", "depth=4")
     assert code == 0

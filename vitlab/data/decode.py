@@ -124,7 +124,7 @@ def decode(
     with unlimited_pixels(), meanwhile(f"{len(paths):,} images are decoded, once …"):
         for i, content in enumerate(tqdm(_contents(paths), "decode images", len(paths), **bar)):
             try:
-                with _opened(content, size) as image:
+                with _opened(content) as image:
                     resized[i] = image.size != (size, size)
                     several += getattr(image, "is_animated", False)
                     wide = any(SIXTEEN_BITS.search(str(tile)) for tile in getattr(image, "tile", ()))
@@ -140,7 +140,7 @@ def decode(
         _refuse(broken)
         notes = rule.notes()
         for i, content in zip(waiting, _contents([paths[i] for i in waiting]), strict=True):
-            with _opened(content, size) as image:
+            with _opened(content) as image:
                 images[i] = _fitted(rule.rgb(ImageOps.exif_transpose(image)), size)
     notes += [f"Of {several:,} files that hold several pictures the first is used."] if several else []
     if len(paths) and (brightest := int(images.max())) < DARK:
@@ -171,7 +171,7 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
         return np.memmap(file, np.uint8, shape=shape)
 
 
-def _opened(content: bytes | OSError, size: int) -> Image.Image:
+def _opened(content: bytes | OSError) -> Image.Image:
     if isinstance(content, OSError):
         raise content
     return Image.open(io.BytesIO(content))

@@ -71,7 +71,7 @@ def evaluated(root: Path) -> Folder:
     _require_folder(root)
     found = Folder(root, {})
     parts = _parts(found)
-    found.parts["test"] = parts.get("test", parts["train"])
+    found.parts["test"] = next(parts[part] for part in ("test", "train", "val") if part in parts)
     rows = _classes(found, found.parts["test"])
     if not rows:
         raise LabError(f"{shown(root)} holds no class folders with images: sort the images into a folder a class")
@@ -92,6 +92,9 @@ def look_into(root: Path) -> Folder:
     _require_folder(root)
     found = Folder(root, {})
     found.parts = _parts(found)
+    if "train" not in found.parts:
+        have = listed(shown(path.name) for path in found.parts.values())
+        raise LabError(f"{shown(root)} holds {have}, but no folder train: name the training part train")
     for part, place in found.parts.items():
         found.rows[part] = _classes(found, place)
     if len(found.parts) > 1 and root not in found.parts.values():
@@ -127,9 +130,6 @@ def _parts(found: Folder) -> dict[str, Path]:
             f"train beside {alone.name}, or rename it if it is a class"
         )
     if len(parts) > 1 or (alone and not beside):
-        if "train" not in parts:
-            have = listed(shown(path.name) for path in parts.values())
-            raise LabError(f"{shown(root)} holds {have}, but no folder train: name the training part train")
         return {part: parts[part] for part in ("train", "val", "test") if part in parts}
     siblings = [root.with_name(root.name.replace("imbalanced", word)) for word in ("balance", "balanced")]
     sibling = next((path for path in siblings if path != root and path.is_dir()), None)

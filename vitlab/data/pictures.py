@@ -26,7 +26,7 @@ def as_pixels(picture: Any, channels: int, size: int) -> tuple[Tensor, str]:
     cropped = "" if width == height else "cropped and "
     changed = [] if width == height == size else [f"{cropped}resized from {width}×{height} to {size}×{size}"]
     image, rule = ImageOps.exif_transpose(image), Rule()
-    grey = image.mode in ("1", "L") or image.mode.startswith(("I", "F"))
+    grey = image.getbands()[0] in ("1", "L", "I", "F")
     try:
         rule.learn(image, wide=False)
     except ValueError as error:
@@ -66,7 +66,7 @@ def _from_numbers(numbers: np.ndarray) -> Image.Image:
         raise LabError(f"an array of shape {numbers.shape} is no picture: pass (H, W), (H, W, 3) or (3, H, W)")
     if numbers.dtype.kind == "f" and not (numbers.min() >= 0 and numbers.max() <= 1):
         raise LabError("a picture of floating-point numbers has values from 0 to 1: scale it, or pass bytes (uint8)")
-    if numbers.dtype.kind == "f":
+    if numbers.dtype.kind in "fb":
         numbers = (255 * numbers).round()
     if numbers.min() < 0 or numbers.max() > 255:
         raise LabError(f"a picture's whole numbers go from 0 to 255, these from {numbers.min()} to {numbers.max()}")

@@ -126,9 +126,9 @@ def split(source: Source, config: RunConfig) -> Data:
     rng = np.random.default_rng(config.seed)
     counts = source.train.class_counts(len(source.classes))
     order = [rng.permutation(np.flatnonzero(source.train.labels == k)) for k in range(len(counts))]
-    wanted = source.val is None and config.val_fraction > 0 and all(_divisible(part, source.copies) for part in order)
+    held_out = source.val is None and config.val_fraction > 0 and all(_divisible(part, source.copies) for part in order)
     # a share of the rarest class, so that validation hardly changes the ratio of a source which comes imbalanced
-    per_class = max(round(config.val_fraction * int(counts.min())), 1) if wanted else 0
+    per_class = max(round(config.val_fraction * int(counts.min())), 1) if held_out else 0
     parted = [_part(members, per_class, source.copies) for members in order]
     val = np.sort(np.concatenate([held for held, _ in parted]))
     rest = [members for _, members in parted]

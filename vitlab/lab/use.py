@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.functional import rgb_to_grayscale
 
 from vitlab.analysis import complexity, metrics
+from vitlab.analysis.timing import ROUNDS
 from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.decode import decode
@@ -26,7 +27,7 @@ from vitlab.runs import Run
 from vitlab.training import evaluate
 
 BATCH = 256  # images that a model is given at once
-CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16}  # what chapter 05 measures at
+CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16, "rounds": ROUNDS}  # what chapter 05 measures at
 
 
 def find_run(name: str) -> Run:
@@ -62,8 +63,8 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     for the folder that the run learned from, its own test images.
     """
     require_pictures_only(run)
-    root = Path(folder).expanduser().resolve()
-    if not folder or (run.config.data_dir and root == absolute(run.config.data_dir)):
+    root = Path(os.path.abspath(Path(folder).expanduser()))  # a link keeps its name, as in `absolute`
+    if not folder or (run.config.data_dir and root.resolve() == absolute(run.config.data_dir).resolve()):
         return _on_own_test_images(run)
     if not root.is_dir():
         raise LabError(f"there is no folder {root}: name one of class folders")
@@ -124,17 +125,11 @@ def confusion(run: Run, scores: dict) -> pd.DataFrame:
 # ---------------------------------------------------------------- costs
 
 
-def analyze(
-    preset: str, models: Sequence[str], changes: dict, num_classes: int = 10, channels: int = 3
-) -> pd.DataFrame:
+def analyze(preset: str, models: Sequence[str], changes: dict) -> pd.DataFrame:
     """Chapter 05's table for some models of a size, measured now: a row a model, formatted."""
-    lab = parse(LabConfig, CIFAR | {"preset": preset} | changes)
-    unknown = [name for name in models if name not in MODELS]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], MODELS, n=1, cutoff=0)[0]
-        raise LabError(f"unknown model {unknown[0]!r}: did you mean {near!r}? All of them: {', '.join(MODELS)}")
+    params = parse(LabConfig, CIFAR | {"preset": preset} | changes)
     rows, names = {}, list(models or MODELS)
-    costs = complexity.measure([lab.run(model=name) for name in names], channels, num_classes)  # in turns
+    costs = complexity.measure([params.run(model=name) for name in names], rounds=params.rounds)  # in turns
     for name, cost in zip(names, costs, strict=True):
         rows[MODELS[name].title] = {
             "parameters": f"{cost['parameters']:,}",
