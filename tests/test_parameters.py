@@ -140,6 +140,7 @@ def parsed(*words: str) -> dict[str, Any]:
 
 def test_values_of_a_command_line_are_read_as_yaml() -> None:
     assert parsed("--set", "epochs=3", "notes=a = b", "flip=yes") == {"epochs": 3, "notes": "a = b", "flip": True}
+    assert parsed("--set", "epochs=3", "--set", "flip=yes") == {"epochs": 3, "flip": True}
     assert parsed() == {}
 
 

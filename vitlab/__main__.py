@@ -13,6 +13,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -58,7 +59,10 @@ def lab(arguments: argparse.Namespace) -> None:
     hook = "--FileContentsManager.pre_save_hook=vitlab.report.saving.without_widgets"
     kernels = "--ServerApp.kernel_spec_manager_class=vitlab.report.kernels.OwnKernels"  # of this interpreter
     command = [sys.executable, "-m", "jupyter", "lab", f"--LabApp.default_url=/lab/tree/{first}", hook, kernels]
-    subprocess.run([*command, *arguments.options], check=False, cwd=root)
+    with subprocess.Popen([*command, *arguments.options], cwd=root) as server:
+        while server.poll() is None:
+            with contextlib.suppress(KeyboardInterrupt):  # Jupyter hears it as well, and asks whether to stop
+                server.wait()
 
 
 def predict(arguments: argparse.Namespace) -> None:
@@ -79,7 +83,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     path = arguments.csv or Path(
         f"{run.path.name}-{Path(arguments.data).resolve().name if arguments.data else 'test'}.csv"
     )
-    with writing(path) as temporary:
+    with writing(path, "--csv FILE") as temporary:
         rows.to_csv(temporary, index=False)
     low, high = (100 * end for end in scores["interval"])
     f1_low, f1_high = scores["f1_interval"]
@@ -126,7 +130,9 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(work=report, read=add_overrides(one))
     one = commands.add_parser("train", help="train runs of a profile without a notebook")
     one.add_argument("--params", required=True, help="a profile, such as params/cifar10_gpu.yaml")
-    one.add_argument("--run", nargs="+", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"')
+    one.add_argument(
+        "--run", nargs="+", action="extend", required=True, metavar="NAME", help='such as "ViT" or "sampler, seed 0"'
+    )
     one.set_defaults(work=train, read=add_overrides(one))
     one = commands.add_parser("lab", help="open JupyterLab at chapter 01 (make lab)")
     one.add_argument("options", nargs="*", help="for jupyter lab, after --: vitlab lab -- --no-browser --port=8889")
@@ -145,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(work=evaluate, read=_none)
     one = commands.add_parser("analyze", help="parameters, work, time and memory of models: chapter 05's table")
     one.add_argument("--preset", default="small", choices=get_args(Preset))
-    one.add_argument("--models", nargs="+", default=[], metavar="NAME", help="such as vit dynamic_vit; default: all")
+    one.add_argument(
+        "--models", nargs="+", action="extend", default=[], metavar="NAME", help="such as vit dynamic_vit; default: all"
+    )
     one.set_defaults(work=analyze, read=add_overrides(one))
     one = commands.add_parser("export", help="write a trained model for other programs, and run it again from there")
     one.add_argument("run", metavar="RUN", help=run_help)
@@ -169,9 +177,13 @@ def main(words: list[str] | None = None) -> int:
         arguments.overrides = arguments.read(arguments)
         arguments.work(arguments)
 
-    return told("vitlab", work)
+    try:
+        return told("vitlab", work)
+    except BrokenPipeError:  # whoever read what is printed has gone, as `head` does
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python complains when it flushes
+        return 1
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    sys.exit(main())

@@ -87,7 +87,13 @@ def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     parser.add_argument("--words", default="", help="the same as --set in one text, as make passes it on")
     parser.add_argument("--data", default="", help="folder of class folders, instead of the profile's data (DATA=…)")
     parser.add_argument(
-        "--set", nargs="*", default=[], type=_override, metavar="name=value", help="parameters (SET='…')"
+        "--set",
+        nargs="*",
+        action="extend",
+        default=[],
+        type=_override,
+        metavar="name=value",
+        help="parameters (SET='…')",
     )
 
     def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
