@@ -184,6 +184,18 @@ def test_latest_is_that_of_the_device_of_what_is_compared(
         replace(kept, together=(tiny.replace(device="xpu"),)).latest("growth")
 
 
+def test_latest_is_that_of_the_layer_that_is_asked_for(
+    kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complexity, "growth", lambda config, *_: pd.DataFrame({"tokens": [config.dim]}))
+    for dim in (16, 32):  # the wider one last, as chapter 05 has them
+        kept.growth(tiny.replace(dim=dim), [4])
+    found = replace(kept, together=(tiny,))
+    assert [found.latest("growth", dim=dim)["tokens"].item() for dim in (16, 32)] == [16, 32]
+    with pytest.raises(LabError, match="has not been measured"):
+        found.latest("growth", dim=64)
+
+
 def test_tables_of_costs_are_the_same_read_as_measured(
     kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

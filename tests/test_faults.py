@@ -195,13 +195,14 @@ def test_images_that_fit_into_no_memory_are_refused(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_batch_norm_over_one_value_is_seen_before_training(changes: dict, possible: bool, few: Source) -> None:
-    lab = Lab(LabConfig(dim=16, depth=4, heads=2, linformer_k=1, **changes), few)
-    config = lab.plan.config("ViT, conv tokenizer")
-    if possible:
-        lab.require_possible(config)
-    else:
-        with pytest.raises(LabError, match="one image of one token"):
+    lab = Lab(LabConfig(dim=16, depth=4, heads=2, linformer_k=1, tokenizers=["patch", "conv", "light"], **changes), few)
+    for name in ("conv", "light"):
+        config = lab.plan.config(f"ViT, {name} tokenizer")
+        if possible:
             lab.require_possible(config)
+        else:
+            with pytest.raises(LabError, match="one image of one token"):
+                lab.require_possible(config)
 
 
 def test_compiling_without_a_compiler_is_refused(few: Source, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +305,30 @@ print(torch.ones(2**27).sum().item() > 0)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=120)
     assert done.stdout.split() == ["refused", "True", "True"], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux gives memory that it does not have")
+def test_a_limit_of_the_users_is_not_raised() -> None:
+    script = """
+import resource
+from vitlab import machine
+machine._memory_limits = lambda: [(2**40, 2**38)]
+own = 2**36, resource.getrlimit(resource.RLIMIT_DATA)[1]
+resource.setrlimit(resource.RLIMIT_DATA, own)
+with machine.within_memory():
+    print(resource.getrlimit(resource.RLIMIT_DATA)[0] <= 2**36)
+print(resource.getrlimit(resource.RLIMIT_DATA) == own)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+@pytest.mark.slow
+def test_whoever_stops_reading_gets_no_traceback() -> None:
+    shell = f"set -o pipefail; {sys.executable} -m vitlab report --help | true"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, encoding="utf-8", timeout=120)
+    assert done.stderr == ""
 
 
 def test_batches_are_read_ahead_without_processes_and_a_fault_ends_them(

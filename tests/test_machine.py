@@ -304,3 +304,4 @@ def test_pace_is_of_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert machine.pace("auto") == cpu | {"device": "a GPU"}
     assert machine.pace("cpu") == cpu
+    assert machine.environment("cpu")["device"] == cpu["device"]

@@ -46,6 +46,12 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(alone: Lab, t
     assert lab.load("DynamicViT").complete
 
 
+def test_run_that_no_plan_names_is_refused_in_several_processes(tmp_path: Path) -> None:
+    lab = Lab.of(SMALL.replace(runs_dir=str(tmp_path), processes=2, backbone="patch"))
+    with pytest.raises(LabError, match="set processes to 1"):
+        lab.train_one(lab.plan.config("ViT").replace(lr=0.0123))
+
+
 def test_more_processes_than_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -167,6 +167,23 @@ def test_newest_readable_checkpoint_is_loaded(tmp_path: Path) -> None:
     assert run.load_checkpoint() == {"step": 2}
 
 
+@pytest.mark.parametrize("fault", [ValueError("of a reader"), KeyError("a part of it")])
+def test_damage_of_whatever_kind_is_passed_over(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, load = Run(tmp_path), torch.load
+    run.save_checkpoint({"step": 1})
+    run.save_checkpoint({"step": 2})
+
+    def reads(path: Path, **options: object) -> object:
+        if path.name == "checkpoint.pt":
+            raise fault
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", reads)
+    assert run.load_checkpoint() == {"step": 1}
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(1000), b"garbage" * 100])
 def test_file_that_is_no_checkpoint_is_passed_over(content: bytes, tmp_path: Path) -> None:
     run = Run(tmp_path)

@@ -363,7 +363,7 @@ def test_run_that_goes_on_elsewhere_says_so(tiny: RunConfig, train: Train, monke
     kill(train, tiny, at=3)
     kill(train, tiny, at=5)  # the same machine, once more
     here = machine.environment()
-    monkeypatch.setattr(machine, "environment", lambda: here | {"device": "another"})
+    monkeypatch.setattr(machine, "environment", lambda *_: here | {"device": "another"})
     assert [start["device"] for start in train(tiny).environments] == [here["device"], "another"]
 
 

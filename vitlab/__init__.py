@@ -5,9 +5,9 @@ models/        vit, dynamic_vit, reduce            linear_vit, inline_vit, resne
 models/        registry: name -> model
 data/          folders, decode, sources, splits    batches, augment, pictures: one of your own
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
-training/      compiling: whether it pays          neighbours  threads that give way to other programs
+training/      compiling: whether it pays
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
-texts          names that users gave
+texts          names that users gave               neighbours  threads that give way to other programs
 analysis/      metrics, complexity, timing         attention, tokens, tables, study
 analysis/      sentences: what numbers say         sentences_data, sentences_vit, sentences_tokens: of chapters 1 to 3
 analysis/      sentences_linear                    sentences_costs, sentences_comparison: of chapters 4 to 6

@@ -48,7 +48,7 @@ def export(run: Run, path: Path) -> float:
             f"{run.path.name} holds weights of a class of your own: call torch.export with an instance of it"
         )
     form, model = FORMATS[path.suffix], run.model(device="cpu")
-    with writing(path) as temporary, _quiet():
+    with writing(path, "FILE") as temporary, _quiet():
         try:
             form.write(model, run, temporary)
         except Exception as error:  # the exporters raise all kinds

@@ -290,8 +290,9 @@ def within_memory() -> Iterator[None]:
 
     mapped = [int(line.split()[1]) for line in _lines(Path("/proc/self/status")) if line.startswith("VmData:")]
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = 1024 * mapped[0] + free_memory(torch.device("cpu")) if mapped else before[0]
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if before[1] < 0 else min(limit, before[1]), before[1]))
+    ours = [1024 * mapped[0] + free_memory(torch.device("cpu"))] if mapped else []
+    limit = min([*ours, *(bound for bound in before if bound >= 0)], default=before[0])  # -1: none
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield
     finally:
@@ -325,7 +326,9 @@ torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept: $VITLAB_CACHE, else in the checkout, else, where that is read-only, the user's."""
+    """Where is kept what can be made again, decoded images above all: $VITLAB_CACHE, or the checkout, or, where that is
+    read-only, the user's.
+    """
     if named := os.environ.get("VITLAB_CACHE"):
         return Path(named).expanduser().absolute()
     own, user = ROOT / "data" / "cache", platformdirs.user_cache_path("vitlab")
@@ -340,9 +343,9 @@ def _writable(folder: Path) -> bool:
 # ---------------------------------------------------------------- records
 
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and commit, as recorded with every run and on the report's title page."""
-    return pace() | {
+def environment(on: str = "auto") -> dict[str, Any]:
+    """Versions, machine and commit, as recorded with every run; on: the parameter `device`."""
+    return pace(on) | {
         "cores": cores(),
         "memory_gib": round(memory() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -60,7 +60,8 @@ def giving_way() -> Iterator[None]:
             if held is None and share > BUSY:
                 held = _Held()
             elif held is not None and share < QUIET:
-                held = held.end()
+                held.end()
+                held = None
         if held is not None:
             held.end()
 

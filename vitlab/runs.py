@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from vitlab.data.batches import to_float
 from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
-from vitlab.files import copy, reading, writing
+from vitlab.files import DAMAGE, copy, reading, writing
 from vitlab.models.registry import MODELS, SHARED, build_model
 
 # preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
@@ -295,13 +294,13 @@ class Run:
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
             path = self.path / name
             try:
-                with contextlib.suppress(RuntimeError, EOFError, pickle.UnpicklingError):  # damaged
-                    return torch.load(path, weights_only=True, map_location="cpu")
-                damaged += 1
+                return torch.load(path, weights_only=True, map_location="cpu")
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise LabError(f"cannot read {path} ({error.strerror}): check its permissions, then go on") from None
+            except DAMAGE:
+                damaged += 1
         if damaged == 2:
             raise LabError(f"both checkpoints in {self.path} are damaged: delete them to train this run from the start")
         return None

@@ -44,13 +44,14 @@ def train(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     statuses = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # not where it may be lost
     gpus = ray.cluster_resources().get("GPU", 0)
+    room = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
     task = ray.remote(max_retries=TRIES)(_task)
     waiting = {}
     with _mark(runs_dir) as token:
         for config, begun in todo:
             start = ray.put(_packed(begun) if begun else {})
             share = {"num_gpus": 0.25 if config.dim < SMALL else 1} if gpus else {"num_cpus": 1}
-            wants = share | {"memory": workers.needs(config, images)}
+            wants = share | {"memory": min(workers.needs(config, images), room)}  # for more it would wait for ever
             told = (params, config, str(runs_dir), token, start, machine.commit(), statuses)
             waiting[task.options(**wants).remote(*told)] = config
         try:

@@ -63,11 +63,16 @@ class Costs:
             raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
         return stored
 
-    def latest(self, what: str) -> pd.DataFrame:
-        """The measurement of this kind, of whatever shape, that was taken last on this machine and the lab's device."""
-        machine = pace(next((config.device for config in self.together), "auto"))
+    def latest(self, what: str, **of: Any) -> pd.DataFrame:
+        """The last measurement of this kind on this machine and the lab's device, in as many rounds.
+
+        of: what its key has to say, as dim=128; the rest of its shape is whatever it is.
+        """
+        about = {"measurement": self.measurement, "rounds": self.rounds}
+        about["machine"] = pace(next((config.device for config in self.together), "auto"))
         for content in self._kept(what):
-            if content["machine"] == machine:
+            alike = all(content.get(name) == value for name, value in about.items())
+            if alike and of.items() <= content["key"].items():
                 return pd.DataFrame(content["result"])
         raise LabError(f"{what} has not been measured in {self.folder.parent}: {how_to_make('05')}")
 
@@ -87,9 +92,9 @@ class Costs:
         """What decides the cost of inference."""
         row = MODELS[config.model]
         names = ("model", "image_size", *row.shared, *row.options)
-        training = {"init", "dropout", "drop_path", "ratio_weight", "distill_weight"}
-        training |= {"backbone_rate", "frozen", "settle"}
-        shape = {name: getattr(config, name) for name in names if name not in training}
+        of_training = {"init", "dropout", "drop_path", "ratio_weight", "distill_weight"}
+        of_training |= {"backbone_rate", "frozen", "settle"}
+        shape = {name: getattr(config, name) for name in names if name not in of_training}
         return shape | {"num_classes": self.num_classes, "channels": self.channels}
 
     def _compared(self, config: RunConfig) -> list[RunConfig]:

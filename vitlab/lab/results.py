@@ -156,9 +156,9 @@ class Lab:
         share = min(config.batch_size, self.plan.num_train(config)) // self.params.processes
         piece = -(-share // config.accumulate)  # as torch cuts them, the last one the smallest
         pixels = ((config.start_size or config.image_size) // config.patch_size) ** 2
-        if config.tokenizer == "conv" and pixels * (share - (-(-share // piece) - 1) * piece) < 2:
+        if config.tokenizer != "patch" and pixels * (share - (-(-share // piece) - 1) * piece) < 2:
             raise LabError(
-                "the convolutional tokenizer (chapter 02) would meet a piece of a batch with one image of one token, "
+                "a convolutional tokenizer (chapter 02) would meet a piece of a batch with one image of one token, "
                 f"which batch norm cannot take: image_size {config.image_size}, patch_size {config.patch_size}, "
                 f"batch_size {config.batch_size}, accumulate {config.accumulate}; use larger images or smaller "
                 "patches, larger batches or fewer pieces"
@@ -177,7 +177,9 @@ class Lab:
         run, start = self.run_of(config), self.start_of(config)
         if self.params.processes > 1 and machine.launched_processes() == 1 and not run.complete:
             machine.require_gpus(self.params.processes)
-            name = next(name for name, other in self.plan.configs.items() if other == config)
+            name = next((name for name, other in self.plan.configs.items() if other == config), None)
+            if name is None:
+                raise LabError("several processes train the runs of the plan alone: set processes to 1 for this one")
             workers.launch(self.params, self.runs_dir, name)
         session = partial(RunSession, title=self.name_of(config))
         return fit_run(run, config, self.data_of(config), start, session)

@@ -42,7 +42,7 @@ def needs(config: RunConfig, images: int) -> int:
 
     Reckoned high: a process of the preset tiny, batch 128, on CIFAR-10 takes 1.3 GB, of base 4.4.
     """
-    tokens = (config.image_size // config.patch_size) ** 2 + 1
+    tokens = config.num_tokens + 1
     block = 4 * tokens * (config.dim * (8 + 3 * config.mlp_ratio) + 2 * tokens * config.heads)  # bytes an image
     return 2**30 + images * 3 * config.image_size**2 + int(config.batch_size * config.depth * block)
 
