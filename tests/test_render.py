@@ -14,6 +14,7 @@ from browser import open_offline
 from bs4 import BeautifulSoup
 
 from vitlab.errors import LabError
+from vitlab.report.notebook import VECTOR
 from vitlab.report.render import PdfError, check, render
 
 v4 = nbformat.v4
@@ -125,6 +126,16 @@ def test_missing_alternative_text_is_the_caption_without_markup(tmp_path: Path) 
     path = write(tmp_path / "a.ipynb", v4.new_markdown_cell("# 1. One"), plot)
     html = render([path], tmp_path, TITLE, pdf=False)[0].read_text(encoding="utf-8")
     assert BeautifulSoup(html, "html.parser").img["alt"] == "Figure 1.1. Loss over ρ; lower is better."
+
+
+@pytest.mark.parametrize("alt", ['The class 13" laptop.', "A class's name.", "Both: 13\" and 14'.", "a < b & c"])
+def test_alternative_text_of_a_drawing_may_have_any_sign(alt: str, tmp_path: Path) -> None:
+    output = figure_output("1.1", alt)
+    output.data[VECTOR] = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"></svg>'
+    output.metadata.vitlab |= {"size": [9, 9], "panels": []}
+    path = write(tmp_path / "a.ipynb", v4.new_markdown_cell("# 1. One"), v4.new_code_cell("plot()", outputs=[output]))
+    html = render([path], tmp_path, TITLE, pdf=False)[0].read_text(encoding="utf-8")
+    assert BeautifulSoup(html, "html.parser").select_one("svg[role=img]")["aria-label"].endswith(alt)
 
 
 def test_table_scrolls_and_aligns_numbers(page: BeautifulSoup) -> None:

@@ -24,12 +24,12 @@ from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, pace
 from vitlab.parameters import as_profile, load_params, profile_path
 from vitlab.report.kernels import OwnKernelManager
-from vitlab.report.render import render
+from vitlab.report.render import PLACE, render
 from vitlab.report.title import title_page
 
 PARAMETERS = "parameters.yaml"
 PLACES = {"data_dir", "runs_dir", "device", "processes", "cluster", "num_workers", "pin_memory"}
-INCIDENTAL = PLACES | {"notes", "data_name"}  # no result depends on them
+INCIDENTAL = PLACES | {"notes", "data_name"}  # no result is to depend on them; on `processes`, see README
 KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
 
 
@@ -43,7 +43,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     profile = path.stem
     out = Path(folder or ROOT / "reports" / profile).expanduser().resolve()
     params = load_params(path, overrides)
-    require_writable(out, 16, "OUT=<folder>")
+    require_writable(out, 16, PLACE)
     lab = check(params)
     for note in lab.notes:
         _say(f"note: {note}")
@@ -51,11 +51,8 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     require_writable(lab.runs_dir, megabytes=16)
     executed = [out / "notebooks" / path.name for path in NOTEBOOKS.values()]
     stamp = out / "notebooks" / "stamp.txt"
-    if (
-        not all(path.exists() for path in executed)
-        or not stamp.exists()
-        or stamp.read_text(encoding="utf-8") != _stamp(lab)
-    ):
+    made_from = stamp.read_text(encoding="utf-8") if stamp.exists() else ""
+    if made_from != _stamp(lab) or not all(path.exists() for path in executed):
         stamp.unlink(missing_ok=True)
         _train(lab)
         for number, (source, target) in enumerate(zip(NOTEBOOKS.values(), executed, strict=True), 1):
@@ -63,27 +60,27 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
             started = time.perf_counter()
             run_notebook(source, target, as_profile(params))
             _say(f"[{number}/{len(executed)}] {source.stem} done in {time.perf_counter() - started:.0f} s")
-        with writing(stamp) as temporary:
+        with writing(stamp, PLACE) as temporary:
             temporary.write_text(_stamp(lab), encoding="utf-8")
     else:
         _say("All six chapters are up to date: rendering them.")
     runs = tables.results(lab)
     results = tables.by_model(runs)
-    with writing(out / "results.csv") as temporary:
+    with writing(out / "results.csv", PLACE) as temporary:
         runs.to_csv(temporary, index=False)
-    with writing(out / "pairs.csv") as temporary:
+    with writing(out / "pairs.csv", PLACE) as temporary:
         tables.flat(tables.pairs(lab)).to_csv(temporary, index=False)
-    with writing(out / "results.tex") as temporary:  # for a document with the package booktabs
+    with writing(out / "results.tex", PLACE) as temporary:  # for a document with the package booktabs
         table = tables.scores_table(results)
         latex = table.to_latex(escape=True, column_format="l" + "r" * len(table.columns))
         temporary.write_text(latex, encoding="utf-8")
-    with writing(out / PARAMETERS) as temporary:
+    with writing(out / PARAMETERS, PLACE) as temporary:
         temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False), encoding="utf-8")
     keep_runs(lab, out / "runs")
     figure = plots.accuracy_against_cost(results, runs)
     set_typefaces(figure)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
-    with writing(out / "comparison.png") as temporary:
+    with writing(out / "comparison.png", PLACE) as temporary:
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
     others = [out / name for name in ("results.csv", "pairs.csv", "results.tex", "comparison.png")]
     for path in [*render(executed, out, title_page(lab, profile, results)), *others]:
@@ -173,9 +170,8 @@ def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
     for run in [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]:
         run.copy_small_files(folder)
-    for name in lab.plan.names:
-        path = lab.costs.path_of(lab.plan.config(name))
-        copy(path, folder / path.parent.name / path.name)
+    path = lab.costs.path_of(lab.plan.config("ViT"))  # of all that are measured together
+    copy(path, folder / path.parent.name / path.name)
 
 
 def file_digest(path: Path) -> str:
@@ -193,7 +189,7 @@ def _stamp(lab: Lab) -> str:
         digest.update(summary.read_bytes() if summary.exists() else b"missing")
     for run in lab.extra.values():
         digest.update((run.path / "summary.json").read_bytes())
-    digest.update(str([lab.costs.path_of(lab.plan.config(name)).exists() for name in lab.plan.names]).encode())
+    digest.update(str(lab.costs.path_of(lab.plan.config("ViT")).exists()).encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ can be filled on trial.
 from itertools import pairwise
 from typing import NamedTuple
 
-PAGE = 708.0  # points of text on a page, as style.typ has it
+PAGE = 708.0  # points of text on a page, a little less than report.typ's margins leave
 GAP = 14.0  # points between blocks
 BEHIND_HEADING = 40.0  # points that have to fit below a heading, or it begins a page
 FARTHEST = 6  # blocks that a figure moves past

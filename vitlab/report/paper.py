@@ -208,7 +208,8 @@ def fitted(table: Tag, available: float = WIDTH * 72) -> list[Tag]:
             if not is_wordy(cell):
                 unbreakable(cell)
     columns = list(zip(*rows, strict=True))
-    natural, least = ([measure(column, bool(head)) for column in columns] for measure in (natural_width, least_width))
+    natural = [natural_width(column) for column in columns]
+    least = [least_width(column, bool(head)) for column in columns]
     if sum(natural) <= available:
         return [table]
     if sum(least) <= available:
@@ -261,7 +262,7 @@ def unbreakable(cell: Tag) -> None:
         text.replace_with(NavigableString(text.replace(" ", "\u00a0")))
 
 
-def natural_width(column: tuple[Tag, ...], _: bool) -> float:
+def natural_width(column: tuple[Tag, ...]) -> float:
     return max(cell_width(cell, cell.get_text().strip()) for cell in column) + INSET
 
 

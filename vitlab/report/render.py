@@ -2,7 +2,8 @@
 
 nbconvert sets the cells as HTML, pandoc turns the formulas into MathML, and a few passes over the tree number
 the sections, align the tables and link the references (`page`). typst sets the same tree, without the code, as PDF
-(`paper`). Charts come as drawings: they are set in the page's own colours, and as vectors in the PDF (`vector`).
+(`paper`). Charts come as drawings (`analysis.drawing`): they are set in the page's own colours, and as vectors in the
+PDF.
 """
 
 import base64
@@ -22,14 +23,14 @@ from vitlab.report import page
 from vitlab.report.fonts import math_font, text_faces
 from vitlab.report.formulas import markdown_to_html, set_formulas
 from vitlab.report.notebook import VECTOR
-from vitlab.report.paper import typeset
+from vitlab.report.paper import TEMPLATES, typeset
 from vitlab.texts import literal
 
-TEMPLATES = Path(__file__).parent / "templates"
 RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")
 CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!data:|#|['\"])", re.IGNORECASE)
 LOADING_ATTRIBUTES = ("src", "srcset", "href", "xlink:href", "poster", "data", "action", "background")
 OVERVIEW = "overview"  # number of the figure on page one
+PLACE = "OUT=<folder>"  # what names another place for a report
 
 
 class PdfError(LabError):
@@ -74,7 +75,7 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
     check(html, drawings)
     html = with_drawings(html, drawings)
     pdf_path.unlink(missing_ok=True)  # of an earlier report
-    with writing(html_path) as temporary:
+    with writing(html_path, PLACE) as temporary:
         temporary.write_text(html + "\n", encoding="utf-8")
     if not pdf:
         return [html_path]
@@ -84,7 +85,7 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         cure = "reinstall the packages typst and pypandoc_binary"
         raise PdfError(f"no PDF ({reason}): {cure}; {html_path} is complete") from error
-    with writing(pdf_path) as temporary:
+    with writing(pdf_path, PLACE) as temporary:
         temporary.write_bytes(document)
     return [html_path, pdf_path]
 
@@ -126,9 +127,9 @@ def with_drawings(html: str, drawings: dict[str, Drawing]) -> str:
     """The page with each figure's place taken by its drawing."""
 
     def place(match: re.Match[str]) -> str:
-        number = re.search(r'data-drawing="([^"]*)"', match[0])[1]
-        title = re.search(r'alt="([^"]*)"', match[0])[1]
-        return embedded(drawings[number], f"drawing-{number.replace('.', '-')}", title)
+        image = BeautifulSoup(match[0], "html.parser").img
+        number = image["data-drawing"]
+        return embedded(drawings[number], f"drawing-{number.replace('.', '-')}", escape(image["alt"]))
 
     return re.sub(r"<img[^>]*data-drawing=[^>]*>", place, html)
 

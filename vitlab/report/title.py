@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis import complexity, findings, plots, sentences, tables
+from vitlab.analysis import complexity, findings, metrics, plots, sentences, tables
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import Study
 from vitlab.analysis.typefaces import set_typefaces
-from vitlab.config import BALANCED, LabConfig
+from vitlab.config import BALANCED, PRESETS, LabConfig
 from vitlab.lab.results import Lab
-from vitlab.machine import environment
+from vitlab.machine import commit
 from vitlab.models.registry import MODELS, reductions
 from vitlab.texts import markdown
 
@@ -49,7 +49,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
         ("Seed", ", ".join(map(str, lab.plan.seeds))),
         ("Hardware", machines),
         ("Commit of the runs", commits),
-        ("Rendered", f"{datetime.date.today().isoformat()}, commit {environment()['commit']}"),
+        ("Rendered", f"{datetime.date.today().isoformat()}, commit {commit()}"),
     ]
     # paths of this machine say nothing to the reader
     values, meaning = params.model_dump(exclude={"data_dir", "runs_dir", "extra_runs"}), LabConfig.help()
@@ -60,22 +60,26 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
 
 def summary(lab: Lab, results: pd.DataFrame) -> str:
     """The question, and the answers: Markdown."""
-    vit, pairs = results.set_index("model").loc["ViT"], tables.pairs(lab)
+    vit, pairs, whole = results.set_index("model").loc["ViT"], tables.pairs(lab), "ViT, fine-tuned"
+    ways = tables.reductions(lab, whole).rename(columns={"model": "b"}).assign(a=whole)  # as chapters 3 and 6 test them
     question = (
         f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_title} without "
         "pre-training, and what do fewer tokens or cheaper attention buy? The yardstick is a ViT of "
         f"{vit['parameters']:,} parameters, at {vit['accuracy']:.1%}."
     )
     of_chapter = {number: [row.title for row in MODELS.values() if row.chapter == number] for number in ("03", "04")}
-    growth = lab.costs.latest("growth")
+    config = {name: lab.plan.config(name) for name in ("ViT", *of_chapter["04"]) if name in lab.plan.names}
+    speed = {n: lab.costs.ratio(c, config["ViT"], "images_per_second") for n, c in config.items() if n != "ViT"}
+    width = PRESETS["tiny"]["dim"]  # of the layer that chapter 5's conclusion speaks of
+    growth = lab.costs.latest("growth", dim=width)
     kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
     crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
     found = [
         findings.best_model(results, pairs),
         imbalance(lab),
-        findings.tokens(results, pairs, "ViT, fine-tuned", of_chapter["03"], tokens_left(lab)),
-        findings.linear(results, pairs, of_chapter["04"], crossed, int(growth["tokens"].max())),
-        findings.worth(results, {"ViT, fine-tuned": of_chapter["03"], "ViT": of_chapter["04"]}),
+        findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab)),
+        findings.linear(pairs, speed, crossed, int(growth["tokens"].max()), width),
+        findings.worth(results, {whole: of_chapter["03"], "ViT": of_chapter["04"]}),
     ]
     return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
 
@@ -86,7 +90,7 @@ def imbalance(lab: Lab) -> str:
     price = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
     counts = study.counts[study.seeds[0]]
     gains = study.gains()
-    others = study.gains(base=gains["gain"].idxmax()) if len(gains) > 1 else gains[:0]
+    others = study.gains(base=metrics.best_gain(gains).name) if len(gains) > 1 else gains[:0]
     alike = int(((others["low"] <= 0) & (others["high"] >= 0)).sum())
     return findings.imbalance(float(counts.max() / counts.min()), price, gains.rename(index=sentences.words), alike)
 
