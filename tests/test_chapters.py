@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,14 @@ from vitlab.analysis import (
     sentences_tokens,
     sentences_vit,
 )
+from vitlab.analysis.plots import MOST_LABELS
 from vitlab.config import RunConfig
+
+
+def lab_with(validation: int) -> SimpleNamespace:
+    """What captions of curves read of a lab with so many validation images."""
+    data = SimpleNamespace(train=range(90), val=range(validation))
+    return SimpleNamespace(data=data, plan=SimpleNamespace(seeds=range(1), seed_words="seed 0"))
 
 
 def found(difference: float, p: float) -> dict:
@@ -47,8 +55,26 @@ def test_what_imbalance_does_is_the_first_sentence(gap: tuple | None, remedy: tu
     assert all(part in text for part in words)
 
 
+def test_remedy_that_helps_most_is_one_that_is_shown_to() -> None:
+    text = sentences_data.answer(50.0, None, gains(sampler=(0.08, 0.02, 0.1), drw=(0.2, -0.1, 0.5)))
+    assert "sampler helps most: 8.0 points" in text
+    assert "DRW" not in text
+
+
 @pytest.mark.parametrize(
-    ("best", "words"), [([[9, 1], [2, 8]], "20.0%: it keeps"), ([[9, 1], [7, 3]], "70.0%: it does not")]
+    ("classes", "words"), [(10, "3 commonest, the other and the 3 rarest"), (6, "3 commonest and the 3 rarest")]
+)
+def test_other_classes_are_named_where_there_are_any(classes: int, words: str) -> None:
+    study = SimpleNamespace(group=3, seeds=[0], steps=100, class_names=[*"abcdefghij"[:classes]])
+    assert f"Recall is that of the {words} " in sentences_data.scores(study, 32)
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        ([[9, 1], [2, 8]], "20.0%: it keeps rare images from being lost, as measured."),
+        ([[9, 1], [7, 3]], "70.0%: it does not help them, as measured."),
+    ],
 )
 def test_rare_images_are_taken_for_commoner_ones_or_not(best: list, words: str) -> None:
     text = sentences_data.rare_answers({"none": np.array([[9, 1], [6, 4]]), "sampler": np.array(best)}, few=1)
@@ -79,7 +105,7 @@ def test_surest_remedy_is_the_best_one_or_another_and_never_the_reference(
 def test_curves_still_rise_or_are_level() -> None:
     level = pd.DataFrame({"step": range(1, 101), "val_macro_f1": [0.5] * 100})
     rising = level.assign(val_macro_f1=np.linspace(0, 1, 100))
-    assert "No curve still rises at the end" in sentences_data.still_rising({"none": level})
+    assert "models that have learnt what they will in these steps." in sentences_data.still_rising({"none": level})
     text = sentences_data.still_rising({"none": level, "ldam_drw": rising})
     assert "the curves of *LDAM-DRW* still rise" in text
 
@@ -166,6 +192,30 @@ def test_loss_falls_or_not() -> None:
 )
 def test_model_is_as_good_as_it_says_or_not(confidence: float, accuracy: float, words: str) -> None:
     assert words in sentences_vit.confident(confidence, accuracy)
+
+
+@pytest.mark.parametrize(("images", "words"), [(20, "about as good as it says"), (2000, "it says more than it knows")])
+def test_model_is_held_to_what_it_says_beyond_the_interval_of_its_accuracy(images: int, words: str) -> None:
+    logits = np.log(np.tile([0.9, 0.1], (images, 1)))
+    run = SimpleNamespace(predictions=(logits, (np.arange(images) % 5 == 0).astype(int)))  # one in five is wrong
+    text = sentences_vit.how_sure(run)
+    assert "90.0% sure and 80.0% right" in text
+    assert words in text
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(MOST_LABELS, True), (MOST_LABELS + 1, False)])
+def test_numbers_of_a_confusion_matrix_are_spoken_of_where_they_stand(classes: int, numbers: bool) -> None:
+    recall = pd.Series(np.linspace(0.1, 1, classes), [f"class {k}" for k in range(classes)])
+    text = sentences_vit.confusion("ViT", recall, 100)
+    assert ("numbers are images, colour is" in text) == numbers
+    assert "colour is the share of the row. Best recognised: class" in text
+
+
+def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
+    assert "The ring marks" in sentences_linear.curves(lab_with(9), "2 epochs")
+    assert sentences_linear.curves(lab_with(0), "2 epochs").endswith("(2 epochs, 90 images, seed 0).")
+    assert "(seed 0). Validation is done with tokens really" in sentences_tokens.curves(lab_with(9), "2 epochs", 0.1)
+    assert "(seed 0). DynamicViT's ViT learns at 10%" in sentences_tokens.curves(lab_with(0), "2 epochs", 0.1)
 
 
 def test_heads_share_the_work_or_look_at_the_same() -> None:
@@ -302,6 +352,10 @@ def test_linear_attention_loses_as_expected_or_not() -> None:
 def test_steps_that_help_are_those_that_are_shown() -> None:
     text = sentences_linear.which_step({"kernel": LOST, "local": WON, "norm": FLAT})
     assert text == "A gain is shown for *local*; a loss for *kernel*."
+    text = sentences_linear.which_step({"local": WON, "norm": FLAT})
+    assert text == "A gain is shown for *local*, and no loss for any."
+    text = sentences_linear.which_step({"kernel": LOST, "norm": FLAT})
+    assert text == "No step is shown to gain; a loss is shown for *kernel*."
     assert sentences_linear.which_step({"norm": FLAT}) == "No step is shown to gain, and none to lose."
     table = sentences_linear.steps_table({"local": WON, "norm": FLAT})
     assert table["shown"].tolist() == ["yes", "no"]
@@ -355,11 +409,13 @@ def test_linear_attention_pays_somewhere_or_nowhere() -> None:
 
 
 def test_parameters_are_added_or_not() -> None:
-    text = sentences_costs.parameters(cost(1, 1, 100), {"Linear ViT": cost(1, 1, 101)})
+    few = {name: cost(1, 1, 101) for name in sentences_linear.LINEAR} | {"DynamicViT": cost(1, 1, 150)}
+    text = sentences_costs.parameters(cost(1, 1), few)
     assert (
         "As expected, linear attention adds almost no parameters. Against those of ViT-Tiny: Linear ViT +1.0%" in text
     )
-    assert "Against the expectation" in sentences_costs.parameters(cost(1, 1), {"Linear ViT": cost(1, 1, 150)})
+    text = sentences_costs.parameters(cost(1, 1), few | {"Linformer ViT": cost(1, 1, 150)})
+    assert text.startswith("Against the expectation, many parameters are added by *Linformer ViT*. Against those of")
 
 
 def test_keep_ratio_is_time_or_not() -> None:
@@ -404,9 +460,17 @@ def test_best_model_is_taken_where_it_is_ahead_or_the_fastest() -> None:
     )
     slow = MODELS.assign(images_per_second=[400.0, 300.0, 900.0])
     text = sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01))
-    assert "none within one standard error of it is known to be faster" in text
+    assert "none as good, within one standard error, is known to be faster" in text
     unknown = MODELS.assign(images_per_second=[float("nan"), 300.0, 900.0])  # a module of the reader's own
     assert sentences_comparison.answer(unknown, pairs(0.5, 0.01, 0.01)).startswith("**Take a, 90.0%: no model is more")
+
+
+@pytest.mark.parametrize(("classes", "stars"), [(MOST_LABELS, True), (MOST_LABELS + 1, False)])
+def test_stars_and_recalls_of_classes_are_spoken_of_where_they_stand(classes: int, stars: bool) -> None:
+    rows = [(f"class {k}", 0.2, 0.01 if k < 2 else 1.0) for k in range(classes)]
+    text = sentences_comparison.by_class(pd.DataFrame(rows, columns=["class", "difference", "p"]))
+    assert ("stands below the class. A star marks" in text) == stars
+    assert f"2 of {classes}." in text
 
 
 def test_fast_model_beyond_one_standard_error_is_not_taken_though_no_test_shows_it_to_be_worse() -> None:

@@ -5,7 +5,13 @@ import math
 import pandas as pd
 import pytest
 
-from vitlab.analysis import findings
+from vitlab.analysis import findings, tables
+from vitlab.config import PRESETS
+from vitlab.lab import Lab
+from vitlab.lab.costs import Costs
+from vitlab.models.registry import reductions
+from vitlab.report import title
+from vitlab.texts import markdown
 
 RESULTS = pd.DataFrame(
     {
@@ -34,7 +40,7 @@ def test_best_model_is_named_with_the_one_to_take() -> None:
     assert "*ViT, fine-tuned* is the most accurate: 92.0% of 1,000" in text
     assert "none of the other 3 can be told from it" in text
     # an error of 0.9 points, and the next is two behind
-    assert "Take it: none within one standard error of it is known to be faster." in text
+    assert "Take it: none as good, within one standard error, is known to be faster." in text
     few = findings.best_model(RESULTS.assign(test_images=100), pairs(0.5))  # 2.7 points
     assert "Take *ViT*" not in few  # as fast
     fast = RESULTS.assign(test_images=100, images_per_second=[1000.0, 1500.0, 900.0, 5000.0])
@@ -48,8 +54,34 @@ def test_near_model_that_is_shown_to_be_worse_is_not_taken() -> None:
     assert findings.recommended(fast, pairs(0.01))["model"] == "ViT, fine-tuned"
 
 
+@pytest.mark.parametrize(("speed", "taken"), [(1050.0, "ViT, fine-tuned"), (1100.0, "ViT")])
+def test_faster_is_what_exceeds_the_spread_of_a_ratio(speed: float, taken: str) -> None:
+    near = RESULTS.assign(test_images=100, images_per_second=[1000.0, speed, 900.0, 5000.0])
+    assert findings.recommended(near, pairs(0.5))["model"] == taken
+
+
 def test_best_model_is_ahead_where_tests_say_so() -> None:
     assert "ahead of each of the other 3 beyond chance" in findings.best_model(RESULTS, pairs(0.01))
+
+
+@pytest.mark.parametrize("faster", [900.0, 2000.0])
+def test_name_of_a_users_directory_is_shown_as_it_is(faster: float) -> None:
+    """As the most accurate model, and as the one to take."""
+    name = "my_*model*"
+    results = RESULTS.assign(model=[name, "ViT, *wide*", "Linear ViT", "DynamicViT"], test_images=100)
+    results["images_per_second"] = [1000.0, faster, 900.0, 1200.0]
+    text = findings.best_model(results, pairs(0.5))
+    assert f"*{markdown(name)}* is the most accurate" in text
+    assert (f"Take *{markdown('ViT, *wide*')}*:" in text) == (faster == 2000.0)
+    assert name not in text
+
+
+def test_model_that_is_ahead_is_found_whichever_stands_first_or_none_is() -> None:
+    both = pd.DataFrame([{"a": "x", "b": "y", "difference": 0.1, "p": 0.01}])
+    assert findings.ahead(both, "x", "y") == findings.ahead(both, "y", "x") == "y"
+    assert findings.ahead(both.assign(difference=-0.1), "y", "x") == "x"
+    assert findings.ahead(both.assign(p=0.5), "x", "y") == findings.ahead(both.assign(spread=0.2), "x", "y") == ""
+    assert findings.ahead(both, "x", "x") == ""
 
 
 def gain(value: float, low: float, high: float, name: str = "sampler") -> pd.DataFrame:
@@ -70,7 +102,20 @@ def test_imbalance_costs_and_a_remedy_gives() -> None:
 def test_neither_cost_nor_gain_is_claimed_inside_the_noise() -> None:
     text = findings.imbalance(10, NOT_SHOWN.iloc[0], NOT_SHOWN)
     assert "no loss of macro F1 can be shown; no remedy shows a gain (the best, *sampler*: 1.0 points" in text
+    assert text.endswith("(−5.0 to 7.0)).")
     assert "the cost cannot be measured" in findings.imbalance(10, None, SHOWN)
+
+
+def test_largest_gain_is_not_the_one_to_take_where_another_alone_is_shown() -> None:
+    both = pd.concat([SHOWN, gain(0.2, -0.1, 0.5, "drw")])
+    assert "take *sampler*" in findings.imbalance(10, None, both)
+
+
+@pytest.mark.parametrize("price", [None, NOT_SHOWN.iloc[0], gain(0.08, 0.05, 0.11).iloc[0]])
+def test_nothing_is_given_back_that_was_not_shown_to_be_lost(price: pd.Series | None) -> None:
+    """Of the last price the remedy gains more."""
+    text = findings.imbalance(10, price, SHOWN)
+    assert text.endswith("take *sampler*, which gains 10.0 points (5.0 to 15.0).")
 
 
 def test_remedy_that_harms_is_not_recommended() -> None:
@@ -102,13 +147,37 @@ def test_way_to_fewer_tokens_is_the_most_accurate_of_those_without_a_loss() -> N
 
 
 def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
-    text = findings.linear(RESULTS, pairs(0.01), ["Linear ViT"], {"kernelised": 500.0, "Linformer": math.inf}, 4096)
-    assert "from about 500 tokens (*kernelised*)" in text
-    assert "none beats softmax in batches, and *Linear ViT* loses accuracy" in text
-    faster = RESULTS.assign(images_per_second=[1000.0, 1000.0, 1500.0, 1200.0])
-    text = findings.linear(faster, pairs(0.5), ["Linear ViT"], {"kernelised": math.inf}, 4096)
-    assert "not up to 4,096 tokens" in text
+    crossed, speed = {"kernelised": 500.0, "Linformer": math.inf}, {"Linear ViT": (1.05, 0.1)}  # inside the spread
+    text = findings.linear(pairs(0.01), speed, crossed, 4096, 128)
+    assert "As a layer of width 128 alone, from about 500 tokens (*kernelised*)" in text
+    assert "none measurably beats softmax in batches, and *Linear ViT* loses accuracy" in text
+    text = findings.linear(pairs(0.5), {"Linear ViT": (1.05, 0.01)}, {"kernelised": math.inf}, 4096, 384)
+    assert "As a layer of width 384 alone, not up to 4,096 tokens" in text
     assert "*Linear ViT* beats softmax, and no loss of accuracy can be shown" in text
+
+
+def test_page_one_tests_fewer_tokens_as_the_chapters_do_and_speaks_of_the_layer_that_chapter_5_concludes_on(
+    done: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Corrected for the ways to fewer tokens alone, and where a ratio exceeds its spread over rounds."""
+    seen: dict[str, tuple] = {}
+    cost = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
+    growth = {"attention": ["softmax", "kernelised"] * 2, "tokens": [16, 16, 64, 64], "seconds": [1.0, 2.0, 4.0, 3.0]}
+    layers = {PRESETS["tiny"]["dim"]: pd.DataFrame(growth).assign(round=0)}
+    monkeypatch.setattr(Costs, "of", lambda *_, **__: cost)
+    monkeypatch.setattr(Costs, "ratio", lambda *_: (1.2, 0.1))
+    monkeypatch.setattr(Costs, "latest", lambda _, what, dim: layers[dim])
+    for name in ("tokens", "linear"):
+        monkeypatch.setattr(findings, name, lambda *given, name=name: seen.update({name: given}) or "")
+    title.summary(done, tables.by_model(tables.results(done)))
+    _, ways, reference, *_ = seen["tokens"]
+    assert set(zip(ways["a"], ways["b"], strict=True)) == {(reference, name) for name in reductions()}
+    assert ways["p"].tolist() == tables.reductions(done)["p"].tolist()
+    _, speed, crossed, longest, width = seen["linear"]
+    assert speed == dict.fromkeys(("Linear ViT", "Linformer ViT", "InLine ViT"), (1.2, 0.1))
+    assert list(crossed) == ["kernelised"]
+    assert 16 < crossed["kernelised"] < longest == 64
+    assert width == PRESETS["tiny"]["dim"]
 
 
 BESIDE = {"ViT, fine-tuned": ["DynamicViT"], "ViT": ["Linear ViT"]}
@@ -118,7 +187,10 @@ def test_multiply_adds_are_time_or_not() -> None:
     text = findings.worth(RESULTS, BESIDE)
     assert "Less than its share of the time: *DynamicViT*, with 60% of the work of *ViT, fine-tuned*" in text
     assert "takes 83% of its time in batches and 150% for one image" in text
-    assert "Of 2 models lighter than the one beside them 1 is faster in batches and none is at one image alone" in text
+    words = "Of 2 models lighter than the one beside them {} is measurably faster in batches and none is at one image"
+    assert words.format(1) in text
+    hardly = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 1050.0])  # a twentieth is inside the spread
+    assert words.format("none") in findings.worth(hardly, BESIDE)
     quick = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 1700.0])
     assert "** Its share of the time: *DynamicViT*" in findings.worth(quick, BESIDE)
     slow = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 800.0])

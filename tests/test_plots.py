@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vitlab.analysis import pictures, plots, study_plots, theme
 from vitlab.analysis.drawing import drawing
+from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import SCORES
 from vitlab.machine import ROOT
 from vitlab.report import paper
@@ -114,9 +115,9 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
     ),
     "broken": (
         lambda: pictures.broken(
-            IMAGES[:2], torch.tensor([[[0, -1], [1, 2]]] * 2), ["ant → bee", "bee → ant"]
+            IMAGES[:2], torch.tensor([[[0, -1], [1, 2]]] * 2), ["ant", "bee"], ["bee", "ant"]
         ),
-        4, ["ant → bee", "bee → ant"],
+        4, ["ant\n→ bee", "bee\n→ ant"],
     ),
     "training_curves": (
         lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}),
@@ -324,6 +325,47 @@ def test_runs_of_several_seeds_are_dots_beside_their_mean() -> None:
     assert len(axis.lines) == len(without.lines) + 1
 
 
+SEVERAL = pd.DataFrame({"model": ["ViT", "ViT", "Linear ViT"], "accuracy": [0.9, 0.94, 0.8]})
+# name -> (figure of several seeds, series among its numbers, names in its legend)
+SERIES: dict[str, tuple[Callable[[], Figure], set[str], list[str]]] = {
+    "training_curves": (
+        lambda: plots.training_curves({"ViT": HISTORY}, {"ViT": 2}, {"ViT": [HISTORY]}),
+        {"ViT", "ViT, another seed"}, ["ViT"],
+    ),
+    "accuracy_over_tokens": (FIGURES["accuracy_over_tokens"][0], {"ToMe", "EViT"}, ["ToMe", "EViT"]),
+    "accuracy_against_cost": (
+        lambda: plots.accuracy_against_cost(RESULTS, SEVERAL),
+        {"ViT", "Linear ViT", "ViT, one seed", "frontier"}, ["ViT", "Linear ViT", "frontier"],
+    ),
+    "accuracy_against_calibration": (
+        lambda: study_plots.accuracy_against_calibration(STUDY),
+        {"none", "class weights", "none, one seed", "class weights, one seed"}, ["none", "class weights"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_every_series_has_a_name_among_the_numbers_and_a_model_one_in_the_legend(name: str) -> None:
+    draw, series, named = SERIES[name]
+    figure = draw()
+    assert set(data_of(figure)["series"]) == series
+    [legend] = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == sorted(named)
+
+
+def test_curve_of_two_epochs_is_no_guide() -> None:
+    values = data_of(plots.training_curves({"ViT": HISTORY[:2]}, {"ViT": 2}))
+    validation = values[values["panel"] == "validation accuracy"]
+    assert validation[["series", "x", "y"]].to_numpy().tolist() == [["ViT", 1, 0.3], ["ViT", 2, 0.6]]
+
+
+def test_weights_below_zero_are_on_the_scale_which_else_begins_at_zero() -> None:
+    flat, sharp = torch.full((2, 2), 0.5), torch.tensor([[1.2, -0.2], [0.5, 0.5]])
+    for weights, limits in (({"softmax": flat}, (0, 0.5)), ({"softmax": flat, "InLine": sharp}, (-0.2, 1.2))):
+        axis = pictures.attention_matrices(weights).axes[0]
+        assert axis.images[0].get_clim() == pytest.approx(limits)
+
+
 def test_attentions_share_one_scale_on_which_a_mean_share_is_one() -> None:
     maps = {"softmax": torch.full((1, 2, 2), 0.25), "InLine": torch.tensor([[[0.5, -0.1], [0.3, 0.3]]])}
     figure = pictures.attention_side_by_side(IMAGES[:1], maps, ["ant"])
@@ -398,6 +440,22 @@ def test_every_model_is_named_beside_its_recalls() -> None:
     )
     figure = plots.recall_differences(frame, pd.Series(0.9, CLASSES, name="ViT"))
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == names
+
+
+@pytest.mark.parametrize(("count", "label"), [(20, "class, and its recall by ViT"), (21, "class")])
+def test_recall_of_the_reference_is_named_where_it_is_written(count: int, label: str) -> None:
+    classes = [f"class {k}" for k in range(count)]
+    frame = pd.DataFrame({"model": "Linear ViT", "class": classes, "difference": 0.1, "p": 1.0})
+    figure = plots.recall_differences(frame, pd.Series(0.9, classes, name="ViT"))
+    assert figure.axes[0].get_xlabel() == label
+    assert ("class 0\n90%" in texts(figure)) == (count == 20)
+
+
+@pytest.mark.parametrize(("count", "bars"), [(12, []), (13, ["percent of the true class"])])
+def test_colours_are_explained_by_a_bar_where_there_is_no_room_for_numbers(count: int, bars: list[str]) -> None:
+    figure = study_plots.confusions({"a": np.eye(count), "b": np.eye(count)}, [f"class {k}" for k in range(count)])
+    assert [axis.get_ylabel() for axis in figure.axes[2:]] == bars
+    assert bool(figure.axes[0].texts) == (not bars)
 
 
 def test_confusion_leaves_out_what_is_less_than_one_percent() -> None:

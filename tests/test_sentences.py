@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.analysis import sentences, sentences_comparison, sentences_data, sentences_tokens, sentences_vit
+from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_data, sentences_tokens, sentences_vit
+from vitlab.texts import markdown
 
 
 def found(difference: float, p: float, low: float = -0.01, high: float = 0.04) -> dict:
@@ -36,6 +37,12 @@ def test_verdict_claims_no_difference_that_the_spread_over_seeds_exceeds() -> No
     text = sentences.verdict("A", "B", several | {"spread": 0.03})
     assert "B is ahead of A by 3.1 points" in text
     assert "spread over 3 seeds 3.0" in text
+
+
+def test_names_are_apart_by_semicolons_and_never_read_as_markup() -> None:
+    assert sentences.named(["ViT, wide", "ToMe"]) == "*ViT, wide*; *ToMe*"
+    assert sentences.named(["my_*model*"]) == f"*{markdown('my_*model*')}*"
+    assert "my_*" not in sentences.named(["my_*model*"])
 
 
 MODELS = pd.DataFrame(
@@ -133,15 +140,32 @@ def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
 
 
 UP, FLAT, DOWN = (0.1, 0.04, 0.16), (0.02, -0.04, 0.08), (-0.1, -0.16, -0.04)
+WIDE = (0.2, -0.1, 0.5)  # the largest gain, and not shown
+
+
+def test_best_gain_is_the_largest_of_those_that_are_shown_or_of_all() -> None:
+    assert metrics.best_gain(gains(drw=WIDE, both=(0.05, 0.01, 0.09), sampler=UP)).name == "sampler"
+    assert metrics.best_gain(gains(both=FLAT, drw=WIDE)).name == "drw"
+
+
+def test_every_sentence_calls_a_remedy_the_best_whose_gain_is_shown() -> None:
+    rows = gains(drw=WIDE, sampler=UP)
+    text = sentences_data.best_remedy(rows, seeds=3)
+    assert text.startswith("The best remedy that shows a gain is **sampler**: macro F1 0.600 against 0.500")
+    assert text.endswith("1 of 2 remedies gain beyond the noise: *sampler* +10.0 points, +4.0 to +16.0.")
+    assert sentences_data.who_pays(rows, rows, rows, few=3).startswith("Under sampler the recall")
+    price = sentences_data.price_of_imbalance(gains(balanced=UP).iloc[0], rows, missing=9)
+    assert "the best remedy, sampler, wins 10.0 of these points back" in price
+    assert "at linear 9:1: *sampler* (+10.0 points" in sentences_data.elsewhere({"linear 9:1": rows})
 
 
 @pytest.mark.parametrize(
     ("rows", "expected", "not_said"),
     [
-        ({"sampler": UP, "both": FLAT}, "The best remedy is **sampler**: macro F1 0.600 against 0.500", "Worse"),
+        ({"sampler": UP, "both": FLAT}, "shows a gain is **sampler**: macro F1 0.600 against 0.500", "Worse"),
         ({"sampler": UP, "both": FLAT}, "1 of 2 remedies gain beyond the noise: *sampler* +10.0 points", "*both*"),
         ({"sampler": UP, "both": DOWN}, "Worse than none: *both* −10.0 points, −16.0 to −4.0", "No remedy"),
-        ({"class_weights": FLAT, "both": DOWN}, "No remedy shows a gain against 0.500", "best remedy is"),
+        ({"class_weights": FLAT, "both": DOWN}, "No remedy shows a gain against 0.500", "The best remedy"),
         ({"class_weights": FLAT}, "the best is class weights, 0.520 (+2.0 points, −4.0 to +8.0)", "Worse"),
     ],
 )
@@ -195,6 +219,22 @@ def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, ex
     assert expected in text
     assert "3.5 times as long" in text
     assert "1.2 times under the sampler" in text
+    loud = noise.replace(3.456, 12345.67)
+    assert "12,345.7 times as long" in sentences_data.same_gradient(gains(class_weights=row).iloc[0], loud)
+
+
+@pytest.mark.parametrize(
+    ("noise", "under"),
+    [
+        ({"sampler": 1.2, "class_weights": math.inf}, "class weights"),
+        ({"sampler": math.inf, "class_weights": math.inf}, "sampler and class weights"),
+    ],
+)
+def test_noise_that_hides_the_gradient_is_given_no_number(noise: dict[str, float], under: str) -> None:
+    text = sentences_data.same_gradient(gains(class_weights=FLAT).iloc[0], pd.Series(noise))
+    assert f"the noise of a step: under {under} it is too long" in text
+    assert text.endswith("to be told from so few batches.")
+    assert "inf" not in text
 
 
 @pytest.mark.parametrize(
@@ -208,6 +248,9 @@ def test_price_of_imbalance_is_named_only_beyond_the_noise(gap: tuple, expected:
     won = "the best remedy, sampler, wins 10.0 of these points back"
     assert (won in text) == ("1,200 missing images" in text) == ("better" in text)
     assert "wins" not in sentences_data.price_of_imbalance(row, gains(both=FLAT), missing=1200)
+    more = sentences_data.price_of_imbalance(row, gains(sampler=(0.12, 0.06, 0.18)), missing=1200)
+    assert ("the best remedy, sampler, gains 12.0 points, more than that" in more) == ("better" in more)
+    assert "back" not in more
 
 
 def test_remedies_that_help_at_all_class_sizes_are_named() -> None:

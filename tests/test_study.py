@@ -1,5 +1,7 @@
 """The imbalance study: what remedies do before training is drawn and computed, what they gain is measured fairly."""
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,17 @@ def test_gains_are_differences_within_the_seeds(drawn: Study) -> None:
     assert back["gain"] == pytest.approx(-gains.loc["sampler", "gain"])
 
 
+def test_chance_of_training_is_that_of_what_is_trained_or_of_post_hoc_where_nothing_else_is(
+    drawn: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pooled: list[set[str]] = []
+    monkeypatch.setattr(metrics, "training_noise", lambda scores: pooled.append({*scores}) or (0.0, math.inf))
+    drawn.gains()
+    monkeypatch.setattr(drawn, "remedies", [POST_HOC])
+    drawn.gains()
+    assert pooled == [{"none", "sampler"}, {"none", POST_HOC}]
+
+
 def test_chance_of_training_is_the_residual_of_a_two_way_analysis_of_variance() -> None:
     scores = {"none": [0.50, 0.60, 0.58], "a": [0.62, 0.71, 0.70], "b": [0.55, 0.69, 0.61]}
     frame = pd.DataFrame([(n, s, v) for n, row in scores.items() for s, v in enumerate(row)], columns=["n", "s", "v"])
@@ -195,6 +208,14 @@ def test_gradient_noise_is_larger_where_weights_are_than_where_draws_are_equal(d
     noise = study.gradient_noise(done, batches=8)
     assert set(noise.index) == {"sampler", "class_weights"}
     assert (noise > 0).all()
+
+
+def test_gradient_whose_mean_is_chance_alone_has_no_noise_that_could_be_told(
+    done: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs = itertools.cycle((1.0, -1.0))
+    monkeypatch.setattr(study.torch.autograd, "grad", lambda loss, of: [next(signs) * torch.ones(3)])
+    assert study.gradient_noise(done, batches=4).tolist() == [math.inf] * 2
 
 
 # ---------------------------------------------------------------- for reading

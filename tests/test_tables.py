@@ -9,7 +9,7 @@ import pypandoc
 import pytest
 from conftest import SMALL
 
-from vitlab.analysis import metrics, tables
+from vitlab.analysis import metrics, sentences_vit, tables
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
 from vitlab.lab import Lab
@@ -92,6 +92,16 @@ def test_chapters_show_the_mean_of_their_seeds(seeds: Lab) -> None:
     assert tables.chapter_scores(seeds, "ViT")["test accuracy"] == f"{mean:.1%} ± {100 * spread:.1f}"
     recalls = np.mean([test["per_class"]["recall"] for test in tests], 0)
     assert tables.recalls(seeds, "ViT") == pytest.approx(recalls)
+
+
+def test_training_is_told_with_the_mean_of_the_seeds_and_says_what_is_the_first_ones(seeds: Lab, done: Lab) -> None:
+    both = [metrics.top_k(*run.predictions, 2) for run in seeds.load_seeds("ViT")]
+    table = tables.training(seeds, {"ViT": seeds.load("ViT")})
+    assert table.loc["ViT", "top-2"] == f"{np.mean(both):.1%} ± {100 * np.std(both, ddof=1):.1f}"
+    assert "time and speed of training are those of seed 0." in sentences_vit.scores(seeds)
+    one = done.load("ViT")
+    assert tables.training(done, {"ViT": one}).loc["ViT", "top-2"] == f"{metrics.top_k(*one.predictions, 2):.1%}"
+    assert sentences_vit.scores(done).endswith("among the two likeliest.")
 
 
 def test_models_are_compared_within_seeds(seeds: Lab) -> None:

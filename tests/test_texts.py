@@ -129,6 +129,13 @@ FIGURES = {
     "mistakes": lambda: pictures.mistakes(IMAGES, list(CLASSES), list(CLASSES), [0.5] * 8),
     "attention": lambda: pictures.attention_maps(IMAGES, torch.ones(8, 1, 2, 2), torch.ones(8, 2, 2), list(CLASSES)),
     "tokens": lambda: pictures.token_groups(IMAGES, {"Top-K": torch.zeros(8, 4, dtype=torch.long)}, 2, list(CLASSES)),
+    "beside": lambda: pictures.attention_side_by_side(IMAGES, {"softmax": torch.ones(8, 2, 2)}, list(CLASSES)),
+    "broken": lambda: pictures.broken(
+        IMAGES, torch.zeros(8, 2, 2, dtype=torch.long), list(CLASSES), list(reversed(CLASSES))
+    ),
+    "explored": lambda: pictures.explored(
+        IMAGES[0], f"test image 0: {CLASSES[-1]}", pd.Series(0.2, list(CLASSES[1:6])), {"rollout": torch.ones(2, 2)}
+    ),
 }  # fmt: skip
 
 

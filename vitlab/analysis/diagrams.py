@@ -214,7 +214,10 @@ def fewer_tokens(left: Sequence[int], blocks: Sequence[int], depth: int) -> Draw
 
 
 def two_orders(tokens: int, head: int) -> Drawing:
-    """(QKᵀ)V against Q(KᵀV) for T tokens and heads of width `head`: the same product in two orders, drawn to scale."""
+    """(QKᵀ)V against Q(KᵀV) for T tokens and heads of width `head`: the same product in two orders.
+
+    Drawn to scale but for sides too short for a letter.
+    """
     canvas = Canvas(206)
     scale = 64 / max(tokens, head)
     long, short = max(tokens * scale, 12), max(head * scale, 12)

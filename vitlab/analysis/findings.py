@@ -9,54 +9,59 @@ import math
 import numpy as np
 import pandas as pd
 
-from vitlab.analysis.metrics import shown
-from vitlab.analysis.theme import FAMILIES
-from vitlab.texts import signed
+from vitlab.analysis.metrics import best_gain, shown
+from vitlab.analysis.theme import FAMILIES, own_words
+from vitlab.analysis.timing import SPREAD
+from vitlab.texts import markdown, signed
 
 MOST_ROWS = 7  # of page one's table
 
 
-def _names(models: pd.Series | list[str]) -> str:
-    *most, last = (f"*{name}*" for name in models)
+def _names(models: list[str]) -> str:
+    *most, last = (f"*{markdown(name)}*" for name in models)
     return f"{'; '.join(most)} and {last}" if most else last
 
 
-def _differ(pairs: pd.DataFrame, a: str, b: str) -> bool:
-    """Whether a difference of the two can be shown."""
-    row = pairs[((pairs["a"] == a) & (pairs["b"] == b)) | ((pairs["a"] == b) & (pairs["b"] == a))]
-    return bool(shown(row).any())
+def ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
+    """Which of two models is shown to be ahead in `pairs`; "" where neither is, as where they are one."""
+    clear = pairs[shown(pairs) & pairs["a"].isin([one, other]) & pairs["b"].isin([one, other])]
+    if clear.empty:
+        return ""
+    pair = clear.iloc[0]
+    return pair["b"] if pair["difference"] > 0 else pair["a"]
 
 
 def recommended(results: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
     """The row of the model to take: the fastest in batches of those that are as good as the most accurate one.
 
     As good: within one standard error of its accuracy (Breiman et al. 1984, the rule of one standard error), and not
-    shown to differ from it. The most accurate one where its speed is unknown, as that of a module of the reader's own.
+    shown to differ from it. The most accurate one where none of them is faster by more than `timing.SPREAD`, or where
+    its speed is unknown, as that of a module of the reader's own.
     """
     best = results.loc[results["accuracy"].idxmax()]
     error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
     near = results[results["accuracy"] >= best["accuracy"] - error]
-    good = near[[not _differ(pairs, best["model"], name) for name in near["model"]]]
+    good = near[[not ahead(pairs, best["model"], name) for name in near["model"]]]
     speed = good["images_per_second"].fillna(0)
-    return best if speed[best.name] in (0, speed.max()) else good.loc[speed.idxmax()]
+    return good.loc[speed.idxmax()] if speed.max() > (1 + SPREAD) * speed[best.name] > 0 else best
 
 
 def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Which model is most accurate, and which to take."""
     best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs)
     text = (
-        f"**Which model?** *{best['model']}* is the most accurate: {best['accuracy']:.1%} of {best['test_images']:,} "
-        f"test images (95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
+        f"**Which model?** {_names([best['model']])} is the most accurate: {best['accuracy']:.1%} of "
+        f"{best['test_images']:,} test images (95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
     )
     others = results.loc[results["model"] != best["model"], "model"]
-    behind = sum(_differ(pairs, best["model"], name) for name in others)
+    behind = sum(ahead(pairs, best["model"], name) == best["model"] for name in others)
     if behind == len(others):
         return f"{text}, ahead of each of the other {behind} beyond chance."
     text += f"; {behind or 'none'} of the other {len(others)} can be told from it on these images. "
     if take["model"] == best["model"]:
-        return f"{text}Take it: none within one standard error of it is known to be faster."
+        return f"{text}Take it: none as good, within one standard error, is known to be faster."
     times = take["images_per_second"] / best["images_per_second"]
-    near = f"Take *{take['model']}*: within one standard error ({take['accuracy']:.1%})"
+    near = f"Take {_names([take['model']])}: within one standard error ({take['accuracy']:.1%})"
     return f"{text}{near} it classifies {times:.1f} times as many images a second."
 
 
@@ -74,15 +79,18 @@ def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame, alike:
         text += f" macro F1 falls by {_points(price)}"
     else:
         text += " no loss of macro F1 can be shown"
-    best = gains.loc[gains["gain"].idxmax()]
+    best = best_gain(gains)
     if best["low"] <= 0:
         return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
     others = f"; {alike} of the other {len(gains) - 1} remedies cannot be told from it" if alike else ""
-    return f"{text}; take *{best.name}*, which gives {_points(best)} back{others}."
+    lost = price is not None and price["low"] > 0 and price["gain"] >= best["gain"]  # what is to be given back
+    gives = f"gives {_points(best)} back" if lost else f"gains {_points(best)}"
+    return f"{text}; take *{best.name}*, which {gives}{others}."
 
 
 def _points(row: pd.Series) -> str:
-    return f"{100 * row['gain']:.1f} points ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+    gain, low, high = (signed(100 * row[name], "z.1f") for name in ("gain", "low", "high"))
+    return f"{gain} points ({low} to {high})"
 
 
 def tokens(
@@ -90,17 +98,13 @@ def tokens(
 ) -> str:
     """How many tokens can go: with the most accurate of the models that drop tokens without a loss that can be shown.
 
-    reference: the model trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
-    last stage, and all.
+    pairs: of each of these models with `reference`, the one trained as long with all its tokens; reduced: those with
+    fewer tokens; left: tokens after the last stage, and all.
     """
     rows = results.set_index("model")
     base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
     tried = rows.loc[[name for name in reduced if name in rows.index]]
-    free = [
-        name
-        for name, row in tried.iterrows()
-        if row["accuracy"] >= base["accuracy"] or not _differ(pairs, reference, name)
-    ]
+    free = [name for name in tried.index if ahead(pairs, reference, name) != reference]
     row = tried.loc[free or list(tried.index)]
     row = row.loc[row["accuracy"].idxmax()]
     saves = f"saves {1 - row['macs'] / base['macs']:.0%} of the multiply-adds"
@@ -112,33 +116,34 @@ def tokens(
 
 
 def linear(
-    results: pd.DataFrame, pairs: pd.DataFrame, linear: list[str], crossovers: dict[str, float], longest: int
+    pairs: pd.DataFrame, speed: dict[str, tuple[float, float]], crossovers: dict[str, float], longest: int, width: int
 ) -> str:
     """When linear attention pays: by accuracy at the size of the lab, and by the clock from how many tokens on.
 
-    crossovers: kind of attention -> tokens from which it is faster than softmax, inf if it is not up to `longest`.
+    speed: model -> its throughput over the ViT's and the spread of that over the rounds, as of `Costs.ratio`, which a
+    gain has to exceed; crossovers: kind of attention -> tokens from which a layer of this width is faster than softmax,
+    inf if it is not up to `longest`.
     """
-    rows = results.set_index("model")
-    text, vit = "**When does linear attention pay?**", rows.loc["ViT"]
-    models = rows.loc[[name for name in linear if name in rows.index]]
-    faster = models[models["images_per_second"] > vit["images_per_second"]]
-    worse = [n for n, row in models.iterrows() if row["accuracy"] < vit["accuracy"] and _differ(pairs, "ViT", n)]
+    text = f"**When does linear attention pay?** As a layer of width {width} alone,"
+    faster = [name for name, (ratio, spread) in speed.items() if ratio - 1 > spread]
+    worse = [name for name in speed if ahead(pairs, "ViT", name) == "ViT"]
     here = (
-        f"in batches {_names(list(faster.index))} {_s('beat', faster)} softmax"
-        if len(faster)
-        else "none beats softmax in batches"
+        f"in batches {_names(faster)} {_s('beat', faster)} softmax"
+        if faster
+        else "none measurably beats softmax in batches"
     )
     loses = f"and {_names(worse)} {_s('lose', worse)} accuracy" if worse else "and no loss of accuracy can be shown"
     finite = {kind: at for kind, at in crossovers.items() if math.isfinite(at)}
     first = min(finite, key=finite.get, default="")
     clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
-    return f"{text} As a layer alone, {clock}; as models of the lab's own size, {here}, {loses}."
+    return f"{text} {clock}; as models of the lab's own size, {here}, {loses}."
 
 
 def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
     """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock.
 
-    beside: the model that lighter ones are compared with -> their names.
+    beside: the model that lighter ones are compared with -> their names. Faster is what is so by more than
+    `timing.SPREAD`.
     """
     rows = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")
     text, lighter = "**What is a multiply-add worth?**", []
@@ -161,16 +166,16 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
         less = "nothing by itself"
     counts = (
         f"{count or 'none'} {'is' if count < 2 else 'are'}"
-        for count in ((frame[c] < 1).sum() for c in ("batch", "one"))
+        for count in ((frame[c] < 1 - SPREAD).sum() for c in ("batch", "one"))
     )
     batches, single = counts
     return (
         f"{text} {less[0].upper() + less[1:]}: {example}. Of {len(frame)} models lighter than the one beside them "
-        f"{batches} faster in batches and {single} at one image alone."
+        f"{batches} measurably faster in batches and {single} at one image alone."
     )
 
 
-def _s(verb: str, subjects: pd.DataFrame | list[str]) -> str:
+def _s(verb: str, subjects: list[str]) -> str:
     return verb + "s" * (len(subjects) == 1)
 
 
@@ -185,8 +190,7 @@ def shortlist(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _family(name: str) -> int:
-    own = name.lower().partition(", as ")[0]
-    return next((i for i, (word, *_) in enumerate(FAMILIES) if word in own), len(FAMILIES))
+    return next((i for i, (word, *_) in enumerate(FAMILIES) if word in own_words(name)), len(FAMILIES))
 
 
 def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:

@@ -289,3 +289,10 @@ def seed_differences(
         reach = float(stdtrit(freedom, 1 - LEVEL / 2 / len(names))) * math.sqrt(variance)
         rows[name] = float(np.mean(scores[name])), gain, gain - reach, gain + reach
     return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "gain", "low", "high"])
+
+
+def best_gain(gains: pd.DataFrame) -> pd.Series:
+    """The row of the largest gain of those that are shown, of all where none is; gains: `seed_differences`."""
+    clear = gains[gains["low"] > 0]
+    rows = gains if clear.empty else clear
+    return rows.loc[rows["gain"].idxmax()]

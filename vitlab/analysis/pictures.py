@@ -159,6 +159,7 @@ def attention_side_by_side(images: Tensor, maps: dict[str, Tensor], titles: list
     All on one scale, where 1 is a patch's share if all were weighted alike; below 0 it takes away.
     """
     figure, axes = canvas(len(images), 1 + len(maps), height=1.1 * len(images) + 0.4)
+    titles = drawable(titles, 16)
     relative = {name: values * values.shape[-1] ** 2 for name, values in maps.items()}
     low = min(0.0, *(float(values.min()) for values in relative.values()))
     high = max(float(values.max()) for values in relative.values())
@@ -172,6 +173,11 @@ def attention_side_by_side(images: Tensor, maps: dict[str, Tensor], titles: list
     return figure
 
 
+def _alone(names: Sequence[str]) -> list[str]:
+    """Names over pictures that stand side by side: short, and each whatever the others are."""
+    return [drawable([name], 12)[0] for name in names]
+
+
 def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: list[float]) -> Figure:
     """Up to twelve wrongly classified images (M, C, S, S) with truth, answer and confidence."""
     columns = 6
@@ -179,7 +185,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     figure, axes = canvas(rows, columns, height=1.75 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
-    truth, guess = ([label for name in names for label in drawable([name], 12)] for names in (truth, guess))
+    truth, guess = map(_alone, (truth, guess))
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
         _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure")
     return figure
@@ -200,13 +206,14 @@ def token_groups(images: Tensor, methods: dict[str, Tensor], grid: int, titles: 
     return figure
 
 
-def broken(images: Tensor, tokens: Tensor, titles: list[str]) -> Figure:
+def broken(images: Tensor, tokens: Tensor, truth: list[str], guess: list[str]) -> Figure:
     """Images (M, C, S, S) with truth → answer above, and below what the tokens stood for, (M, grid, grid), -1: none."""
     figure, axes = canvas(2, max(len(images), 1), height=2.3)
     for axis in axes.flat:
         axis.set_axis_off()
-    for image, token, title, column in zip(images, tokens, titles, axes.T, strict=False):
-        _picture(column[0], image, title)
+    truth, guess = map(_alone, (truth, guess))
+    for image, token, right, wrong, column in zip(images, tokens, truth, guess, axes.T, strict=False):
+        _picture(column[0], image, f"{right}\n→ {wrong}")  # in a line names would meet those of the next picture
         _tokens(column[1], image, token)
     return figure
 
@@ -225,9 +232,10 @@ def places_held(methods: dict[str, Tensor]) -> Figure:
 def attention_matrices(weights: dict[str, Tensor]) -> Figure:
     """Maps of the attention that each query token (row) pays to each key token (column): name -> (T, T)."""
     figure, [axes] = canvas(1, len(weights), height=2.9, sharey=True)
+    least = min(0.0, *(float(matrix.min()) for matrix in weights.values()))  # InLine's may be negative
     most = max(float(matrix.max()) for matrix in weights.values())  # one scale, so that flat looks flat
     for axis, (name, matrix) in zip(axes, weights.items(), strict=True):
-        shown = axis.imshow(matrix, cmap=SEQUENTIAL, vmin=0, vmax=most)
+        shown = axis.imshow(matrix, cmap=SEQUENTIAL, vmin=least, vmax=most)
         axis.set(title=name, xlabel="key token")
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_locator(MaxNLocator(integer=True))
@@ -249,10 +257,11 @@ def explored(image: Tensor, name: str, probabilities: pd.Series, maps: dict[str,
     figure = plt.figure(figsize=(WIDTH, 0.6 + 1.35 * rows), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1.4, 2])
     picture, bars = left.subplots(1, 2)
-    _picture(picture, image, name)
+    _picture(picture, image, *drawable([name], 30))
     first = probabilities.sort_values(ascending=False)[:5]
     bars.barh(range(len(first)), first, color=PALETTE[0])
-    bars.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"], yticks=range(len(first)), yticklabels=first.index)
+    bars.set(xlim=(0, 1), xticks=[0, 1], xticklabels=["0", "1"])
+    bars.set_yticks(range(len(first)), drawable(first.index, 16))
     bars.set_title("probability", fontsize=SMALLEST)
     bars.tick_params(labelsize=SMALLEST)
     bars.invert_yaxis()

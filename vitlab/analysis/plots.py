@@ -32,6 +32,7 @@ COMPONENTS = {
 }
 
 MOST_LABELS = 20  # of classes along an axis; of more every second, or third, is named
+ONE_SEED = ", one seed"  # ends the name of a series that stands among a chart's numbers and not in its legend
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
 
 
@@ -48,7 +49,8 @@ def _legend_above(axis: plt.Axes, columns: int) -> None:
 
 def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "upper") -> None:
     """One legend for all panels, of what `axis` shows, above or below them."""
-    handles, labels = axis.get_legend_handles_labels()
+    found = zip(*axis.get_legend_handles_labels(), strict=True)
+    handles, labels = zip(*((handle, label) for handle, label in found if not label.endswith(ONE_SEED)), strict=True)
     figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
 
 
@@ -107,37 +109,13 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     classes = drawable(classes)
     frame = pd.DataFrame({name: values.numpy() for name, values in counts.items()}, index=classes)
     frame.plot.bar(ax=axis, width=0.8, color=PALETTE[: len(counts)], edgecolor="white")
-    few = len(frame.columns) * len(frame) <= 20
+    few = len(frame.columns) * len(frame) <= MOST_LABELS
     for container in axis.containers if few else []:
         axis.bar_label(container, fontsize=8, padding=1)
     axis.set(xlabel="class", ylabel="training images")
     _class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
     _legend_above(axis, len(counts))
-    return figure
-
-
-def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) -> Figure:
-    """From the recall of each class under the first name to that under each other one: name -> (C,) recall."""
-    (first, base), *others = recalls.items()
-    columns = min(3, len(others))
-    rows = -(-len(others) // columns)
-    height = rows * (0.15 * min(len(classes), MOST_LABELS) + 0.7) + 0.3
-    figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
-    places = np.arange(len(classes))
-    for axis, (name, values) in zip(axes.flat, others, strict=False):
-        axis.hlines(places, base, values, color=MUTED)
-        axis.plot(base, places, "o", color=INK, fillstyle="none", markersize=4, label=first.replace("_", " "))
-        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
-        axis.set_title(name.replace("_", " "))
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    for axis in axes.flat[len(others) :]:
-        axis.set_axis_off()
-    every = -(-len(classes) // MOST_LABELS)
-    axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
-    axes[0, 0].invert_yaxis()
-    figure.supxlabel("test recall", fontsize=9)
-    _legend_outside(figure, axes[0, 0], 2)
     return figure
 
 
@@ -156,12 +134,14 @@ def training_curves(
     for name, history in histories.items():
         colour, every = look[name].colour, max(1, len(history) // 8)
         style = {"marker": look[name].marker, "markevery": every, "markersize": 4, "linewidth": 1.2, "color": colour}
-        loss.plot(history["epoch"], history["cls"], label=name, **style)
+        style["label"] = name
+        loss.plot(history["epoch"], history["cls"], **style)
         panels = {accuracy: lambda rows: rows["epoch"], clock: lambda rows: rows["seconds"] / 60}
         for axis, along in panels.items() if "val_accuracy" in history else ():
             axis.plot(along(history), history["val_accuracy"], **style)
+            thin = {"color": colour, "linewidth": 0.6, "alpha": 0.5, "label": f"{name}, another seed"}
             for other in (others or {}).get(name, []):
-                axis.plot(along(other), other["val_accuracy"], color=colour, linewidth=0.6, alpha=0.5)
+                axis.plot(along(other), other["val_accuracy"], **thin)
             row = history[history["epoch"] == chosen[name]]
             axis.plot(along(row), row["val_accuracy"], "o", markersize=9, fillstyle="none", color=colour)
     for axis in (loss, accuracy):
@@ -180,7 +160,7 @@ def confusion(matrix: np.ndarray, classes: tuple[str, ...]) -> Figure:
     """Confusion matrix (C, C), rows = truth: colour is the share of the row, numbers are counts."""
     figure, [[axis]] = canvas(height=4.2)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    names, counts = drawable(classes), matrix if len(classes) <= 20 else None
+    names, counts = drawable(classes), matrix if len(classes) <= MOST_LABELS else None
     mesh = heatmap(axis, shares, counts, (names, names), cmap="Blues", limits=(0, 1))
     figure.colorbar(mesh, ax=axis, label="share of the true class", shrink=0.8)
     axis.set(xlabel="predicted class", ylabel="true class", aspect="equal")
@@ -216,10 +196,11 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
     """
     figure, [axes] = canvas(1, len(panels) + 1, height=3.0, width_ratios=[1.3] * len(panels) + [1])
     style = {n: {"color": look.colour, "marker": look.marker} for n, look in looks(speed_up.index).items()}
+    small = {"markersize": 4, "capsize": 2, "linewidth": 1}
     for axis, (title, frame) in zip(axes, panels.items(), strict=False):
         for name, rows in frame.groupby("method", sort=False):
             bars = [rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]]
-            axis.errorbar(rows["tokens"], rows["accuracy"], bars, **style[name], markersize=4, capsize=2, linewidth=1)
+            axis.errorbar(rows["tokens"], rows["accuracy"], bars, label=name, **style[name], **small)
         axis.axhline(unreduced[title], color=INK, linestyle="--", linewidth=1)
         axis.set_title(title)
         axis.set(xlabel="tokens a block, mean")
@@ -235,7 +216,31 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
     return figure
 
 
-# ---------------------------------------------------------------- 04 and 05 cost
+# ---------------------------------------------------------------- 04 and 05 linear attention, cost
+
+
+def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) -> Figure:
+    """From the recall of each class under the first name to that under each other one: name -> (C,) recall."""
+    (first, base), *others = recalls.items()
+    columns = min(3, len(others))
+    rows = -(-len(others) // columns)
+    height = rows * (0.15 * min(len(classes), MOST_LABELS) + 0.7) + 0.3
+    figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
+    places = np.arange(len(classes))
+    for axis, (name, values) in zip(axes.flat, others, strict=False):
+        axis.hlines(places, base, values, color=MUTED)
+        axis.plot(base, places, "o", color=INK, fillstyle="none", markersize=4, label=first.replace("_", " "))
+        axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
+        axis.set_title(name.replace("_", " "))
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axis in axes.flat[len(others) :]:
+        axis.set_axis_off()
+    every = -(-len(classes) // MOST_LABELS)
+    axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("test recall", fontsize=9)
+    _legend_outside(figure, axes[0, 0], 2)
+    return figure
 
 
 def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
@@ -289,7 +294,7 @@ def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
 def hero(frame: pd.DataFrame) -> Figure:
     """The whole lab in a picture: test accuracy with its 95% interval over measured throughput and over MACs.
 
-    Columns as `tables.results` makes them. Models are named beside their points; those that no other beats are joined.
+    Columns as `tables.by_model` makes them. Models are named in a legend below; those that no other beats are joined.
     """
     figure, [axes] = canvas(1, 2, height=3.4, sharey=True)
     for axis, (column, unit, label) in zip(
@@ -326,7 +331,8 @@ def _points(axis: plt.Axes, frame: pd.DataFrame, places: pd.Series, runs: pd.Dat
         axis.errorbar(place, row.accuracy, yerr=bars, linestyle="none", label=name, **style)
         seeds = runs["accuracy"][runs["model"] == row.model] if runs is not None else []
         if len(seeds) > 1:
-            axis.plot([place] * len(seeds), seeds, ".", color=colour, alpha=0.5, markersize=4)
+            dots = {"color": colour, "alpha": 0.5, "markersize": 4, "label": name + ONE_SEED}
+            axis.plot([place] * len(seeds), seeds, ".", **dots)
 
 
 def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None) -> Figure:
@@ -357,15 +363,16 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
 
 
 def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
-    """Map of each model's recall minus the reference's by class, * where it is shown: model, class, difference, p.
+    """Map of each model's recall minus the reference's by class, * where it is shown.
 
-    reference: class -> recall of the model that the others are compared with, written below the classes.
+    frame: model, class, difference, spread, p, as of `tables.recall_differences`; reference: class -> recall of the
+    model that the others are compared with, written below the classes where they are few.
     """
     points = frame.pivot(index="model", columns="class", values="difference") * 100
     points = points.loc[frame["model"].unique(), frame["class"].unique()]
     stars = frame.assign(shown=shown(frame)).pivot(index="model", columns="class", values="shown")
     clear = stars.loc[points.index, points.columns]
-    few = points.shape[1] <= 20
+    few = points.shape[1] <= MOST_LABELS
     classes, [reference_name] = drawable(points.columns), drawable([reference.name], 40)
     recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
     points.columns = clear.columns = classes
@@ -384,7 +391,7 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     figure.colorbar(mesh, ax=axis, label="difference (points)")
     if few:
         axis.set_xticklabels(recalls)
-    axis.set_xlabel(f"class, and its recall by {reference_name}")
+    axis.set_xlabel(f"class, and its recall by {reference_name}" if few else "class")
     return figure
 
 

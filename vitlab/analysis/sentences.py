@@ -1,9 +1,11 @@
 """What the numbers say, as sentences: no gain inside the noise is called one. Each chapter has a module of its own."""
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
-from vitlab.texts import signed
+from vitlab.texts import markdown, signed
 
 
 def p_text(p: float) -> str:
@@ -46,9 +48,9 @@ def expected(confirmed: bool) -> str:
     return "As expected" if confirmed else "Against the expectation"
 
 
-def listed(names: list[str]) -> str:
-    """Names for reading; some hold commas."""
-    return "; ".join(f"*{name}*" for name in names)
+def named(names: Iterable[str]) -> str:
+    """Names of models or steps for reading: some hold commas, and some are those of a user's directories."""
+    return "; ".join(f"*{markdown(name)}*" for name in names)
 
 
 def seeds(numbers: range) -> str:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from vitlab.analysis.findings import recommended
+from vitlab.analysis.findings import ahead, recommended
 from vitlab.analysis.metrics import on_frontier, shown
-from vitlab.analysis.sentences import listed, verdict
+from vitlab.analysis.plots import MOST_LABELS
+from vitlab.analysis.sentences import named, verdict
 from vitlab.texts import markdown
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     )
     if peers.empty:
         return f"{text} It differs significantly from every other model."
-    text += f" This test set can show no difference between it and {'; '.join(map(_model, peers['model']))}"
+    text += f" This test set can show no difference between it and {named(peers['model'])}"
     lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
     if lighter.empty:
         needs = "needs" if results["macs"].notna().all() else "is known to need"
@@ -64,8 +65,7 @@ def frontier(results: pd.DataFrame) -> str:
     """One sentence naming the models on the frontiers of accuracy and MACs, and of accuracy and latency."""
 
     def best(cost: str) -> str:
-        """Names apart by semicolons: some hold commas."""
-        return "; ".join(map(_model, results[on_frontier(results, cost)].sort_values(cost)["model"]))
+        return named(results[on_frontier(results, cost)].sort_values(cost)["model"])
 
     return (
         "On the measured values, noise included, no model is more accurate than these at the same or fewer "
@@ -82,16 +82,16 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     """
     rows = results.set_index("model")
     other = rows.loc[smaller, "accuracy"].idxmax()
-    ahead = _ahead(pairs, light, other)
+    better = ahead(pairs, light, other)
     speed = rows.loc[other, "images_per_second"] / rows.loc[light, "images_per_second"]
     cost = (
         f"{rows.loc[light, 'accuracy']:.1%} against {rows.loc[other, 'accuracy']:.1%} at "
         f"{rows.loc[light, 'macs'] / 1e6:,.2f} and {rows.loc[other, 'macs'] / 1e6:,.2f} million multiply-adds; the "
         f"latter's throughput is {speed:.2f} times the former's"
     )
-    if ahead == light:
+    if better == light:
         return f"**{light}** is the better choice than a ViT built as small, *{other}*: {cost}."
-    if ahead == other:
+    if better == other:
         return f"A ViT built as small, **{other}**, is the better choice than *{light}*: {cost}."
     neither = f"a ViT built as small, *{other}*, no difference in accuracy is shown"
     if speed >= 1:
@@ -110,34 +110,26 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     """
     rows = results.dropna(subset=["macs"]).set_index("model")
     own = rows.loc[cnn]
-    winner = {name: _ahead(pairs, cnn, name) for name in rows.index if name != cnn}
-    ahead, behind = [n for n, w in winner.items() if w == n], [n for n, w in winner.items() if w == cnn]
-    lighter = [name for name in ahead if rows.loc[name, "macs"] <= own["macs"]]
+    winner = {name: ahead(pairs, cnn, name) for name in rows.index if name != cnn}
+    better, behind = [n for n, w in winner.items() if w == n], [n for n, w in winner.items() if w == cnn]
+    lighter = [name for name in better if rows.loc[name, "macs"] <= own["macs"]]
 
     what = (
         f"The convolutional network **{cnn}** ({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
         f"{own['latency_ms']:.2f} ms an image)"
     )
     if lighter:
-        return f"{what} is not the better choice: ahead of it, for no more work, is {listed(lighter)}."
-    beats = f"It is ahead of {listed(behind)}." if behind else "It is shown to be ahead of none."
-    if ahead:
-        more = min(rows.loc[name, "macs"] for name in ahead) / own["macs"]
+        return f"{what} is not the better choice: ahead of it, for no more work, is {named(lighter)}."
+    beats = f"It is ahead of {named(behind)}." if behind else "It is shown to be ahead of none."
+    if better:
+        more = min(rows.loc[name, "macs"] for name in better) / own["macs"]
         return (
             f"{what} is the better choice up to its cost; ahead of it, for {more:.1f} times its multiply-adds or more, "
-            f"is {listed(ahead)}. {beats}"
+            f"is {named(better)}. {beats}"
         )
     if not behind:
         return f"{what} can be told from no other model by its accuracy: what it costs decides."
     return f"{what} is the better choice: no model is shown to be ahead of it. {beats}"
-
-
-def _ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
-    """Which of two models is shown to be ahead in `tables.pairs`; "" where neither is."""
-    [pair] = pairs[
-        ((pairs["a"] == one) & (pairs["b"] == other)) | ((pairs["a"] == other) & (pairs["b"] == one))
-    ].to_dict("records")
-    return (pair["b"] if pair["difference"] > 0 else pair["a"]) if shown(pair) else ""
 
 
 # ---------------------------------------------------------------- captions
@@ -181,12 +173,13 @@ def paired(lab: "Lab", pairs: int, images: int) -> str:
 
 
 def by_class(differences: pd.DataFrame) -> str:
-    """differences: `tables.recall_differences`."""
-    return (
-        "Recall of each class by each model minus that of the ViT, in points; the ViT's recall stands below the "
-        "class. A star marks a difference that the test set can show (McNemar within the class, Holm over the figure): "
-        f"{shown(differences).sum()} of {len(differences)}."
-    )
+    """differences: `tables.recall_differences`; of many classes the figure writes no numbers."""
+    text = "Recall of each class by each model minus that of the ViT, in points"
+    tests = "the test set can show (McNemar within the class, Holm over the figure)"
+    found = f"{shown(differences).sum()} of {len(differences)}"
+    if differences["class"].nunique() > MOST_LABELS:
+        return f"{text}. Of these differences {tests} {found}."
+    return f"{text}; the ViT's recall stands below the class. A star marks a difference that {tests}: {found}."
 
 
 def study(lab: "Lab", shape: str) -> str:
@@ -208,10 +201,10 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs)
     others = [name for name in results["model"] if name != best["model"]]
     real = f"{shown(pairs).sum() or 'none'} of the {len(pairs)} differences between two models can be shown"
-    if all(_ahead(pairs, best["model"], name) == best["model"] for name in others):
+    if all(ahead(pairs, best["model"], name) == best["model"] for name in others):
         why = "it is shown to be ahead of every other model"
     elif take["model"] == best["model"]:
-        why = "no model is more accurate, and none within one standard error of it is known to be faster"
+        why = "no model is more accurate, and none as good, within one standard error, is known to be faster"
     else:
         times = take["images_per_second"] / best["images_per_second"]
         why = (

@@ -1,13 +1,16 @@
 """What chapter 1's numbers say: the data, and the study of imbalance. No gain inside the noise is called one."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from vitlab.analysis.metrics import best_gain
 from vitlab.analysis.sentences import points, words
 from vitlab.config import BALANCED
+from vitlab.texts import listed
 from vitlab.training.losses import SWITCH
 
 if TYPE_CHECKING:
@@ -136,9 +139,10 @@ def validation_of_rare(train: Tensor, val: Tensor) -> str:
 def scores(study: "Study", batch: int) -> str:
     """Caption of the study's figure."""
     few, seeds = study.group, len(study.seeds)
+    others = ", the other" if len(study.class_names) > 2 * few else ""
     return (
         f"Test scores by remedy, seeds: {seeds}, {study.steps:,} steps of batch {batch}. Recall is that of the {few} "
-        f"commonest, the {few} rarest and the other classes: the first shows who pays, the last who gains."
+        f"commonest{others} and the {few} rarest classes: the first shows who pays, the last who gains."
     )
 
 
@@ -166,7 +170,7 @@ def rare_answers(matrices: dict[str, np.ndarray], few: int) -> str:
     change = "it keeps rare images from being lost" if shares[1] < shares[0] else "it does not help them"
     return (
         f"Without a remedy {shares[0]:.1%} of the images of the {few} rarest classes are taken for a commoner class, "
-        f"under {words(best)} {shares[1]:.1%}: {change}."
+        f"under {words(best)} {shares[1]:.1%}: {change}, as measured."
     )
 
 
@@ -205,7 +209,10 @@ def still_rising(curves: dict[str, pd.DataFrame]) -> str:
         text = f"At the end the curves of {still} still rise: the ranking is one of models that still learn."
     elif len(unknown) < len(curves):
         other = "other " if unknown else ""
-        text = f"No {other}curve still rises at the end: the ranking is one of models that have learnt what they will."
+        text = (
+            f"No {other}curve still rises at the end: the ranking is one of models that have learnt what they will in "
+            "these steps."
+        )
     else:
         text = ""
     if unknown:
@@ -218,7 +225,7 @@ def imbalance(profile: str, counts: np.ndarray) -> str:
     return f"{'as they come' if profile == 'none' else profile}, {float(counts.max() / counts.min()):.3g}:1"
 
 
-def _named(gains: pd.DataFrame) -> str:
+def _with_gains(gains: pd.DataFrame) -> str:
     """Names with their gains in points and intervals, the largest first."""
     rows = gains.sort_values("gain", ascending=False).iterrows()
     return "; ".join(f"*{words(name)}* {points(row)}" for name, row in rows)
@@ -235,16 +242,16 @@ def best_remedy(gains: pd.DataFrame, seeds: int) -> str:
 
     gains: `metrics.seed_differences` of all remedies to `none`, whose intervals hold at once.
     """
-    best, better, worse = gains["gain"].idxmax(), gains[gains["low"] > 0], gains[gains["high"] < 0]
+    best, better, worse = best_gain(gains), gains[gains["low"] > 0], gains[gains["high"] < 0]
+    name, score = words(best.name), f"{best['score']:.3f}"
     base = gains["score"].iloc[0] - gains["gain"].iloc[0]
     against = f"against {base:.3f} without a remedy (95% intervals of all {len(gains)} together, over {_noise(seeds)})"
-    lost = f" Worse than none: {_named(worse)}." if len(worse) else ""
+    lost = f" Worse than none: {_with_gains(worse)}." if len(worse) else ""
     if better.empty:
-        row = gains.loc[best]
-        return f"No remedy shows a gain {against}; the best is {words(best)}, {row['score']:.3f} ({points(row)}).{lost}"
+        return f"No remedy shows a gain {against}; the best is {name}, {score} ({points(best)}).{lost}"
     return (
-        f"The best remedy is **{words(best)}**: macro F1 {gains.loc[best, 'score']:.3f} {against}. "
-        f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_named(better)}.{lost}"
+        f"The best remedy that shows a gain is **{name}**: macro F1 {score} {against}. "
+        f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_with_gains(better)}.{lost}"
     )
 
 
@@ -253,7 +260,7 @@ def as_good(best: str, behind: pd.DataFrame) -> str:
     open_ = behind[(behind["high"] >= 0) & (behind["low"] <= 0)]
     if open_.empty:
         return f"Every other remedy is measurably behind {words(best)}."
-    return f"No difference to the best, {words(best)}, can be shown for {_named(open_)}."
+    return f"No difference to the best, {words(best)}, can be shown for {_with_gains(open_)}."
 
 
 def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few: int) -> str:
@@ -266,7 +273,7 @@ def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few:
     if better.empty:
         return "Where no remedy gains, nobody has to pay."
     paying = [name for name in better if common.loc[name, "high"] < 0]
-    best = gains["gain"].idxmax()
+    best = best_gain(gains).name
     text = (
         f"Under {words(best)} the recall of the {few} rarest classes changes by {points(rare.loc[best])}, and that of "
         f"the {few} commonest by {points(common.loc[best])}. "
@@ -274,8 +281,8 @@ def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few:
     if not paying:
         return f"{text}No remedy that gains is shown to cost the commonest classes recall."
     free = [name for name in better if name not in paying]
-    text += f"The commonest classes pay measurably under {_named(common.loc[paying])}"
-    return f"{text}; no loss is shown under {_named(common.loc[free])}." if free else f"{text}."
+    text += f"The commonest classes pay measurably under {_with_gains(common.loc[paying])}"
+    return f"{text}; no loss is shown under {_with_gains(common.loc[free])}." if free else f"{text}."
 
 
 def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:
@@ -301,11 +308,17 @@ def same_gradient(difference: pd.Series, noise: pd.Series) -> str:
     difference: the row of class_weights in the differences to the sampler; noise: `study.gradient_noise`.
     """
     apart = "differ" if difference["low"] > 0 or difference["high"] < 0 else "can't be told apart"
-    return (
+    text = (
         f"Sampler and class weights minimise the same expected loss and {apart} in macro F1 (class weights against "
-        f"sampler {points(difference)}). What differs is the noise of a step: the gradient of one batch is "
-        f"{noise['class_weights']:.2g} times as long in its chance part as in its mean under class weights, "
-        f"{noise['sampler']:.2g} times under the sampler; a rare image then counts much, but seldom comes."
+        f"sampler {points(difference)}). What differs is the noise of a step:"
+    )
+    if drowned := [words(name) for name, times in noise.items() if math.isinf(times)]:
+        under = listed(drowned)
+        return f"{text} under {under} it is too long, against the gradient's mean, to be told from so few batches."
+    return (
+        f"{text} the gradient of one batch is {noise['class_weights']:,.1f} times as long in its chance part as in its "
+        f"mean under class weights, {noise['sampler']:,.1f} times under the sampler; a rare image then counts much, "
+        "but seldom comes."
     )
 
 
@@ -322,24 +335,25 @@ def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str
     if gap["gain"] < 0:
         return f"Trained on all the images the model scores worse {than}."
     text = f"Trained on all the images the model scores better {than}"
-    best = gains.loc[gains["gain"].idxmax()]
+    best = best_gain(gains)
     if best["low"] > 0:
-        text += f"; the best remedy, {words(best.name)}, wins {100 * best['gain']:.1f} of these points back"
+        won, more = f"{100 * best['gain']:.1f}", best["gain"] > gap["gain"]
+        text += f"; the best remedy, {words(best.name)}, "
+        text += f"gains {won} points, more than that" if more else f"wins {won} of these points back"
     return (
-        f"{text}. This is the price of uneven data and of {missing:,} missing images together; a remedy can only mend "
-        "the first."
+        f"{text}. The gap is the price of uneven data and of {missing:,} missing images together; a remedy can only "
+        "mend the first."
     )
 
 
 def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
     """Which remedies gain at which class sizes: class sizes -> `metrics.seed_differences` of the remedies to `none`."""
     better = {shape: set(frame.index[frame["low"] > 0]) for shape, frame in gains.items()}
-    best = "; ".join(
-        f"{shape}: *{words(f['gain'].idxmax())}* ({points(f.loc[f['gain'].idxmax()])})" for shape, f in gains.items()
-    )
+    best = {shape: best_gain(frame) for shape, frame in gains.items()}
+    at = "; ".join(f"{shape}: *{words(row.name)}* ({points(row)})" for shape, row in best.items())
     always = [name for name in next(iter(gains.values())).index if all(name in names for names in better.values())]
     told = ", ".join(f"*{words(name)}*" for name in always) or "none"
-    return f"The most was gained at {best}. Remedies whose gain is shown at all these class sizes: {told}."
+    return f"The best remedies are, at {at}. Remedies whose gain is shown at all these class sizes: {told}."
 
 
 def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
@@ -355,7 +369,7 @@ def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
         cost = f"An {what} costs {100 * gap['gain']:.1f} points of macro F1"
     else:
         cost = f"An {what} costs no macro F1 that these runs can show"
-    best = gains.loc[gains["gain"].idxmax()]
+    best = best_gain(gains)
     if best["low"] > 0:
         return f"**{cost}, and {words(best.name)} helps most: {100 * best['gain']:.1f} points over no remedy.**"
     return f"**{cost}, and no remedy is shown to help.**"

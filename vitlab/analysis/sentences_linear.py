@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
-from vitlab.analysis.sentences import expected, listed, p_text, seeds, verdict
+from vitlab.analysis.sentences import expected, named, p_text, seeds, verdict
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 LINEAR = ("Linear ViT", "Linformer ViT", "InLine ViT")  # the local terms apart, which are a control
 LEAST = "InLine ViT"  # expected to lose least
 TWO_ORDERS = (
-    "One product of three matrices in two orders, drawn to scale for one head of this chapter's models. Softmax works "
-    "on all the weights at once, so that they have to be there; without it keys and values can be summed up before any "
-    "query asks."
+    "One product of three matrices in two orders, for one head of this chapter's models, drawn to scale but for sides "
+    "too short for a letter. Softmax works on all the weights at once, so that they have to be there; without it keys "
+    "and values can be summed up before any query asks."
 )
 STEPS = (
     "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
@@ -57,9 +57,10 @@ def matrices(most: dict[str, float], tokens: int) -> str:
 
 
 def curves(lab: "Lab", budget: str) -> str:
+    ring = " The ring marks the epoch whose weights were kept." if len(lab.data.val) else ""
     return (
         f"The same Transformer with other attentions ({budget}, {len(lab.data.train):,} images, "
-        f"{seeds(lab.plan.seeds)}). The ring marks the epoch whose weights were kept."
+        f"{seeds(lab.plan.seeds)}).{ring}"
     )
 
 
@@ -89,8 +90,10 @@ def which_step(found: dict[str, dict]) -> str:
     """Which part of a remedy helps: the steps whose gain is shown."""
     gains = [what for what, c in found.items() if shown(c) and c["difference"] > 0]
     losses = [what for what, c in found.items() if shown(c) and c["difference"] < 0]
-    text = f"A gain is shown for {listed(gains)}" if gains else "No step is shown to gain"
-    return f"{text}; a loss for {listed(losses)}." if losses else f"{text}, and none to lose."
+    text = f"A gain is shown for {named(gains)}" if gains else "No step is shown to gain"
+    if losses:
+        return f"{text}; a loss {'' if gains else 'is shown '}for {named(losses)}."
+    return f"{text}, and {'no loss for any' if gains else 'none to lose'}."
 
 
 def looking(flat: dict[str, float]) -> str:
@@ -121,8 +124,8 @@ def break_even(head: float, tokens: int, k: int) -> str:
     meet = {"kernel": head + 0.5, "InLine": head + 4.5, "Linformer": 2 * k}
     pays = [name for name, at in meet.items() if tokens > at]
     others = [name for name in meet if name not in pays]
-    enough = f"enough for {listed(pays)}" if pays else "enough for none of them"
-    short = f", not for {listed(others)}" if pays and others else ""
+    enough = f"enough for {named(pays)}" if pays else "enough for none of them"
+    short = f", not for {named(others)}" if pays and others else ""
     return (
         "The formulas say from where on it pays: $2 T^2 D$ for softmax against $2 T D^2 / H + T D$ for the kernel "
         f"meet at $T = D/H + \\tfrac{{1}}{{2}} = {meet['kernel']:g}$ tokens, InLine's $2 T D^2 / H + 9 T D$ at "
@@ -166,9 +169,9 @@ def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], toke
     elif len(lost) == len(against):
         cost = "The linear cost takes accuracy, whichever attention has it"
     else:
-        cost = f"The linear cost takes accuracy with {listed(lost)}, and none that can be shown with the others"
+        cost = f"The linear cost takes accuracy with {named(lost)}, and none that can be shown with the others"
     pays = (
-        f"{listed(faster)} {'is' if len(faster) == 1 else 'are'} faster than softmax"
+        f"{named(faster)} {'is' if len(faster) == 1 else 'are'} faster than softmax"
         if faster
         else "none is faster than softmax by more than the spread over rounds"
     )
@@ -186,7 +189,7 @@ def as_expected(against: dict[str, dict]) -> str:
             "A loss was to be expected; these test images show none, and so cannot say which attention loses least "
             f"(as measured, {measured})."
         )
-    return f"As expected, a loss is shown for {listed(lost)}. {expected(best == LEAST)}, {measured}, as measured."
+    return f"As expected, a loss is shown for {named(lost)}. {expected(best == LEAST)}, {measured}, as measured."
 
 
 def each(against: dict[str, dict], works: dict[str, float], speed: dict[str, tuple[float, float]], tokens: int) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from vitlab import texts
 from vitlab.analysis.metrics import LEVEL, holm, shown
-from vitlab.analysis.sentences import expected, listed, p_text, verdict
+from vitlab.analysis.sentences import expected, named, p_text, verdict
 from vitlab.texts import signed
 
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ def as_it_is(images: str) -> str:
 
 
 def curves(lab: "Lab", budget: str, rate: float) -> str:
+    how = " Validation is done with tokens really gone." if len(lab.data.val) else ""
     return (
-        f"Trained on for {budget} from the same weights ({lab.plan.seed_words}). Validation is done with tokens really "
-        f"gone. DynamicViT's ViT learns at {rate:.0%} of its predictors' rate."
+        f"Trained on for {budget} from the same weights ({lab.plan.seed_words}).{how} DynamicViT's ViT learns at "
+        f"{rate:.0%} of its predictors' rate."
     )
 
 
@@ -78,7 +79,7 @@ def is_it_faster(speed: pd.DataFrame) -> str:
     prompt = 1 - speed["latency_ratio"] > speed["latency_ratio_spread"]
 
     def told(faster: pd.Series) -> str:
-        return "all of them" if faster.all() else listed(list(speed.index[faster])) or "none of them"
+        return "all of them" if faster.all() else named(speed.index[faster]) or "none of them"
 
     return (
         "Faster than the ViT with all tokens, by more than the spread over the rounds, are, in batches, "
@@ -190,8 +191,8 @@ def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     """
     lost = rows[shown(rows) & (rows["difference"] < 0)]
     fine = rows.drop(lost.index)
-    named = "; ".join(f"*{row.model}* ({signed(100 * row.difference)} points)" for row in lost.itertuples())
-    losses = f" A loss against *{unreduced}* is shown for {named}." if len(lost) else ""
+    which = "; ".join(f"*{row.model}* ({signed(100 * row.difference)} points)" for row in lost.itertuples())
+    losses = f" A loss against *{unreduced}* is shown for {which}." if len(lost) else ""
     if fine.empty:
         return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that is shown.{losses}"
     best = fine.loc[fine["accuracy"].idxmax()]

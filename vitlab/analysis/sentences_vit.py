@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
-from vitlab.analysis.metrics import confident_mistakes
-from vitlab.analysis.sentences import expected, listed, seeds, verdict
+from vitlab.analysis.metrics import confident_mistakes, wilson
+from vitlab.analysis.plots import MOST_LABELS
+from vitlab.analysis.sentences import expected, named, seeds, verdict
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ OPTIMIZERS = {
 }
 OVERFITS = 0.1  # by which training accuracy lies above validation: what was learnt holds for these images alone
 BY_HEART = 0.99  # training accuracy from which such a model knows them by heart
+AS_GOOD = 0.01  # by which confidence and accuracy may differ where a model is as good as it says
 CONV_TOKENIZER = (
     "The convolutional tokenizer: channels × height × width after each convolution. It ends with as many tokens as "
     "there are patches, but each has seen its neighbours."
@@ -131,10 +134,11 @@ def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame]) ->
 
 
 def scores(lab: "Lab") -> str:
+    first = f" Epoch, time and speed of training are those of seed {lab.params.seed}." if lab.params.seeds > 1 else ""
     return (
         f"The trained models on the same {len(lab.data.test):,} test images, {lab.plan.seed_words}. The intervals "
         "(Wilson's) hold the true accuracies that these answers are compatible with. Top-2: the class is among the two "
-        "likeliest."
+        f"likeliest.{first}"
     )
 
 
@@ -161,12 +165,12 @@ def longer(lab: "Lab", name: str, short: str) -> str:
 
 
 def confusion(name: str, recall: pd.Series, images: int) -> str:
-    """recall: class -> recall."""
+    """recall: class -> recall; of many classes the figure writes no numbers."""
     best, worst = recall.idxmax(), recall.idxmin()
+    numbers = "numbers are images, " if len(recall) <= MOST_LABELS else ""
     return (
-        f"Which classes {name} takes for which, on {images:,} test images: numbers are images, colour is the share of "
-        f"the row. Best recognised: {markdown(best)} ({recall[best]:.0%}); worst: {markdown(worst)} "
-        f"({recall[worst]:.0%})."
+        f"Which classes {name} takes for which, on {images:,} test images: {numbers}colour is the share of the row. "
+        f"Best recognised: {markdown(best)} ({recall[best]:.0%}); worst: {markdown(worst)} ({recall[worst]:.0%})."
     )
 
 
@@ -179,16 +183,19 @@ def reliability(config: "RunConfig") -> str:
 
 
 def how_sure(run: "Run") -> str:
-    """Whether a model is as good as it says: mean confidence of the test answers against their accuracy."""
+    """Whether a model is as good as it says: mean confidence of the test answers against their accuracy.
+
+    Nothing is claimed within the accuracy's 95% interval.
+    """
     logits, labels = run.predictions
-    e = np.exp(logits - logits.max(1, keepdims=True))
-    confidence, accuracy = float((e.max(1) / e.sum(1)).mean()), float((logits.argmax(1) == labels).mean())
-    return confident(confidence, accuracy)
+    confidence, right = float(softmax(logits, axis=1).max(1).mean()), int((logits.argmax(1) == labels).sum())
+    low, high = wilson(right, len(labels))
+    return confident(confidence, right / len(labels), max(AS_GOOD, (high - low) / 2))
 
 
-def confident(confidence: float, accuracy: float) -> str:
-    """One sentence on mean confidence against accuracy; a point apart is as good as it says."""
-    if abs(confidence - accuracy) < 0.01:
+def confident(confidence: float, accuracy: float, margin: float = AS_GOOD) -> str:
+    """One sentence on mean confidence against accuracy; less than `margin` apart is as good as it says."""
+    if abs(confidence - accuracy) < margin:
         what = "it is about as good as it says"
     else:
         what = "it is better than it says" if accuracy > confidence else "it says more than it knows"
@@ -269,8 +276,8 @@ def overfitting(ends: dict[str, pd.Series]) -> str:
     by_heart = [name for name in worse if ends[name]["accuracy"] >= BY_HEART]
     others = [name for name in worse if name not in by_heart]
     better = f"more than {100 * OVERFITS:.0f} points better at images that were trained on than at others"
-    claims = [f"{listed(by_heart)} {'knows' if len(by_heart) == 1 else 'know'} the training images by heart"]
-    claims = (claims if by_heart else []) + ([f"{listed(others)}: {better}, which is overfitting"] if others else [])
+    claims = [f"{named(by_heart)} {'knows' if len(by_heart) == 1 else 'know'} the training images by heart"]
+    claims = (claims if by_heart else []) + ([f"{named(others)}: {better}, which is overfitting"] if others else [])
     figures = "; ".join(f"*{name}* {end['accuracy']:.1%} and {end['val_accuracy']:.1%}" for name, end in ends.items())
     return (
         f"{'; '.join(claims) or f'No model is {better}'}. Right in the last epoch were, of training and validation "

@@ -57,7 +57,8 @@ def gradient_noise(lab: "Lab", batches: int = 20) -> pd.Series:
     """Remedy -> length of the chance part of one batch's gradient over the length of its mean; sampler, class weights.
 
     Both have the same mean. Measured with the weights of the trained model without a remedy, on batches as training
-    draws them. For g of mean m, √(E|g − m|²) / |m|, without the bias that a mean of few batches has.
+    draws them. For g of mean m, √(E|g − m|²) / |m|, without the bias that a mean of few batches has; inf where chance
+    explains all of that mean.
     """
     seed = lab.params.seed
     model = lab.load_study()["none", seed].model(device=lab.params.device).train()
@@ -75,7 +76,8 @@ def gradient_noise(lab: "Lab", batches: int = 20) -> pd.Series:
             total, squares = total + gradient.double(), squares + float(gradient.double().square().sum())
         length = float((total / batches).square().sum())
         variance = (squares - batches * length) / (batches - 1)
-        found[remedy] = math.sqrt(variance / max(length - variance / batches, 1e-12))
+        unbiased = length - variance / batches
+        found[remedy] = math.sqrt(variance / unbiased) if unbiased > 0 else math.inf
     return pd.Series(found)
 
 
@@ -163,12 +165,15 @@ class Study:
     def gains(self, score: str = "macro_f1", names: list[str] | None = None, base: str = "none") -> pd.DataFrame:
         """`metrics.seed_differences` of the score between each of `names`, by default all remedies, and `base`.
 
-        The chance of training is that of `none` and the remedies, whichever are compared.
+        The chance of training is that of `none` and the remedies that are trained, whichever are compared; post hoc,
+        which shares the training of `none`, counts only where there is no other remedy.
         """
         statistic = self.statistics()[score]
         seeds = {name: [float(statistic(self.tallies[name, seed])) for seed in self.seeds] for name in self.names}
         drawn = {n: np.mean([statistic(self.resampled[n, seed]) for seed in self.seeds], 0) for n in self.names}
-        noise = metrics.training_noise({name: seeds[name] for name in ("none", *self.remedies)})
+        trained = [name for name in ("none", *self.remedies) if name != POST_HOC]
+        pooled = trained if len(trained) > 1 else ("none", *self.remedies)
+        noise = metrics.training_noise({name: seeds[name] for name in pooled})
         names = [name for name in self.remedies if name != base] if names is None else names
         return metrics.seed_differences(seeds, drawn, base, names, noise)
 
@@ -199,7 +204,7 @@ class Study:
 def conclusion(study: Study) -> list[str]:
     """What the study says, a sentence or two each: the answer, how sure, who pays, what is free, at which price."""
     gains, counts = study.gains(), study.counts[study.seeds[0]]
-    best = gains["gain"].idxmax()
+    best = metrics.best_gain(gains).name
     common, rare = study.gains("recall_common"), study.gains("recall_rare")
     gap = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
     told = [sentences_data.answer(float(counts.max() / counts.min()), gap, gains)]
@@ -208,8 +213,8 @@ def conclusion(study: Study) -> list[str]:
         told.append(sentences_data.as_good(best, study.gains(base=best)))
     told.append(sentences_data.who_pays(gains, common, rare, study.group))
     if POST_HOC in gains.index:
-        trained = gains["gain"].drop(POST_HOC)
-        top = trained.idxmax() if len(trained) else None
+        trained = gains.drop(POST_HOC)
+        top = metrics.best_gain(trained).name if len(trained) else None
         free = study.gains(base=top).loc[POST_HOC].rename(top) if top else None
         told.append(sentences_data.what_is_free(gains, free))
     if gap is not None:

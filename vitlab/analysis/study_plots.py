@@ -5,10 +5,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vitlab.analysis.plots import PALETTE, _legend_outside, canvas, drawable, heatmap
+from vitlab.analysis.plots import MOST_LABELS, ONE_SEED, _legend_outside, drawable, heatmap
 from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
-from vitlab.analysis.theme import remedy_looks
+from vitlab.analysis.theme import PALETTE, canvas, remedy_looks
 from vitlab.texts import width
 
 
@@ -22,7 +22,7 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
         "margin": "margin asked for (logits)",
     }
     classes = np.array(drawable(frame["class"].unique()))
-    places, look = np.arange(0, len(classes), -(-len(classes) // 20)), remedy_looks(frame["remedy"].unique())
+    places, look = np.arange(0, len(classes), -(-len(classes) // MOST_LABELS)), remedy_looks(frame["remedy"].unique())
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         for i, (remedy, rows) in enumerate(frame.groupby("remedy", sort=False)):
             colour, marker = look[remedy]
@@ -66,20 +66,23 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
 def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
     """Confusion matrices side by side, rows = truth, the commonest class first: name -> (C, C) counts.
 
-    Colour and number are the share of the true class, in percent; diagonals included.
+    Colour and number are the share of the true class, in percent; diagonals included. Many classes leave the numbers
+    no room: then a bar says what the colours are.
     """
     figure, [axes] = canvas(1, len(matrices), height=3.6, sharey=True)
     few, names = len(classes) <= 12, drawable(classes)
     for axis, (name, matrix) in zip(axes, matrices.items(), strict=True):
         shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         texts = np.where(shares >= 1, np.char.mod("%.0f", shares), "") if few else None
-        heatmap(axis, shares, texts, (names, names), cmap="Blues", limits=(0, 100), fontsize=6)
+        mesh = heatmap(axis, shares, texts, (names, names), cmap="Blues", limits=(0, 100), fontsize=6)
         axis.set_aspect("equal")
         axis.set_title(words(name), fontsize=9)
         axis.set_xlabel("answer")
         axis.tick_params(labelsize=7)
         axis.tick_params(axis="x", rotation=90)
     axes[0].set_ylabel("true class")
+    if not few:
+        figure.colorbar(mesh, ax=list(axes), label="percent of the true class", shrink=0.8)
     return figure
 
 
@@ -106,7 +109,7 @@ def accuracy_against_calibration(frame: pd.DataFrame) -> Figure:
     for name, rows in frame.groupby("remedy", sort=False):
         colour, marker = look[name]
         x, y = rows["calibration_error"], rows["accuracy"]
-        axis.plot(x, y, marker, color=colour, markersize=3, alpha=0.6)
+        axis.plot(x, y, marker, color=colour, markersize=3, alpha=0.6, label=words(name) + ONE_SEED)
         axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, label=words(name))
     axis.set(xlabel="calibration error: left is better", ylabel="test accuracy: up is better")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

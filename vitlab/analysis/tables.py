@@ -76,15 +76,19 @@ def by_model(results: pd.DataFrame) -> pd.DataFrame:
 def chapter_scores(lab: "Lab", name: str) -> dict[str, str]:
     """For a chapter's table: accuracy, of several seeds mean ± standard deviation, its 95% interval, and macro F1."""
     tests = [run.summary["test"] for run in lab.load_seeds(name)]
-    accuracy, spread = metrics.mean_and_spread([test["accuracy"] for test in tests])
     low, high = np.mean([test["interval"] for test in tests], axis=0)
     f1, f1_spread = metrics.mean_and_spread([test["f1"]["macro"] for test in tests])
-    several = len(tests) > 1
     return {
-        "test accuracy": f"{accuracy:.1%}" + (f" ± {100 * spread:.1f}" if several else ""),
+        "test accuracy": _share([test["accuracy"] for test in tests]),
         "95% interval": f"{low:.1%} – {high:.1%}",
-        "macro F1": f"{f1:.3f}" + (f" ± {f1_spread:.3f}" if several else ""),
+        "macro F1": f"{f1:.3f}" + (f" ± {f1_spread:.3f}" if len(tests) > 1 else ""),
     }
+
+
+def _share(of_seeds: list[float]) -> str:
+    """A share of the test images; of several seeds mean ± standard deviation."""
+    mean, spread = metrics.mean_and_spread(of_seeds)
+    return f"{mean:.1%}" + (f" ± {100 * spread:.1f}" if len(of_seeds) > 1 else "")
 
 
 def recalls(lab: "Lab", name: str) -> np.ndarray:
@@ -154,7 +158,7 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
             two = metrics.mcnemar(base[:, of_class], logits[:, of_class], labels[of_class])
             recalls = [(part[:, of_class].argmax(-1) == k).mean(1) for part in (base, logits)]  # (S,) each
             spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else 0.0
-            difference = float(recalls[1].mean() - recalls[0].mean()) if of_class.any() else 0.0
+            difference = float(recalls[1].mean() - recalls[0].mean())
             rows.append({"model": name, "class": title, "difference": difference, "spread": spread, "p": two["p"]})
     frame = pd.DataFrame(rows)
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
@@ -174,11 +178,11 @@ def shares(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def training(lab: "Lab", runs: dict[str, "Run"]) -> pd.DataFrame:
-    """What the runs of a chapter score, which epoch was kept, and how long they were trained."""
+    """What the runs of a chapter score, and of the first seed which epoch was kept, and how long it was trained."""
     rows = {
         name: chapter_scores(lab, name)
         | {
-            "top-2": f"{metrics.top_k(*run.predictions, 2):.1%}",
+            "top-2": _share([metrics.top_k(*one.predictions, 2) for one in lab.load_seeds(name)]),
             "epoch kept": f"{run.summary['epoch']} of {run.summary['epochs']}",
             "training": f"{run.summary['seconds'] / 60:.1f} min",
             "training images/s": f"{run.summary['images_per_second']:,.0f}",

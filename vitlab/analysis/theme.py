@@ -86,7 +86,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     found: dict[str, Look] = {}
     spare = cycle(PALETTE)
     for name in names:
-        fits = (row for word, *row in FAMILIES if word in _own_words(name))
+        fits = (row for word, *row in FAMILIES if word in own_words(name))
         number, marker = next(fits, (None, MARKERS[0]))
         colour = next(spare) if number is None else PALETTE[number]
         look, others = Look(colour, marker), iter(MARKERS)
@@ -96,7 +96,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     return found
 
 
-def _own_words(name: str) -> str:
+def own_words(name: str) -> str:
     """What a model is, without the one that it is compared with: "ViT, narrower, as DynamicViT" is a ViT."""
     return name.lower().partition(", as ")[0]
 

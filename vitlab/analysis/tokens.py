@@ -73,9 +73,8 @@ def saving_at(curve: pd.DataFrame, unreduced: pd.Series, loss: float = LOSS) -> 
     saved, lost = 0.0, 0.0
     for row in rows.itertuples():
         more, worse = 1 - row.block_macs / unreduced["block_macs"], unreduced["accuracy"] - row.accuracy
-        if worse > loss:
-            share = (loss - lost) / (worse - lost) if worse > lost else 0.0
-            return max(0.0, saved + max(0.0, share) * (more - saved)), True
+        if worse > loss:  # which no row before did: lost <= loss
+            return max(0.0, saved + (loss - lost) / (worse - lost) * (more - saved)), True
         saved, lost = more, worse
     return max(0.0, saved), False
 
