@@ -17,7 +17,7 @@ from vitlab.analysis import (
     sentences_tokens,
     sentences_vit,
 )
-from vitlab.analysis.plots import MOST_LABELS
+from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.config import RunConfig
 
 

@@ -99,6 +99,15 @@ def test_every_module_of_the_package_is_in_its_map():
             assert [line for line in places if re.search(rf"\b{name}\b", line)], path
 
 
+def test_no_file_and_no_function_of_the_training_is_too_long_to_be_read():
+    for path in (ROOT / "vitlab").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)) if path.parent.name == "training" else ():
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, (path, node.name)
+
+
 @pytest.mark.parametrize("place", ["models/*", "data/*", "training/losses", "training/optim", "training/step"])
 def test_what_is_to_be_read_never_imports_what_keeps_a_run_alive(place):
     keeps_alive = ("vitlab.training.session", "vitlab.training.fit", "vitlab.lab", "vitlab.runs", "vitlab.report")

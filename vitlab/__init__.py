@@ -11,8 +11,9 @@ texts          names that users gave               neighbours  threads that give
 analysis/      metrics, complexity, timing         attention, tokens, tables, study
 analysis/      sentences: what numbers say         sentences_data, sentences_vit, sentences_tokens: of chapters 1 to 3
 analysis/      sentences_linear                    sentences_costs, sentences_comparison: of chapters 4 to 6
-analysis/      theme, plots, study_plots, pictures diagrams, drawing: SVG   figure_data: the numbers of a chart
-analysis/      findings: the answers of page one   typefaces   that have the letters of users' names
+analysis/      plots, study_plots, pictures        theme, chart_parts  figure_data: the numbers of a chart
+analysis/      diagrams, drawing: SVG              typefaces   that have the letters of users' names
+analysis/      findings: the answers of page one
 lab/           plan: which runs a chapter makes    workers, cluster, costs, results; use: a trained model at work
 kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
 report/        notebook: figures and prose         explorer, saving, kernels  make, title, render: notebooks to HTML

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from vitlab.analysis.plots import drawable, own_names
+from vitlab.analysis.chart_parts import drawable, own_names
 from vitlab.analysis.theme import PALETTE, SEQUENTIAL, SMALLEST, WIDTH, canvas, use_theme
 
 

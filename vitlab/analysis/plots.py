@@ -3,21 +3,29 @@
 Each takes plain arrays or tables and returns a matplotlib Figure, titled by its caption.
 """
 
-from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
+from vitlab.analysis.chart_parts import (
+    MOST_LABELS,
+    ONE_SEED,
+    class_axis,
+    drawable,
+    heatmap,
+    legend_above,
+    legend_outside,
+    own_names,
+)
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
-from vitlab.texts import NAME_WIDTH, shortened, signed, width
+from vitlab.texts import signed
 
 # a part of a model has the same colour in every figure
 COMPONENTS = {
@@ -30,74 +38,6 @@ COMPONENTS = {
     "E K, F V": PALETTE[2],  # Linformer's projections
     "local term": PALETTE[5],  # InLine's
 }
-
-MOST_LABELS = 20  # of classes along an axis; of more every second, or third, is named
-ONE_SEED = ", one seed"  # ends the name of a series that stands among a chart's numbers and not in its legend
-LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601)
-
-
-def own_names(module: dict[str, object]) -> list[str]:
-    """The functions that a module defines itself: what a reader who types `plots.` is offered."""
-    own = (name for name, value in module.items() if getattr(value, "__module__", None) == module["__name__"])
-    return sorted(name for name in own if not name.startswith("_"))
-
-
-def _legend_above(axis: plt.Axes, columns: int) -> None:
-    """A legend over the axes, where it hides no data."""
-    axis.legend(ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-
-def _legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "upper") -> None:
-    """One legend for all panels, of what `axis` shows, above or below them."""
-    found = zip(*axis.get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*((handle, label) for handle, label in found if not label.endswith(ONE_SEED)), strict=True)
-    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
-
-
-def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:
-    """Names that users gave, as figures show them: not too long, and a dollar begins no formula."""
-    return [name.replace("$", r"\$") for name in shortened(names, columns)]
-
-
-def heatmap(
-    axis: plt.Axes,
-    values: np.ndarray,
-    texts: np.ndarray | None,
-    names: tuple[Sequence[str], Sequence[str]],
-    *,
-    cmap: str,
-    limits: tuple[float, float],
-    fontsize: float = 8,
-    all_rows: bool = False,
-) -> QuadMesh:
-    """`values` (R, C) as colours between `limits`, `texts` (R, C) written on them; names: of rows, of columns.
-
-    Of more names than `MOST_LABELS` every second, third, … is written, but of rows if all are asked for.
-    """
-    # edges of their own colour: the page behind would show as hairlines between the cells of a vector figure
-    mesh = axis.pcolormesh(values, cmap=cmap, vmin=limits[0], vmax=limits[1], edgecolors="face", linewidth=0.3)
-    for edge in axis.spines.values():
-        edge.set_visible(False)
-    rows, columns = names
-    for set_ticks, labels, most in (
-        (axis.set_yticks, rows, len(rows) if all_rows else MOST_LABELS),
-        (axis.set_xticks, columns, MOST_LABELS),
-    ):
-        every = -(-len(labels) // most)
-        set_ticks(np.arange(len(labels))[::every] + 0.5, labels[::every])
-    axis.set_ylim(len(rows), 0)  # the first row on top, also where axes share their rows
-    _class_axis(axis, columns)
-    bright = mesh.to_rgba(values)[..., :3] @ LUMA > 0.5
-    for (row, column), text in np.ndenumerate(texts) if texts is not None else ():
-        style = {"color": "0.15" if bright[row, column] else "w", "fontsize": fontsize}
-        axis.text(column + 0.5, row + 0.5, str(text), ha="center", va="center", **style)
-    return mesh
-
-
-def _class_axis(axis: plt.Axes, classes: Sequence[str]) -> None:
-    longest = max(map(width, classes))
-    few = len(classes) <= MOST_LABELS
-    axis.tick_params(axis="x", rotation=0 if few and longest <= 3 else 30 if few and longest <= 12 else 90)
 
 
 # ---------------------------------------------------------------- 01 data and imbalance
@@ -113,9 +53,9 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     for container in axis.containers if few else []:
         axis.bar_label(container, fontsize=8, padding=1)
     axis.set(xlabel="class", ylabel="training images")
-    _class_axis(axis, classes)
+    class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
-    _legend_above(axis, len(counts))
+    legend_above(axis, len(counts))
     return figure
 
 
@@ -152,7 +92,7 @@ def training_curves(
     clock.set_xlabel("minutes of training")
     clock.sharey(accuracy)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    _legend_outside(figure, loss, 3, "lower")
+    legend_outside(figure, loss, 3, "lower")
     return figure
 
 
@@ -181,7 +121,7 @@ def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Fi
     sizes.set(xlabel="confidence", ylabel="share of the test images", xlim=axis.get_xlim())
     for formatted in (axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis):
         formatted.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_outside(figure, axis, 3)
+    legend_outside(figure, axis, 3)
     return figure
 
 
@@ -212,7 +152,7 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
     axes[-1].axvline(1, color=INK, linestyle="--", linewidth=1)
     axes[-1].set(xlabel="throughput over\nthe unreduced ViT's", yticks=[])
     axes[-1].invert_yaxis()
-    _legend_outside(figure, axes[-1], 4)
+    legend_outside(figure, axes[-1], 4)
     return figure
 
 
@@ -239,7 +179,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
     axes[0, 0].invert_yaxis()
     figure.supxlabel("test recall", fontsize=9)
-    _legend_outside(figure, axes[0, 0], 2)
+    legend_outside(figure, axes[0, 0], 2)
     return figure
 
 
@@ -252,7 +192,7 @@ def macs_by_component(rows: dict[str, dict[str, int]]) -> Figure:
     parts.plot.barh(stacked=True, ax=axis, width=0.75, color=colours, edgecolor="white", linewidth=0.5)
     axis.set(xlabel="million MACs per image", ylabel="")
     axis.grid(visible=False, axis="y")
-    _legend_above(axis, 3)
+    legend_above(axis, 3)
     return figure
 
 
@@ -271,7 +211,7 @@ def growth(frame: pd.DataFrame, crossovers: dict[str, float]) -> Figure:
             axes[1].axvline(crossovers[kind], linestyle=":", color=look[kind].colour)
     for axis, label in zip(axes, ("million MACs", "milliseconds", "MiB at the peak"), strict=True):
         axis.set(xlabel="tokens", ylabel=label)
-    _legend_outside(figure, axes[0], 4)
+    legend_outside(figure, axes[0], 4)
     return figure
 
 
@@ -317,7 +257,7 @@ def hero(frame: pd.DataFrame) -> Figure:
         axis.margins(x=0.1)
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_outside(figure, axes[0], 3, "lower")
+    legend_outside(figure, axes[0], 3, "lower")
     return figure
 
 
@@ -358,7 +298,7 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
             axis.set_xlim(0, 1.1 * places.max())
     axes[0].set_ylabel("test accuracy")
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
-    _legend_outside(figure, axes[0], 3, "lower")
+    legend_outside(figure, axes[0], 3, "lower")
     return figure
 
 

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.findings import ahead, recommended
 from vitlab.analysis.metrics import on_frontier, shown
-from vitlab.analysis.plots import MOST_LABELS
 from vitlab.analysis.sentences import named, verdict
 from vitlab.texts import markdown
 

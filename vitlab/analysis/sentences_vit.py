@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.metrics import confident_mistakes, wilson
-from vitlab.analysis.plots import MOST_LABELS
 from vitlab.analysis.sentences import expected, named, seeds, verdict
 from vitlab.texts import markdown, signed
 

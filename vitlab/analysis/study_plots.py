@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from vitlab.analysis.plots import MOST_LABELS, ONE_SEED, _legend_outside, drawable, heatmap
+from vitlab.analysis.chart_parts import MOST_LABELS, ONE_SEED, drawable, heatmap, legend_outside
 from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
 from vitlab.analysis.theme import PALETTE, canvas, remedy_looks
@@ -33,7 +33,7 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
         axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(width, classes)) > 3 else 0)
     axes[0, 0].sharey(axes[1, 0])
     figure.supxlabel("class, commonest first", fontsize=9)
-    _legend_outside(figure, axes[0, 0], 4)
+    legend_outside(figure, axes[0, 0], 4)
     return figure
 
 
@@ -59,7 +59,7 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes[0].set_yticks(range(len(order)), [words(name) for name in order])
     axes[0].set_ylim(len(order) - 0.5, -0.5)
-    _legend_outside(figure, axes[0], 3)
+    legend_outside(figure, axes[0], 3)
     return figure
 
 
@@ -98,7 +98,7 @@ def f1_over_training(curves: dict[str, pd.DataFrame], switch: float) -> Figure:
     axis.axvline(switch * last, color="0.6", linestyle=":", label="deferred weights begin")
     axis.set(xlabel="training step", ylabel="macro F1, validation")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_outside(figure, axis, 4)
+    legend_outside(figure, axis, 4)
     return figure
 
 
@@ -113,5 +113,5 @@ def accuracy_against_calibration(frame: pd.DataFrame) -> Figure:
         axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, label=words(name))
     axis.set(xlabel="calibration error: left is better", ylabel="test accuracy: up is better")
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    _legend_outside(figure, axis, 5)
+    legend_outside(figure, axis, 5)
     return figure
