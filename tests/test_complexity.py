@@ -300,6 +300,7 @@ def test_dynamic_vit_by_keep_ratio_does_less_the_less_it_keeps(monkeypatch: pyte
     assert frame["macs"][0] > frame["macs"][1]
     assert seen == [(1.0, 1), (0.5, 1), (1.0, 4), (0.5, 4)]  # it really ran at either ratio, single and in batches
     assert frame["images_per_second"].tolist() == [4.0, 2.0]
+    assert [len(rounds) for rounds in frame["latency_rounds_ms"]] == [2, 2]
 
 
 def test_growth_measures_every_kind_at_every_size_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,10 +174,13 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
         )
     latency, throughput = in_turns(single, rounds=rounds), in_turns(batched, rounds=rounds)
     for i, row in enumerate(rows):
-        row |= _rounds("latency", "_ms", 1e3 * latency[i]) | _rounds(
-            "images_per_second", "", row["batch"] / throughput[i]
-        )
+        row |= _times(latency[i], throughput[i], row["batch"])
     return rows
+
+
+def _times(single: pd.Series, batched: pd.Series, batch: int) -> dict[str, Any]:
+    """From seconds by round: medians, quartiles and each round's, of latency and of images a second."""
+    return _rounds("latency", "_ms", 1e3 * single) | _rounds("images_per_second", "", batch / batched)
 
 
 def _rounds(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
@@ -264,7 +267,7 @@ def over_rounds(frame: pd.DataFrame, value: Callable[[pd.DataFrame], float]) -> 
 def by_keep_ratio(
     config: RunConfig, ratios: tuple[float, ...], channels: int, num_classes: int, rounds: int = ROUNDS
 ) -> pd.DataFrame:
-    """A DynamicViT at several keep ratios, in turns: a row each with MACs, latency at batch 1 and throughput."""
+    """A DynamicViT at several keep ratios, in turns: a row each with MACs, and times as `measure` has them."""
     on = device(config.device)
     batch = full_batch(on)
     model = build_model(config.replace(keep_ratio=ratios[0]), num_classes, channels).eval().to(on)
@@ -276,16 +279,11 @@ def by_keep_ratio(
         model(inputs)
 
     single, batched = (
-        in_turns({ratio: partial(run, ratio, inputs) for ratio in ratios}, rounds=rounds).median()
+        in_turns({ratio: partial(run, ratio, inputs) for ratio in ratios}, rounds=rounds)
         for inputs in (images[:1], images)
     )
-    rows = [
-        {
-            "keep_ratio": ratio,
-            "macs": sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values()),
-            "latency_ms": single[ratio] * 1e3,
-            "images_per_second": batch / batched[ratio],
-        }
-        for ratio in ratios
-    ]
+    rows = []
+    for ratio in ratios:
+        work = sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values())
+        rows.append({"keep_ratio": ratio, "macs": work} | _times(single[ratio], batched[ratio], batch))
     return pd.DataFrame(rows)
