@@ -53,9 +53,10 @@ def test_pays_from_twice_what_compiling_takes(
 
 def test_growing_images_are_compiled_for_each_size(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trial(monkeypatch, plain=0.4, compiled=0.3, compiling=20.0)
-    growing = {"start_size": 4, "patch_size": 2}  # 4, 6 and 8 pixels
-    assert not compiling.pays(*made(**growing), lambda seconds: 1100)
-    assert compiling.pays(*made(**growing), lambda seconds: 1300)
+    for patch, sizes in ((4, 2), (2, 3)):  # 4 and 8 pixels, or 4, 6 and 8
+        growing = {"start_size": 4, "patch_size": patch}
+        assert not compiling.pays(*made(**growing), lambda seconds, sizes=sizes: 400 * sizes - 50)
+        assert compiling.pays(*made(**growing), lambda seconds, sizes=sizes: 400 * sizes + 50)
 
 
 def test_pieces_of_a_batch_are_counted_as_pieces(made: Make, monkeypatch: pytest.MonkeyPatch) -> None:

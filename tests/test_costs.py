@@ -192,6 +192,9 @@ def test_latest_is_that_of_the_layer_that_is_asked_for(
         kept.growth(tiny.replace(dim=dim), [4])
     found = replace(kept, together=(tiny,))
     assert [found.latest("growth", dim=dim)["tokens"].item() for dim in (16, 32)] == [16, 32]
+    for other in ({"rounds": 9}, {"measurement": 1}):
+        with pytest.raises(LabError, match="has not been measured"):
+            replace(found, **other).latest("growth", dim=16)
     with pytest.raises(LabError, match="has not been measured"):
         found.latest("growth", dim=64)
 

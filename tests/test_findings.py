@@ -40,7 +40,7 @@ def test_best_model_is_named_with_the_one_to_take() -> None:
     assert "*ViT, fine-tuned* is the most accurate: 92.0% of 1,000" in text
     assert "none of the other 3 can be told from it" in text
     # an error of 0.9 points, and the next is two behind
-    assert "Take it: none as good, within one standard error, is known to be faster." in text
+    assert "Take it: no model within one standard error, and not shown to be worse, is known to be faster" in text
     few = findings.best_model(RESULTS.assign(test_images=100), pairs(0.5))  # 2.7 points
     assert "Take *ViT*" not in few  # as fast
     fast = RESULTS.assign(test_images=100, images_per_second=[1000.0, 1500.0, 900.0, 5000.0])
@@ -187,7 +187,7 @@ def test_multiply_adds_are_time_or_not() -> None:
     text = findings.worth(RESULTS, BESIDE)
     assert "Less than its share of the time: *DynamicViT*, with 60% of the work of *ViT, fine-tuned*" in text
     assert "takes 83% of its time in batches and 150% for one image" in text
-    words = "Of 2 models lighter than the one beside them {} is measurably faster in batches and none is at one image"
+    words = "lighter than the one beside them {} is faster by more than 8% in batches and none is at one image"
     assert words.format(1) in text
     hardly = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, 1050.0])  # a twentieth is inside the spread
     assert words.format("none") in findings.worth(hardly, BESIDE)

@@ -178,7 +178,10 @@ def main(words: list[str] | None = None) -> int:
         arguments.work(arguments)
 
     try:
-        return told("vitlab", work)
+        try:
+            return told("vitlab", work)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read what is printed has gone, as `head` does
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python complains when it flushes

@@ -326,8 +326,8 @@ torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def cache_folder() -> Path:
-    """Where is kept what can be made again, decoded images above all: $VITLAB_CACHE, or the checkout, or, where that is
-    read-only, the user's.
+    """The folder of what can be made again, decoded images above all: $VITLAB_CACHE, or in the checkout, or, where that
+    is read-only, the user's.
     """
     if named := os.environ.get("VITLAB_CACHE"):
         return Path(named).expanduser().absolute()

@@ -10,15 +10,20 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis.metrics import best_gain, shown
+from vitlab.analysis.sentences import named
 from vitlab.analysis.theme import FAMILIES, own_words
-from vitlab.analysis.timing import SPREAD
-from vitlab.texts import markdown, signed
+from vitlab.texts import signed
 
 MOST_ROWS = 7  # of page one's table
+FASTER = 1.08  # times as fast: of a smaller lead more rounds may leave nothing
+NONE_AS_GOOD = (
+    "no model within one standard error, and not shown to be worse, is known to be faster by more than "
+    f"{FASTER - 1:.0%}"
+)
 
 
 def _names(models: list[str]) -> str:
-    *most, last = (f"*{markdown(name)}*" for name in models)
+    *most, last = (named([name]) for name in models)
     return f"{'; '.join(most)} and {last}" if most else last
 
 
@@ -35,15 +40,15 @@ def recommended(results: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
     """The row of the model to take: the fastest in batches of those that are as good as the most accurate one.
 
     As good: within one standard error of its accuracy (Breiman et al. 1984, the rule of one standard error), and not
-    shown to differ from it. The most accurate one where none of them is faster by more than `timing.SPREAD`, or where
-    its speed is unknown, as that of a module of the reader's own.
+    shown to differ from it. The most accurate one where none of them is `FASTER`, or where its speed is unknown, as of
+    a module of the reader's own.
     """
     best = results.loc[results["accuracy"].idxmax()]
     error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
     near = results[results["accuracy"] >= best["accuracy"] - error]
     good = near[[not ahead(pairs, best["model"], name) for name in near["model"]]]
     speed = good["images_per_second"].fillna(0)
-    return good.loc[speed.idxmax()] if speed.max() > (1 + SPREAD) * speed[best.name] > 0 else best
+    return good.loc[speed.idxmax()] if speed.max() > FASTER * speed[best.name] > 0 else best
 
 
 def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -59,7 +64,7 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
         return f"{text}, ahead of each of the other {behind} beyond chance."
     text += f"; {behind or 'none'} of the other {len(others)} can be told from it on these images. "
     if take["model"] == best["model"]:
-        return f"{text}Take it: none as good, within one standard error, is known to be faster."
+        return f"{text}Take it: {NONE_AS_GOOD}."
     times = take["images_per_second"] / best["images_per_second"]
     near = f"Take {_names([take['model']])}: within one standard error ({take['accuracy']:.1%})"
     return f"{text}{near} it classifies {times:.1f} times as many images a second."
@@ -142,8 +147,7 @@ def linear(
 def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
     """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock.
 
-    beside: the model that lighter ones are compared with -> their names. Faster is what is so by more than
-    `timing.SPREAD`.
+    beside: the model that lighter ones are compared with -> their names.
     """
     rows = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")
     text, lighter = "**What is a multiply-add worth?**", []
@@ -166,12 +170,12 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
         less = "nothing by itself"
     counts = (
         f"{count or 'none'} {'is' if count < 2 else 'are'}"
-        for count in ((frame[c] < 1 - SPREAD).sum() for c in ("batch", "one"))
+        for count in ((frame[c] < 1 / FASTER).sum() for c in ("batch", "one"))
     )
     batches, single = counts
     return (
         f"{text} {less[0].upper() + less[1:]}: {example}. Of {len(frame)} models lighter than the one beside them "
-        f"{batches} measurably faster in batches and {single} at one image alone."
+        f"{batches} faster by more than {FASTER - 1:.0%} in batches and {single} at one image alone."
     )
 
 

@@ -24,7 +24,6 @@ from vitlab.analysis.chart_parts import (
 )
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
-from vitlab.analysis.timing import ratio
 from vitlab.texts import signed
 
 # a part of a model has the same colour in every figure
@@ -218,15 +217,17 @@ def growth(frame: pd.DataFrame, crossovers: dict[str, float]) -> Figure:
 def cost_by_keep_ratio(frame: pd.DataFrame) -> Figure:
     """MACs, latency and throughput over the keep ratio, each relative to keep ratio 1.
 
-    frame: `complexity.by_keep_ratio`; times are compared within each round, bars reach over half of the rounds.
+    frame: `complexity.by_keep_ratio`; times are compared within each round, bars reach from quartile to quartile.
     """
     figure, [[axis]] = canvas(height=2.6)
     whole = frame.loc[frame["keep_ratio"].idxmax()]
     axis.plot(frame["keep_ratio"], frame["macs"] / whole["macs"], marker=MARKERS[0], label="MACs")
     columns = {"latency_rounds_ms": "latency, batch 1", "images_per_second_rounds": "throughput"}
     for (column, label), marker in zip(columns.items(), MARKERS[1:], strict=False):
-        middle, spread = np.array([ratio(rounds, whole[column]) for rounds in frame[column]]).T
-        axis.errorbar(frame["keep_ratio"], middle, middle * spread / 2, marker=marker, capsize=2, label=label)
+        relative = [np.divide(rounds, whole[column]) for rounds in frame[column]]
+        low, middle, high = np.quantile(relative, [0.25, 0.5, 0.75], axis=1)
+        bars = [middle - low, high - middle]
+        axis.errorbar(frame["keep_ratio"], middle, bars, marker=marker, capsize=2, label=label)
     axis.axhline(1, color=MUTED, linewidth=0.8)
     axis.set(xlabel="keep ratio ρ", ylabel="relative to ρ = 1")
     axis.legend()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.chart_parts import MOST_LABELS
-from vitlab.analysis.findings import ahead, recommended
+from vitlab.analysis.findings import NONE_AS_GOOD, ahead, recommended
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
 from vitlab.texts import markdown
@@ -178,7 +178,7 @@ def by_class(differences: pd.DataFrame) -> str:
     tests = "the test set can show (McNemar within the class, Holm over the figure)"
     found = f"{shown(differences).sum()} of {len(differences)}"
     if differences["class"].nunique() > MOST_LABELS:
-        return f"{text}. Of these differences {tests} {found}."
+        return f"{text}. Shown by tests (McNemar within the class, Holm over the figure): {found}."
     return f"{text}; the ViT's recall stands below the class. A star marks a difference that {tests}: {found}."
 
 
@@ -204,7 +204,7 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if all(ahead(pairs, best["model"], name) == best["model"] for name in others):
         why = "it is shown to be ahead of every other model"
     elif take["model"] == best["model"]:
-        why = "no model is more accurate, and none as good, within one standard error, is known to be faster"
+        why = f"no model is more accurate, and {NONE_AS_GOOD}"
     else:
         times = take["images_per_second"] / best["images_per_second"]
         why = (

@@ -155,7 +155,7 @@ def keep_ratios(frame: pd.DataFrame, tokens: int) -> str:
     follows = "the clock follows" if abs(1 / speed - macs) < FOLLOWS else "the clock does not follow"
     return (
         f"Cost of DynamicViT-Tiny (32×32, {tokens} tokens) relative to keeping all tokens, predictors included, within "
-        "each round: medians, and bars that hold half of the rounds. At "
+        "each round: medians, and bars from quartile to quartile. At "
         f"ρ = {least['keep_ratio']:g} it has {macs:.0%} of the multiply-adds and needs {1 / speed:.0%} of the time in "
         f"batches: {follows}."
     )

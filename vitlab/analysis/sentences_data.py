@@ -257,10 +257,10 @@ def best_remedy(gains: pd.DataFrame, seeds: int) -> str:
 
 def as_good(best: str, behind: pd.DataFrame) -> str:
     """Which remedies cannot be told from the best one; behind: `metrics.seed_differences` of the others to it."""
-    open_ = behind[(behind["high"] >= 0) & (behind["low"] <= 0)]
+    open_ = behind[behind["high"] >= 0]
     if open_.empty:
         return f"Every other remedy is measurably behind {words(best)}."
-    return f"No difference to the best, {words(best)}, can be shown for {_with_gains(open_)}."
+    return f"Not measurably behind {words(best)}: {_with_gains(open_)}."
 
 
 def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few: int) -> str:
@@ -340,10 +340,7 @@ def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str
         won, more = f"{100 * best['gain']:.1f}", best["gain"] > gap["gain"]
         text += f"; the best remedy, {words(best.name)}, "
         text += f"gains {won} points, more than that" if more else f"wins {won} of these points back"
-    return (
-        f"{text}. The gap is the price of uneven data and of {missing:,} missing images together; a remedy can only "
-        "mend the first."
-    )
+    return f"{text}. The gap is the price of uneven data and of {missing:,} missing images together."
 
 
 def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
@@ -353,7 +350,7 @@ def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
     at = "; ".join(f"{shape}: *{words(row.name)}* ({points(row)})" for shape, row in best.items())
     always = [name for name in next(iter(gains.values())).index if all(name in names for names in better.values())]
     told = ", ".join(f"*{words(name)}*" for name in always) or "none"
-    return f"The best remedies are, at {at}. Remedies whose gain is shown at all these class sizes: {told}."
+    return f"Best by class sizes: {at}. Remedies whose gain is shown at all these class sizes: {told}."
 
 
 def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
@@ -371,5 +368,6 @@ def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
         cost = f"An {what} costs no macro F1 that these runs can show"
     best = best_gain(gains)
     if best["low"] > 0:
-        return f"**{cost}, and {words(best.name)} helps most: {100 * best['gain']:.1f} points over no remedy.**"
+        gain = f"gains {100 * best['gain']:.1f} points over no remedy"
+        return f"**{cost}, and {words(best.name)}, the best of those shown to help, {gain}.**"
     return f"**{cost}, and no remedy is shown to help.**"

@@ -185,17 +185,17 @@ def reliability(config: "RunConfig") -> str:
 def how_sure(run: "Run") -> str:
     """Whether a model is as good as it says: mean confidence of the test answers against their accuracy.
 
-    Nothing is claimed within the accuracy's 95% interval.
+    Nothing is claimed of a confidence that lies in the accuracy's 95% interval.
     """
     logits, labels = run.predictions
     confidence, right = float(softmax(logits, axis=1).max(1).mean()), int((logits.argmax(1) == labels).sum())
     low, high = wilson(right, len(labels))
-    return confident(confidence, right / len(labels), max(AS_GOOD, (high - low) / 2))
+    return confident(confidence, right / len(labels), low <= confidence <= high)
 
 
-def confident(confidence: float, accuracy: float, margin: float = AS_GOOD) -> str:
-    """One sentence on mean confidence against accuracy; less than `margin` apart is as good as it says."""
-    if abs(confidence - accuracy) < margin:
+def confident(confidence: float, accuracy: float, within: bool = False) -> str:
+    """One sentence on mean confidence against accuracy; within: of what chance allows."""
+    if within or abs(confidence - accuracy) < AS_GOOD:
         what = "it is about as good as it says"
     else:
         what = "it is better than it says" if accuracy > confidence else "it says more than it knows"

@@ -67,7 +67,7 @@ class Folder:
 
 
 def evaluated(root: Path) -> Folder:
-    """A folder that a model is to be evaluated on: its test part, or all; one class will do."""
+    """A folder that a model is to be evaluated on: its test part, or whichever it has, or all; one class will do."""
     _require_folder(root)
     found = Folder(root, {})
     parts = _parts(found)

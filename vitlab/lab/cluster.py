@@ -44,7 +44,8 @@ def train(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     statuses = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # not where it may be lost
     gpus = ray.cluster_resources().get("GPU", 0)
-    room = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = max(node.get("memory", 0) for node in nodes if node.get("GPU" if gpus else "CPU"))
     task = ray.remote(max_retries=TRIES)(_task)
     waiting = {}
     with _mark(runs_dir) as token:

@@ -64,7 +64,7 @@ class Costs:
         return stored
 
     def latest(self, what: str, **of: Any) -> pd.DataFrame:
-        """The last measurement of this kind on this machine and the lab's device, in as many rounds.
+        """The last measurement of this kind on this machine and the lab's device, in this lab's number of rounds.
 
         of: what its key has to say, as dim=128; the rest of its shape is whatever it is.
         """

@@ -27,7 +27,7 @@ from vitlab.runs import Run
 from vitlab.training import evaluate
 
 BATCH = 256  # images that a model is given at once
-CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16, "rounds": ROUNDS}  # what chapter 05 measures at
+CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16, "rounds": ROUNDS}  # as chapter 05 has them
 
 
 def find_run(name: str) -> Run:
