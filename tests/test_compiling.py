@@ -101,6 +101,7 @@ def test_short_training_and_absent_compiler_make_no_trial(made: Make, monkeypatc
     assert not tried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"tokenizer": "conv"}, {"dropout": 0.1}, {"accumulate": 2}])
 def test_trial_leaves_no_trace(changes: dict, made: Make) -> None:
     objective, data, config = made(**changes)

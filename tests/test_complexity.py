@@ -44,6 +44,7 @@ def attention_macs(model: str, tokens: int, dim: int, heads: int, linformer_k: i
     return sum(MODELS[model].build.attention.macs(tokens, config).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_size", [16, 32])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("tokenizer", ["patch", "conv", "light"])

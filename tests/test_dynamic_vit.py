@@ -272,6 +272,7 @@ def test_keep_ratio_can_be_changed_at_inference() -> None:
         assert torch.equal(model(pictures()), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("image_size", [8, 16, 32])
 def test_hard_pruning_trains_without_nan_even_where_an_image_loses_every_token(image_size: int, pool: str) -> None:
@@ -346,6 +347,7 @@ def test_frozen_weights_do_not_move_while_predictors_learn(few: Source) -> None:
     assert all(name.startswith("predictors.") for name in moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_history_has_the_recipes_learning_rate_and_not_the_frozen_backbones(optimizer: str, few: Source) -> None:
     config = CONFIG.replace(image_size=8, frozen=0.99, epochs=2, batch_size=32, optimizer=optimizer, precision="fp32")

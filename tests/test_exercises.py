@@ -86,6 +86,7 @@ def test_what_the_solution_breaks_is_noticed_by_tests(
     assert all(name.startswith(("test_", "Test")) for name in namespace["noticed"])
 
 
+@pytest.mark.slow
 def test_longest_tokens_are_those_that_a_trained_model_keeps(
     namespace: dict, done: Lab, capsys: pytest.CaptureFixture
 ) -> None:

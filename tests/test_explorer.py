@@ -67,6 +67,7 @@ def test_it_begins_as_the_model_was_trained(explored: SimpleNamespace) -> None:
     assert title(explored.shown[0]) == "test image 0: 0"
 
 
+@pytest.mark.slow
 def test_each_control_draws_once(explored: SimpleNamespace) -> None:
     controls, shown = explored.controls, explored.shown
     controls.of_class.value = "3"
@@ -86,6 +87,7 @@ def upload(controls: explorer.Explorer, name: str, content: bytes) -> None:
     controls.upload.set_trait("value", (about | {"content": memoryview(content)},))
 
 
+@pytest.mark.slow
 def test_own_picture_is_converted_and_what_is_none_is_refused_in_a_sentence(explored: SimpleNamespace) -> None:
     controls, shown = explored.controls, explored.shown
     file = io.BytesIO()

@@ -156,6 +156,7 @@ def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
     assert "*Linear ViT* beats softmax, and no loss of accuracy can be shown" in text
 
 
+@pytest.mark.slow
 def test_page_one_tests_fewer_tokens_as_the_chapters_do_and_speaks_of_the_layer_that_chapter_5_concludes_on(
     done: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

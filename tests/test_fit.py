@@ -95,6 +95,7 @@ def test_no_two_remedies_learn_the_same(tiny: RunConfig, train: Train) -> None:
     assert not any(same_weights(a, b) for a, b in itertools.combinations(runs, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remedy", ["drw", "ldam_drw"])
 def test_deferred_weights_count_from_four_fifths_of_the_steps_on(
     remedy: str, tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
@@ -112,6 +113,7 @@ def test_deferred_weights_count_from_four_fifths_of_the_steps_on(
     assert seen == [[1.0] * 10] * 8 + [final] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_epoch", ["best", "last"])
 def test_run_ends_with_the_epoch_it_was_asked_for(keep_epoch: str, tiny: RunConfig, train: Train) -> None:
     run = train(tiny.replace(keep_epoch=keep_epoch, epochs=3), session=dictated(0.9, 0.5, 0.4))
@@ -126,6 +128,7 @@ def test_history_has_the_macro_f1_of_the_validation_images(tiny: RunConfig, trai
     assert run.history["val_macro_f1"].iloc[-1] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [{"mixup": 0.5}, {"cutmix": 0.5}, {"cutout": 0.5}, {"flip": True}, {"crop": 0}])
 def test_augmentation_changes_what_is_learnt(option: dict, tiny: RunConfig, train: Train) -> None:
     assert not same_weights(train(tiny.replace(epochs=1)), train(tiny.replace(epochs=1, **option)))
@@ -301,6 +304,7 @@ def test_minutes_are_a_budget_that_the_learning_rate_follows(tiny: RunConfig, tr
     assert (lr[seconds < 1.5] == config.lr).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ticking")
 def test_minutes_that_are_used_up_end_an_interrupted_training_too(
     tiny: RunConfig, train: Train, watched: type[RunSession]
@@ -313,6 +317,7 @@ def test_minutes_that_are_used_up_end_an_interrupted_training_too(
     assert run.summary["seconds"] < 3.2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ticking")
 @pytest.mark.parametrize("minutes", [1e-6, 0.006])
 def test_minutes_that_are_over_at_once_still_train_and_validate(
@@ -341,6 +346,7 @@ def test_schedule_reaches_the_optimiser(tiny: RunConfig, train: Train) -> None:
 # ---------------------------------------------------------------- batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vit", "dynamic_vit", "linear_vit", "linformer_vit"])
 def test_images_grow_to_their_full_size(model: str, tiny: RunConfig, train: Train, watched: type[RunSession]) -> None:
     config = tiny.replace(model=model, patch_size=2, start_size=4, grow=0.8, linformer_k=4, cutmix=1.0)
@@ -418,6 +424,7 @@ def test_test_set_is_read_once_after_the_last_step(tiny: RunConfig, few: Source,
     assert events == [*epoch, *epoch, "test"]
 
 
+@pytest.mark.slow
 def test_labels_of_the_test_set_have_no_say_in_training(tiny: RunConfig, few: Source, train: Train) -> None:
     shuffled = Split(few.test.pool, (few.test.labels + 1) % 10, few.test.index.flip(0))
     assert same_weights(train(tiny), train(tiny, Source(few.train, shuffled, few.classes, "other", ())))
@@ -450,6 +457,7 @@ def test_without_validation_the_last_epoch_counts(tiny: RunConfig, train: Train)
     assert run.summary["train_images"] == 200
 
 
+@pytest.mark.slow
 def test_validation_images_are_not_augmented_nor_trained_on(
     tiny: RunConfig, few: Source, train: Train, watched: type[RunSession]
 ) -> None:
@@ -484,6 +492,7 @@ def test_predictions_do_not_depend_on_how_images_are_batched(tiny: RunConfig, fe
 # ---------------------------------------------------------------- from the weights of another run
 
 
+@pytest.mark.slow
 def test_student_starts_from_its_teacher_which_stays_as_it_is(tiny: RunConfig, train: Train) -> None:
     teacher = train(tiny.replace(dropout=0.1))
     modes: list[bool] = []
@@ -512,6 +521,7 @@ def test_student_starts_from_its_teacher_which_stays_as_it_is(tiny: RunConfig, t
     assert not torch.equal(student.weights()["head.weight"], taught["head.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"dim": 32}, {"tokenizer": "conv"}, {"depth": 5}])
 def test_teacher_of_another_shape_is_refused(other: dict, tiny: RunConfig, train: Train) -> None:
     teacher = train(tiny.replace(steps=1, **other))
@@ -519,6 +529,7 @@ def test_teacher_of_another_shape_is_refused(other: dict, tiny: RunConfig, train
         train(tiny.replace(init_from=teacher.path.name), start=teacher)
 
 
+@pytest.mark.slow
 def test_convolutional_tokenizer_begins_whitened_by_the_training_images_and_a_student_by_its_teacher(
     tiny: RunConfig, few: Source, train: Train
 ) -> None:

@@ -543,6 +543,7 @@ def accounted_for(root: Path) -> set[str]:
     return read | over | {path for folder in over for path in files_below(Path(folder))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(200))
 def test_no_folder_ends_in_a_traceback_or_a_silent_loss(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)

@@ -65,6 +65,7 @@ _ = decode({"train": [str(folder / "a.png")]}, 8, {})
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [False, True])
 def test_decoding_leaves_no_bar_in_a_notebook(reader: bool) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DECODING)])

@@ -176,6 +176,7 @@ def test_extra_runs_cost_is_measured_where_nobody_has_yet(elsewhere: Lab, monkey
     assert allowed == [False] * len(elsewhere.plan.names) + [True] * 2
 
 
+@pytest.mark.slow
 def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="no complete run"):
         Lab(done.params.replace(extra_runs=str(tmp_path)), few).load("ViT")
@@ -192,6 +193,7 @@ def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tm
             tables.results(Lab(done.params.replace(extra_runs=str(run.path)), few))
 
 
+@pytest.mark.slow
 def test_run_of_the_readers_own_module_is_compared_as_well(
     done: Lab, few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def tiny():
 """
 
 
+@pytest.mark.slow
 def test_importing_the_package_changes_nothing_for_others_but_numbers_too_small_for_float32() -> None:
     told = in_its_own_process(f"""{SETTINGS}
 before, kept = settings(), tiny()
@@ -57,6 +58,7 @@ print([name for name in before if before[name] != after[name]], kept, tiny())
     assert told == "[] True False"
 
 
+@pytest.mark.slow
 def test_numbers_too_small_for_float32_are_zero_in_every_thread() -> None:
     """Where one thread keeps them, all wait for it; a process of its own, whose threads do not exist yet."""
     product = "(torch.full((4_000_000,), 1e-38) * 1e-3).count_nonzero().item()"

@@ -168,6 +168,7 @@ def test_bootstrap_of_macro_f1_is_that_of_scipy_and_scikit_learn(skewed: tuple[n
     assert got == pytest.approx(scipys_bootstrap(f1, labels, logits.argmax(1)), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["accuracy", "macro_f1"])
 def test_paired_bootstrap_is_that_of_scipy(score: str, balanced: tuple[np.ndarray, np.ndarray]) -> None:
     a, labels = balanced

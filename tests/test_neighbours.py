@@ -105,5 +105,6 @@ while not any(isinstance(thread, neighbours._Held) for thread in threading.enume
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_gives_way_for_good_and_ends_nevertheless() -> None:
     subprocess.run([sys.executable, "-c", FOR_GOOD], check=True, timeout=120)

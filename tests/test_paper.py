@@ -88,6 +88,7 @@ def texts(pdf: pdfplumber.PDF) -> list[str]:
 # ---------------------------------------------------------------- the page
 
 
+@pytest.mark.slow
 def test_charts_are_drawn_in_the_pages_colours_with_their_numbers_beside_them(report: Path) -> None:
     page = BeautifulSoup((report / "report.html").read_text(encoding="utf-8"), "html.parser")
     figure = page.select_one("#figure-1-2")
@@ -115,6 +116,7 @@ def test_panels_stand_below_each_other_on_a_narrow_screen_alone(report: Path) ->
     assert min(open_offline(report / "report.html", 400, ask=ask)["answer"]) > 300
 
 
+@pytest.mark.slow
 def test_click_enlarges_a_figure(report: Path) -> None:
     ask = (
         """[document.getElementById("zoom").open, document.querySelector("#zoom svg").getBoundingClientRect().width]"""
@@ -124,6 +126,7 @@ def test_click_enlarges_a_figure(report: Path) -> None:
     assert width > 900
 
 
+@pytest.mark.slow
 def test_column_sorts_by_number_and_back(report: Path) -> None:
     ask = """(() => { const button = document.querySelector("#table-1-2 thead button.sort");
         const names = () => document.querySelector("#table-1-2 tbody th").textContent;
@@ -134,6 +137,7 @@ def test_column_sorts_by_number_and_back(report: Path) -> None:
 # ---------------------------------------------------------------- the PDF
 
 
+@pytest.mark.slow
 def test_nothing_is_under_8_points_but_sub_and_superscripts(pdf: pdfplumber.PDF) -> None:
     small = {
         char["text"]
@@ -202,6 +206,7 @@ def test_long_table_stands_in_the_appendix_and_a_sentence_in_its_place(texts: li
     assert "B. Long tables" in appendix.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_columns_are_as_wide_as_what_stands_in_them() -> None:
     wide = BeautifulSoup(table("1.1", 3, 8).data["text/html"], "html.parser").table
     parts = paper.fitted(copy.copy(wide))

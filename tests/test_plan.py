@@ -137,6 +137,7 @@ def test_ablation_trains_the_attentions_that_are_named(few: Source) -> None:
 # ---------------------------------------------------------------- smaller ViTs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("changes", [{}, {"tokenizer": "conv", "keep_ratio": 0.5}, {"preset": "small", "pool": "mean"}])
 def test_smaller_vits_cost_what_the_model_costs_that_they_stand_beside(

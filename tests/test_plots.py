@@ -220,6 +220,7 @@ def texts(figure: Figure) -> set[str]:
     return {text.get_text() for text in figure.findobj(plt.Text)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_figure_has_its_axes_and_its_words(name: str) -> None:
     figure = drawn(name)
@@ -421,6 +422,7 @@ def test_first_row_of_every_heatmap_is_on_top() -> None:
         assert axis.get_ylim() == (3, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [12, 40, 100])
 @pytest.mark.parametrize("name", ["c{}", "class {}", "a rather long name {}"])
 def test_names_of_classes_under_a_heatmap_do_not_overlap(count: int, name: str) -> None:
@@ -498,6 +500,7 @@ def test_model_of_unknown_cost_is_drawn_where_its_cost_is_known() -> None:
     assert frontiers[1].get_xydata() == pytest.approx(np.array([[0.5, 0.92]]))
 
 
+@pytest.mark.slow
 def test_figures_of_many_models_fit_the_paper_unscaled():
     """Otherwise their letters would be under 8 points there."""
     ways = ["DynamicViT", "Random tokens", "Top-K", "EViT", "ToMe", "ViT, fewer blocks, as DynamicViT"]

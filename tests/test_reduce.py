@@ -99,6 +99,7 @@ def by_hand(model: ReducedViT, image: Tensor, reduce: Callable[..., State], coun
 REFERENCES = {"topk_vit": topk_by_hand, "evit": evit_by_hand, "tome_vit": tome_by_hand}
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("size", [16, 20, 32])
 @pytest.mark.parametrize("keep_ratio", [0.9, 0.7, 0.55])
@@ -141,6 +142,7 @@ def test_where_nothing_goes_it_is_the_vit(name: str, changes: dict) -> None:
     torch.testing.assert_close(model(images), plain(images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [[], [2, 4], [1, 2, 3, 4, 5]], ids=str)
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.7, 0.3])
 @pytest.mark.parametrize("pool", ["cls", "mean"])

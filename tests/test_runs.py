@@ -250,6 +250,7 @@ def test_copy_overwrites_no_whole_run(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what a complete run tells
 
 
+@pytest.mark.slow
 def test_run_knows_its_model_and_its_answers(train: Callable[..., Run], tiny: RunConfig, few: Source) -> None:
     again = Run(train(tiny.replace(epochs=1)).path)
     model = again.model(device="cpu")
@@ -285,6 +286,7 @@ def test_training_time_includes_that_of_the_run_it_started_from(tmp_path: Path) 
 # ---------------------------------------------------------------- beside others, and on this machine
 
 
+@pytest.mark.slow
 def test_lock_is_free_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
     run = Run(tmp_path)

@@ -156,7 +156,7 @@ def test_every_sentence_calls_a_remedy_the_best_whose_gain_is_shown() -> None:
     assert sentences_data.who_pays(rows, rows, rows, few=3).startswith("Under sampler the recall")
     price = sentences_data.price_of_imbalance(gains(balanced=UP).iloc[0], rows, missing=9)
     assert "the best remedy, sampler, wins 10.0 of these points back" in price
-    assert "at linear 9:1: *sampler* (+10.0 points" in sentences_data.elsewhere({"linear 9:1": rows})
+    assert "Best by class sizes: linear 9:1: *sampler* (+10.0 points" in sentences_data.elsewhere({"linear 9:1": rows})
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_damaged_checkpoint_is_replaced_by_the_one_before(
     assert_same_run(run, whole)
 
 
+@pytest.mark.slow
 def test_without_a_timed_checkpoint_it_continues_from_the_end_of_the_epoch(
     tiny: RunConfig, train: Train, watched: Any
 ) -> None:
@@ -147,6 +148,7 @@ def test_compiled_run_is_the_same_run(
     assert_same_run(train(config), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_training_ends_with_torch_set_as_before_it(
     deterministic: bool, tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +186,7 @@ def test_complete_run_keeps_no_checkpoint(tiny: RunConfig, train: Train) -> None
     assert list(train(tiny).path.glob("checkpoint*")) == []
 
 
+@pytest.mark.slow
 def test_run_that_another_process_trains_is_refused(
     tiny: RunConfig, few: Source, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +198,7 @@ def test_run_that_another_process_trains_is_refused(
     assert train(tiny).complete  # once it is free
 
 
+@pytest.mark.slow
 def test_run_that_another_process_has_completed_meanwhile_is_not_trained_again(
     tiny: RunConfig, train: Train, watched: Any
 ) -> None:
@@ -392,6 +396,7 @@ def test_precision_that_training_began_with_is_kept(
     assert taken == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_threads_that_training_began_with_are_kept(tiny: RunConfig, train: Train) -> None:
     taken: list[int] = []
 
@@ -412,6 +417,7 @@ def test_threads_that_training_began_with_are_kept(tiny: RunConfig, train: Train
     assert {start["threads"] for start in run.environments} == {1}
 
 
+@pytest.mark.slow
 def test_whether_training_began_compiled_is_kept(
     tiny: RunConfig, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +459,7 @@ def test_tensorboard_shows_the_history(tiny: RunConfig, train: Train) -> None:
     assert batch.step == 0
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_the_whole_history_of_a_continued_run(tiny: RunConfig, train: Train) -> None:
     kill(train, tiny, at=8, checkpoint_seconds=3600)  # the last checkpoint is that of the first epoch's end
     run = train(tiny)

@@ -98,6 +98,7 @@ def test_training_in_pieces_gives_the_same_losses(remedy: str, tiny: RunConfig, 
 # ---------------------------------------------------------------- precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_trains_float32_weights_to_nearly_the_same_answers(
     precision: str, tiny: RunConfig, train: Train

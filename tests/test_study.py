@@ -82,6 +82,7 @@ def test_scores_are_those_of_the_runs_by_group_of_classes(done: Lab) -> None:
         assert row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
 
 
+@pytest.mark.slow
 def test_post_hoc_answers_are_those_of_none_adjusted_by_its_training_counts(drawn: Study) -> None:
     for seed in drawn.seeds:
         logits, labels = drawn.runs["none", seed].predictions

@@ -64,6 +64,7 @@ def seeds(few: Source, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
+@pytest.mark.slow
 def test_results_have_a_row_a_run_and_models_their_mean_and_spread(seeds: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Costs, "of", lambda *_, **__: COST)
     made = [*seeds.plan.chapters["02"], *seeds.plan.chapters["04"]]

@@ -139,6 +139,7 @@ FIGURES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_draw_names_of_any_kind_in_moderate_size(name: str) -> None:
     figure = FIGURES[name]()

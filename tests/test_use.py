@@ -54,6 +54,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run_it
 
 
+@pytest.mark.slow
 def test_predict_answers_for_each_picture(run: Run, colours: Path, command: Callable) -> None:
     for name in (run.path, run.path.name):  # a directory, or a name in runs/
         code, said, _ = command("predict", name, colours / "test/red/0.png", colours / "test/blue/1.png")
@@ -64,6 +65,7 @@ def test_predict_answers_for_each_picture(run: Run, colours: Path, command: Call
         assert first.endswith("The picture was cropped and resized from 12×10 to 8×8.")
 
 
+@pytest.mark.slow
 def test_evaluate_on_own_test_images_finds_what_training_found(run: Run, colours: Path, command: Callable) -> None:
     for data in ([], ["--data", colours]):
         code, said, _ = command("evaluate", run.path.name, *data)
@@ -85,6 +87,7 @@ def test_folder_that_a_link_leads_to_is_the_one_that_was_learned_from(
         assert "own test images" in said
 
 
+@pytest.mark.slow
 def test_evaluate_on_other_images(run: Run, colours: Path, command: Callable, tmp_path: Path) -> None:
     """The same images in another folder, so that answers are known; with one picture in grey."""
     other = tmp_path / "other"
@@ -102,6 +105,7 @@ def test_evaluate_on_other_images(run: Run, colours: Path, command: Callable, tm
     assert (rows["class"] == rows["answer"]).mean() == pytest.approx(run.summary["test"]["accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["test", "val"])
 def test_evaluate_takes_a_folder_with_one_part(
     part: str, run: Run, colours: Path, command: Callable, tmp_path: Path
@@ -192,12 +196,14 @@ def test_analyze_has_a_row_for_each_chosen_model(command: Callable) -> None:
     assert parameters[0] < parameters[1]
 
 
+@pytest.mark.slow
 def test_export_says_what_it_wrote_and_how_well_it_answers(run: Run, command: Callable, tmp_path: Path) -> None:
     code, said, _ = command("export", run.path.name, tmp_path / "model.safetensors")
     assert code == 0
     assert "run again by torch, its logits differ by 0e+00 at most" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

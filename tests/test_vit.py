@@ -71,6 +71,7 @@ def parameters(preset: str, **changes) -> int:
     return sum(p.numel() for p in build_model(config, 10, 3).parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_number_of_parameters_of_every_variant_is_exact(preset: str) -> None:
     plain, d, depth = parameters(preset), PRESETS[preset]["dim"], PRESETS[preset]["depth"]
