@@ -17,11 +17,6 @@ FEW_MODELS = 6  # of which the pairs are listed one by one
 MOST_LISTED = 12  # pairs that are named one by one
 
 
-def _model(name: str) -> str:
-    """A model's name, which may be that of a user's directory."""
-    return f"*{markdown(name)}*"
-
-
 def verdicts(pairs: pd.DataFrame) -> str:
     """What the tests can say of `tables.pairs`: the pairs with a difference or, if fewer, those without."""
     clear = shown(pairs)
@@ -29,10 +24,10 @@ def verdicts(pairs: pd.DataFrame) -> str:
     if min(clear.sum(), (~clear).sum()) > MOST_LISTED:
         return f"In {clear.sum()} of {len(pairs)} pairs it is shown which of the two is ahead, in the others not."
     if clear.sum() <= len(pairs) / 2:
-        lines = [f"* {verdict(_model(row.a), _model(row.b), row._asdict())}." for row in pairs[clear].itertuples()]
+        lines = [f"* {verdict(named([row.a]), named([row.b]), row._asdict())}." for row in pairs[clear].itertuples()]
         return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
     found = f"In {clear.sum()} of {len(pairs)} pairs this test set shows which of the two is ahead."
-    alike = "; ".join(f"{_model(row.a)} and {_model(row.b)}" for row in pairs[~clear].itertuples())
+    alike = "; ".join(f"{named([row.a])} and {named([row.b])}" for row in pairs[~clear].itertuples())
     return f"{found} {rest}: {alike}." if alike else found
 
 
@@ -46,7 +41,7 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     unclear = pairs[~shown(pairs) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
     peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
-        f"The highest accuracy was measured for *{_model(best['model'])}*: {best['accuracy']:.1%} "
+        f"The highest accuracy was measured for *{named([best['model']])}*: {best['accuracy']:.1%} "
         f"(95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
     if peers.empty:
@@ -58,7 +53,9 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
         return f"{text}, none of which {needs} fewer multiply-adds."
     light = lighter.loc[lighter["macs"].idxmin()]
     share = light["macs"] / best["macs"]
-    return f"{text}; of these *{_model(light['model'])}* needs the fewest multiply-adds, {share:.1%} of the best one's."
+    return (
+        f"{text}; of these *{named([light['model']])}* needs the fewest multiply-adds, {share:.1%} of the best one's."
+    )
 
 
 def frontier(results: pd.DataFrame) -> str:
@@ -175,11 +172,12 @@ def paired(lab: "Lab", pairs: int, images: int) -> str:
 def by_class(differences: pd.DataFrame) -> str:
     """differences: `tables.recall_differences`; of many classes the figure writes no numbers."""
     text = "Recall of each class by each model minus that of the ViT, in points"
-    tests = "the test set can show (McNemar within the class, Holm over the figure)"
+    tests = "(McNemar within the class, Holm over the figure)"
     found = f"{shown(differences).sum()} of {len(differences)}"
     if differences["class"].nunique() > MOST_LABELS:
-        return f"{text}. Shown by tests (McNemar within the class, Holm over the figure): {found}."
-    return f"{text}; the ViT's recall stands below the class. A star marks a difference that {tests}: {found}."
+        return f"{text}. Shown by tests {tests}: {found}."
+    stars = f"A star marks a difference that the test set can show {tests}: {found}."
+    return f"{text}; the ViT's recall stands below the class. {stars}"
 
 
 def study(lab: "Lab", shape: str) -> str:
