@@ -10,6 +10,8 @@ override DATA := $(value DATA)
 override SET := $(value SET)
 override OUT := $(value OUT)
 export DATA SET OUT
+# set-up leaves compiling to the first import, which is to keep what it compiled: else every start takes four times as long
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: report test quick-test lab constraints clean
 report: $(VENV)/installed

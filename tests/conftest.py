@@ -1,5 +1,6 @@
 """What the tests share: scikit-learn's digits at 8×8, a few of them, and the smallest run that trains."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable
@@ -55,6 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2` the report and the notebooks begin, because they take longest; else they are the last."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: not _is_of_the_report(item.path))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is loaded now stays: the collection after each training need not look at it
 
 
 @pytest.fixture(autouse=True)

@@ -148,16 +148,19 @@ def test_nothing_is_under_8_points_but_sub_and_superscripts(pdf: pdfplumber.PDF)
     assert small <= set("0123456789−T")  # exponents of logarithmic axes, ᵀ
 
 
+@pytest.mark.slow
 def test_text_and_figures_are_set_in_one_typeface(pdf: pdfplumber.PDF) -> None:
     families = {char["fontname"].partition("+")[2] for page in pdf.pages for char in page.chars}
     assert {name.partition("-")[0] for name in families} <= {"SourceSansPro", "NewCMMath", "DejaVuSansMono"}
 
 
+@pytest.mark.slow
 def test_charts_are_vectors(pdf: pdfplumber.PDF) -> None:
     assert not any(page.images for page in pdf.pages)
     assert any(page.curves for page in pdf.pages)
 
 
+@pytest.mark.slow
 def test_chapters_begin_pages_and_the_running_head_names_the_chapter(texts: list[str]) -> None:
     for chapter in "12":
         [first] = [i for i, page in enumerate(texts) if f"Curves in {chapter}.1." in page]
@@ -166,6 +169,7 @@ def test_chapters_begin_pages_and_the_running_head_names_the_chapter(texts: list
         assert texts[first].splitlines()[1].startswith(f"{chapter}. Chapter {chapter}")
 
 
+@pytest.mark.slow
 def test_figures_stand_in_order_before_the_conclusion_and_between_paragraphs(texts: list[str]) -> None:
     whole = "\n".join(texts)
     for chapter in "12":
@@ -176,6 +180,7 @@ def test_figures_stand_in_order_before_the_conclusion_and_between_paragraphs(tex
         assert not before.rstrip().endswith((" and", "every", "with", "what", "other", "compares"))
 
 
+@pytest.mark.slow
 def test_no_page_has_a_hole_but_at_a_chapters_end(pdf: pdfplumber.PDF, texts: list[str]) -> None:
     heads = [text.splitlines()[0].split("measured")[-1] for text in texts]
     for page, head, following in zip(pdf.pages, heads, heads[1:], strict=False):
@@ -184,6 +189,7 @@ def test_no_page_has_a_hole_but_at_a_chapters_end(pdf: pdfplumber.PDF, texts: li
             assert PAGE_HEIGHT - 62 - lowest < (PAGE_HEIGHT - MARGINS) / 3
 
 
+@pytest.mark.slow
 def test_pdf_is_tagged_and_has_bookmarks(pdf: pdfplumber.PDF) -> None:
     catalog = pdf.doc.catalog
     assert "StructTreeRoot" in catalog
@@ -191,6 +197,7 @@ def test_pdf_is_tagged_and_has_bookmarks(pdf: pdfplumber.PDF) -> None:
     assert [title for title in bookmarks if re.match(r"\d\. ", title)] == ["1. Chapter 1", "2. Chapter 2"]
 
 
+@pytest.mark.slow
 def test_wide_table_is_split_and_each_part_names_its_rows(texts: list[str]) -> None:
     whole = "\n".join(texts)
     assert "Table 1.1. Values of 1.1." in whole
@@ -199,6 +206,7 @@ def test_wide_table_is_split_and_each_part_names_its_rows(texts: list[str]) -> N
     assert "7.25 (7.01 – 7.99)" in whole.replace("\u00a0", " ")  # not broken
 
 
+@pytest.mark.slow
 def test_long_table_stands_in_the_appendix_and_a_sentence_in_its_place(texts: list[str]) -> None:
     [place] = [text for text in texts if "Table 1.2, of 30 rows, stands in appendix B." in text]
     [appendix] = [text for text in texts if "Table 1.2. Values of 1.2." in text]

@@ -289,6 +289,7 @@ class Toy(nn.Module):
 '''
 SETTINGS = ["image_size=8", "dim=16", "depth=4", "heads=2", "mlp_ratio=2.0", "linformer_k=2", "epochs=1"]
 BUDGET = ["fine_tune_epochs=1", "study_epochs=1", "study_seeds=1", "batch_size=256", "precision=fp32", "rounds=1"]
+FEW = ["equal_cost=[]", "study_remedies=sampler"]
 
 
 def vitlab_in(place: Path, *words: str) -> subprocess.CompletedProcess:
@@ -306,7 +307,7 @@ def test_model_of_one_file_and_one_row_is_in_the_report(tmp_path: Path) -> None:
     row = 'from vitlab.models import toy\n\nMODELS = {\n    "toy": Row(toy.Toy, "Toy", chapter="04"),\n'
     registry.write_text(registry.read_text().replace("MODELS = {\n", row))
 
-    done = vitlab_in(tmp_path, "report", "--profile", "quick", "--set", *SETTINGS, *BUDGET)
+    done = vitlab_in(tmp_path, "report", "--profile", "quick", "--set", *SETTINGS, *BUDGET, *FEW)
     assert done.returncode == 0, done.stderr[-2000:]
     results = pd.read_csv(tmp_path / "reports" / "quick" / "results.csv").set_index("model")
     assert results.loc["Toy", "run"].startswith("digits-toy-")

@@ -87,6 +87,7 @@ def test_results_have_a_row_a_run_and_models_their_mean_and_spread(seeds: Lab, m
     assert shown == f"{100 * np.mean(both):.1f} ± {100 * np.std(both, ddof=1):.1f}"
 
 
+@pytest.mark.slow
 def test_chapters_show_the_mean_of_their_seeds(seeds: Lab) -> None:
     tests = [run.summary["test"] for run in seeds.load_seeds("ViT")]
     mean, spread = metrics.mean_and_spread([test["accuracy"] for test in tests])
@@ -95,6 +96,7 @@ def test_chapters_show_the_mean_of_their_seeds(seeds: Lab) -> None:
     assert tables.recalls(seeds, "ViT") == pytest.approx(recalls)
 
 
+@pytest.mark.slow
 def test_training_is_told_with_the_mean_of_the_seeds_and_says_what_is_the_first_ones(seeds: Lab, done: Lab) -> None:
     both = [metrics.top_k(*run.predictions, 2) for run in seeds.load_seeds("ViT")]
     table = tables.training(seeds, {"ViT": seeds.load("ViT")})
@@ -105,6 +107,7 @@ def test_training_is_told_with_the_mean_of_the_seeds_and_says_what_is_the_first_
     assert sentences_vit.scores(done).endswith("among the two likeliest.")
 
 
+@pytest.mark.slow
 def test_models_are_compared_within_seeds(seeds: Lab) -> None:
     found = seeds.compare("ViT", "Linear ViT")
     first, second = ([run.summary["test"]["accuracy"] for run in seeds.load_seeds(m)] for m in ("ViT", "Linear ViT"))
@@ -118,6 +121,7 @@ def test_models_are_compared_within_seeds(seeds: Lab) -> None:
     assert frame["spread"].any()
 
 
+@pytest.mark.slow
 def test_run_of_a_further_seed_that_is_missing_is_named(seeds: Lab, few: Source) -> None:
     more = Lab(seeds.params.replace(seeds=3), few)
     with pytest.raises(LabError, match=r"'ViT, seed 2'.*02_vit\.ipynb"):
