@@ -9,6 +9,7 @@ already is not trained again. The test images, which `fit` scores at the end of 
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -150,6 +151,7 @@ def main(words: list[str] | None = None) -> None:
     lab = Lab.of(load_params(profile_path(arguments.profile), given))
     params = lab.params
     here = machine.environment()
+    print(f"`{shlex.join(['python', 'benchmarks/attention.py', *(sys.argv[1:] if words is None else words)])}`\n")
     print(f"{here['device']}, {here['threads']} threads, torch {here['versions']['torch']}\n")
     for name in arguments.only:
         print(f"## {name}\n", flush=True)

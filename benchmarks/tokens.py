@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
-from vitlab.analysis import tokens
+from vitlab.analysis import complexity, timing, tokens
 from vitlab.analysis.metrics import mean_and_spread
 from vitlab.config import LabConfig, RunConfig
 from vitlab.data.batches import to_float
 from vitlab.errors import LabError, told
 from vitlab.lab import Lab
-from vitlab.machine import environment
+from vitlab.machine import device_of, environment
 from vitlab.models.reduce import stages_of
 from vitlab.models.registry import MODELS, build_model, reductions
 from vitlab.parameters import add_overrides, load_params, profile_path
@@ -76,6 +77,24 @@ def departures(params: LabConfig, depth: int) -> dict[str, dict[str, Any]]:
     }
     mended = {"backbone_rate": rate, "frozen": 0.0, "ema": 0.99, "settle": 0.33}
     return {"as published": {}} | alone | {"rates, EMA and no draw together": mended}
+
+
+def speeds(models: dict[str, nn.Module], images: Tensor, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Time of float32 models by name, in rounds that take turns: batch 1 and all images (B, C, S, S) at once.
+
+    Columns latency_ms and images_per_second (medians), and latency_ratio and speed_up, relative to the first model: the
+    medians over the rounds, and with _spread their spread (`timing.ratio`).
+    """
+    one, many = (
+        timing.in_turns({n: complexity.call_of(m, batch.to(device_of(m))) for n, m in models.items()}, rounds=rounds)
+        for batch in (images[:1], images)
+    )
+    first = next(iter(models))
+    frame = pd.DataFrame({"latency_ms": 1e3 * one.median(), "images_per_second": len(images) / many.median()})
+    for column, values, reference in (("latency_ratio", one, one[first]), ("speed_up", many, many[first])):
+        pairs = ((reference, values[n]) if column == "speed_up" else (values[n], reference) for n in models)
+        frame[[column, column + "_spread"]] = [timing.ratio(*pair) for pair in pairs]
+    return frame
 
 
 class Bench:
@@ -198,8 +217,8 @@ class Bench:
             models = {t: build_model(config.replace(model=name), *shape).eval() for t, name in named.items()}
             images = to_float(lab.data.val.images_at(slice(BATCH)))
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            frame = tokens.speeds({t: m.to(device) for t, m in models.items()}, images.to(device), ROUNDS)
-            outside = tokens.speeds({"tokenizer": models["ViT"].embed}, images.to(device), ROUNDS)
+            frame = speeds({t: m.to(device) for t, m in models.items()}, images.to(device))
+            outside = speeds({"tokenizer": models["ViT"].embed}, images.to(device))
             alone = len(images) / outside.loc["tokenizer", "images_per_second"]  # seconds that no reduction can save
             inside = {t: len(images) / n - alone for t, n in frame["images_per_second"].items()}
             rows = [

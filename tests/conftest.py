@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from xdist.scheduler import LoadScopeScheduling
 
+from vitlab.analysis.findings import Speed
 from vitlab.config import LabConfig, RunConfig
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source, Split, split
@@ -210,3 +211,17 @@ def done(few: Source, tmp_path_factory: pytest.TempPathFactory) -> Lab:
         patch.delenv("VITLAB_RUNS", raising=False)
         whole.train(whole.plan.configs)
     return whole
+
+
+# ---------------------------------------------------------------- measurements
+
+
+def speed_of(results: pd.DataFrame, spread: float = 0.01) -> Speed:
+    """What `Lab.speed` says where rounds differ by `spread`."""
+    rows = results.set_index("model")
+
+    def ratio(name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
+        column = {"latency": "latency_ms"}.get(what, what)
+        return rows.loc[name, column] / rows.loc[reference, column], spread
+
+    return ratio

@@ -122,6 +122,17 @@ def test_models_that_are_compared_are_measured_together(kept: Costs, tiny: RunCo
     assert measured[1:] == [([tiny.replace(model="dynamic_vit")], 1, 10, 7)]
 
 
+def test_models_measured_apart_are_compared_over_all_pairs_of_rounds(
+    kept: Costs, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rounds have nothing in common, not even their number."""
+    rounds = {"vit": [1.0, 2.0, 4.0], "linear_vit": [8.0, 8.0]}
+    monkeypatch.setattr(Costs, "of", lambda self, config, only_read: {"latency_rounds_ms": rounds[config.model]})
+    middle, spread = kept.ratio(tiny.replace(model="linear_vit"), tiny, "latency", only_read=True)
+    assert middle == 4  # of 8, 4, 2, twice each
+    assert spread == pytest.approx((7 - 2.5) / 4)
+
+
 def test_another_number_of_the_measurement_measures_anew(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:
     kept.of(tiny)
     again = replace(kept, measurement=1)

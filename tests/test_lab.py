@@ -1,8 +1,10 @@
 """The lab finds what was made before, and says what is missing and which notebook makes it."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from conftest import SMALL
 from torch import nn
 
 from vitlab.analysis import plots, sentences_comparison, tables
-from vitlab.config import LabConfig
+from vitlab.config import LabConfig, Recipe
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
 from vitlab.lab import Lab
@@ -148,6 +150,19 @@ def test_comparison_is_that_of_the_stored_predictions(done: Lab) -> None:
 # ---------------------------------------------------------------- runs from elsewhere
 
 COST = {"parameters": 5, "macs": 6, "latency_ms": 7.0, "images_per_second": 8.0}
+
+
+def test_speed_of_compared_models_is_what_was_measured_and_unknown_of_a_module_of_ones_own(
+    done: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(Costs, "ratio", lambda _, *given, only_read: asked.append((given, only_read)) or (1.5, 0.1))
+    assert done.speed("Linear ViT", "ViT") == (1.5, 0.1)
+    configs = done.plan.config("Linear ViT"), done.plan.config("ViT")
+    assert asked == [((*configs, "images_per_second"), True)]
+    own = SimpleNamespace(config=Recipe())
+    monkeypatch.setattr(Lab, "load", lambda self, name: own)
+    assert all(math.isnan(value) for value in done.speed("mine", "ViT"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -272,6 +272,23 @@ def test_votes_of_several_seeds_are_tested_exactly() -> None:
     for votes in (rng.integers(-3, 4, 11), rng.integers(0, 4, 9), np.array([2, 2, -1]), np.zeros(4, int)):
         sums = [abs(np.dot(signs, votes)) for signs in itertools.product((1, -1), repeat=len(votes))]
         assert metrics.sign_test(votes) == pytest.approx(np.mean(np.array(sums) >= abs(votes.sum())))
+
+
+@pytest.mark.parametrize(("won", "lost"), [(2131, 831), (653, 2567), (40, 900)])
+def test_p_of_one_seed_is_exact_however_small(won: int, lost: int) -> None:
+    votes = np.repeat([1, -1, 0], [won, lost, 5000])
+    expected = binomtest(won, won + lost).pvalue
+    assert 0 < expected < 1e-100
+    assert metrics.sign_test(votes) == pytest.approx(expected, rel=1e-6, abs=0)
+
+
+def test_p_of_several_seeds_is_not_below_what_rounding_leaves() -> None:
+    assert metrics.sign_test(np.repeat([1, 2, -1], [2000, 500, 300])) == 1e-13
+
+
+def test_several_comparisons_are_corrected_for_all_of_them() -> None:
+    found = metrics.corrected({"a": {"p": 0.01, "difference": 1}, "b": {"p": 0.03, "difference": 2}})
+    assert found == {"a": {"p": 0.02, "difference": 1}, "b": {"p": 0.03, "difference": 2}}
 
 
 def test_several_seeds_are_compared_within_seeds() -> None:

@@ -221,6 +221,9 @@ def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, ex
     assert "1.2 times under the sampler" in text
     loud = noise.replace(3.456, 12345.67)
     assert "12,345.7 times as long" in sentences_data.same_gradient(gains(class_weights=row).iloc[0], loud)
+    assert text.endswith("; with class weights a rare image counts much, but seldom comes.")
+    calm = sentences_data.same_gradient(gains(class_weights=row).iloc[0], noise.replace(3.456, 1.0))
+    assert "seldom" not in calm  # the sampler is the noisier one
 
 
 @pytest.mark.parametrize(
@@ -251,6 +254,9 @@ def test_price_of_imbalance_is_named_only_beyond_the_noise(gap: tuple, expected:
     more = sentences_data.price_of_imbalance(row, gains(sampler=(0.12, 0.06, 0.18)), missing=1200)
     assert ("the best remedy, sampler, gains 12.0 points, more than that" in more) == ("better" in more)
     assert "back" not in more
+    short = sentences_data.price_of_imbalance(row, gains(both=FLAT), missing=0)  # too few steps to see more images
+    assert ("the price of uneven data, as neither has seen an image twice" in short) == ("better" in short)
+    assert "missing" not in short
 
 
 def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
@@ -319,6 +325,11 @@ def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
     assert "had not fallen to zero yet" in text
 
 
+def test_at_equal_minutes_nothing_is_said_of_one_model_alone() -> None:
+    text = sentences_vit.at_equal_minutes({"short": history([60], [0.5]), "slow": history([130], [0.8])})
+    assert text.endswith("no other had finished an epoch: at equal minutes nothing can be said.")
+
+
 RIVALS = pd.DataFrame(
     {
         "model": ["Light", "ViT, fewer blocks", "ViT, narrower", "Net"],
@@ -337,38 +348,46 @@ def rival_pairs(difference: float, p: float, a: str = "Light", b: str = "ViT, na
 @pytest.mark.parametrize(
     ("difference", "p", "faster", "taken"),
     [
-        (-0.01, 0.01, 2.0, "**Light** is the better choice"),
-        (0.01, 0.01, 0.5, "**ViT, narrower**, is the better choice"),
-        (-0.01, 0.5, 1.0, "**ViT, narrower** is the better choice"),
-        (-0.01, 0.5, 0.8, "**Light** is the better choice where throughput counts"),
+        (-0.01, 0.01, 2.0, "**Light** is a better choice"),
+        (0.01, 0.01, 0.5, "**ViT, narrower**, is a better choice"),
+        (-0.01, 0.5, 1.0, "*ViT, narrower* is not shown to be slower: it is the better choice"),
+        (-0.01, 0.5, 0.96, "*ViT, narrower* is not shown to be slower: it is the better choice"),
+        (-0.01, 0.5, 0.8, "is slower: **Light** is the better choice where throughput counts"),
     ],
 )
 def test_smaller_vit_or_lighter_model_by_rule(difference: float, p: float, faster: float, taken: str) -> None:
-    speed = RIVALS["images_per_second"].where(RIVALS["model"] != "ViT, narrower", 100 * faster)
-    results = RIVALS.assign(images_per_second=speed)
+    asked = []
     text = sentences_comparison.smaller_or_lighter(
-        "Light", ["ViT, fewer blocks", "ViT, narrower"], results, rival_pairs(difference, p)
+        "Light",
+        ["ViT, fewer blocks", "ViT, narrower"],
+        RIVALS,
+        rival_pairs(difference, p),
+        lambda *names: asked.append(names) or (faster, 0.05),
     )
     assert taken in text
-    assert text.count("**") == 2  # one is taken
-    assert "80.0% against 79.0% at 10.00 and 9.90 million multiply-adds" in text
-    assert f"throughput is {faster:.2f} times" in text
+    assert asked == [("ViT, narrower", "Light")]
+    assert "*ViT, narrower* 79.0%, *Light* 80.0%, at 9.90 and 10.00 million multiply-adds" in text
+    assert f"in batches *ViT, narrower* classifies {faster:.2f} times as many" in text
     assert "fewer blocks" not in text  # the most accurate of the smaller ones is compared
 
 
-def net(**ahead: float) -> str:
-    """What is said of Net where each model named is `ahead` of it by so much, significantly."""
+def net(tied_with: list[str] | None = None, **ahead: float) -> str:
+    """What is said of Net where each model named is `ahead` of it by so much, significantly, among these or all."""
     names = {"Light": "Light", "narrower": "ViT, narrower", "blocks": "ViT, fewer blocks"}
     pairs = [rival_pairs(ahead.get(key, 0.0), 0.01, "Net", name) for key, name in names.items()]
-    return sentences_comparison.convolution_or_attention(
-        "Net", RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6]), pd.concat(pairs)
-    )
+    rivals = RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6])
+    if tied_with:
+        rivals = rivals[rivals["model"].isin(["Net", *(names[key] for key in tied_with)])]
+    return sentences_comparison.convolution_or_attention("Net", rivals, pd.concat(pairs))
 
 
 def test_convolution_or_attention_by_rule() -> None:
-    assert "can be told from no other model by its accuracy: what it costs decides." in net()
+    tie = net()
+    assert "is not the better choice where work counts: from it *Light* cannot be told, which needs 83% of its" in tie
+    assert tie.endswith("It is shown to be ahead of none.")
+    assert "can be told from no other model" in net(tied_with=["blocks", "narrower"])
     assert "It is ahead of *Light*; *ViT, narrower*." in net(Light=-0.1, narrower=-0.1)
-    text = net(blocks=0.1, narrower=0.1)
+    text = net(blocks=0.1, narrower=0.1, Light=-0.1)
     assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text
     assert "is not the better choice: ahead of it, for no more work, is *Light*." in net(Light=0.1, narrower=0.1)
     assert "85.0%, 12.0 million multiply-adds, 3.00 ms an image" in text

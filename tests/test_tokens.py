@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from vitlab.analysis import tables, tokens
+from vitlab.config import RunConfig
 from vitlab.data.batches import to_float
 from vitlab.lab import Lab
-from vitlab.models.registry import build_model, reductions
+from vitlab.lab.costs import Costs
+from vitlab.models.registry import reductions
 
 
 @pytest.mark.parametrize("name", reductions().values())
@@ -46,23 +48,46 @@ def test_row_a_ratio_with_its_work_and_its_answers(done: Lab) -> None:
         ([0.900, 0.890, 0.880], 0.125, True),
         ([0.880, 0.870, 0.860], 0.0, True),  # worse than the ViT from the start
         ([0.910, 0.905, 0.885], 0.375, True),  # from half a point better to one and a half worse
+        ([0.898, 0.896, 0.880], 0.25 + 0.25 / 16, True),  # at 0.002, 0.004 and 0.020
     ],
 )
 def test_saving_at_half_a_point_is_where_the_loss_is_crossed(
     accuracy: list[float], saved: float, reached: bool
 ) -> None:
-    curve = pd.DataFrame({"block_macs": [100, 75, 50], "accuracy": accuracy}).sample(frac=1, random_state=0)
+    rows = {"keep_ratio": [1.0, 0.8, 0.6], "block_macs": [100, 75, 50], "accuracy": accuracy}
+    curve = pd.DataFrame(rows).sample(frac=1, random_state=0)
     got = tokens.saving_at(curve, pd.Series({"block_macs": 100, "accuracy": 0.9}))
     assert got == (pytest.approx(saved, abs=1e-9), reached)
 
 
-def test_speeds_are_relative_to_the_first_model(tiny) -> None:
-    models = {name: build_model(tiny.replace(model=name), 10, 1).eval() for name in ("vit", "topk_vit")}
-    frame = tokens.speeds(models, torch.randn(4, 1, 8, 8), rounds=3)
-    assert frame.loc["vit", ["latency_ratio", "speed_up"]].tolist() == [1, 1]
-    assert frame.loc["vit", ["latency_ratio_spread", "speed_up_spread"]].tolist() == [0, 0]
-    ratio = frame.loc["topk_vit", "images_per_second"] / frame.loc["vit", "images_per_second"]
-    assert frame.loc["topk_vit", "speed_up"] == pytest.approx(ratio, rel=0.5)
+def test_curve_without_all_tokens_begins_at_the_vit_itself() -> None:
+    curve = pd.DataFrame({"keep_ratio": [0.8, 0.6], "block_macs": [80, 60], "accuracy": [0.890, 0.880]})
+    assert tokens.saving_at(curve, pd.Series({"block_macs": 100, "accuracy": 0.9})) == (pytest.approx(0.1), True)
+
+
+def test_weights_trained_with_predictors_can_be_read_with_random_tokens(done: Lab) -> None:
+    dynamic = done.load("DynamicViT")
+    weights = tokens.reduced(dynamic, "random_vit").state_dict()
+    assert all(torch.equal(weights[n], w) for n, w in dynamic.weights().items() if not n.startswith("predictors."))
+
+
+def test_speeds_are_those_that_were_measured_together(done: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative to the reference within each round, the spread that of the rounds."""
+    rounds = {"vit": [100.0, 50.0, 80.0], "topk_vit": [150.0, 80.0, 120.0]}
+
+    def cost(self: Costs, config: RunConfig, only_read: bool = False) -> dict:
+        times = rounds[config.model]
+        return {"latency_ms": 1.0, "images_per_second": times[2], "images_per_second_rounds": times} | {
+            "latency_rounds_ms": [1 / time for time in times]
+        }
+
+    monkeypatch.setattr(Costs, "of", cost)
+    frame = tables.speeds(done, ["ViT, fine-tuned", "Top-K"], "ViT, fine-tuned")
+    assert frame.loc["ViT, fine-tuned", ["latency_ratio", "speed_up"]].tolist() == [1, 1]
+    assert frame.loc["Top-K", "images_per_second"] == 120
+    assert frame.loc["Top-K", "speed_up"] == pytest.approx(1.5)  # of 1.5, 1.6, 1.5
+    assert frame.loc["Top-K", "speed_up_spread"] == pytest.approx(0.05 / 1.5)
+    assert frame.loc["Top-K", "latency_ratio"] == pytest.approx(1 / 1.5)
 
 
 def test_coverage_is_of_the_whole_grid(done: Lab) -> None:

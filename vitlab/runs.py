@@ -159,13 +159,17 @@ class Run:
     @property
     def training_seconds(self) -> float:
         """Seconds of training, with those of the run that this one started from."""
+        return self.spent("seconds")
+
+    def spent(self, what: str) -> float:
+        """What the summary has of "seconds" or "epochs", with that of the run that this one started from."""
         init_from = self.record["config"].get("init_from")
         if not init_from:
-            return self.summary["seconds"]
+            return self.summary[what]
         start = Run(self.path.with_name(init_from))
         if not start.complete:
             raise LabError(f"{self.path} started from {start.path.name}, which is not beside it: put it there as well")
-        return self.summary["seconds"] + start.training_seconds
+        return self.summary[what] + start.spent(what)
 
     @cached_property
     def record(self) -> dict[str, Any]:

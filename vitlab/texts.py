@@ -25,7 +25,10 @@ def shown(name: str | Path) -> str:
 
 
 def signed(value: float, form: str = "+z.1f") -> str:
-    """A number that may be negative, as type sets it: with a minus sign, not a hyphen."""
+    """A number that may be negative, as type sets it: with a minus sign, not a hyphen, and none before a zero.
+
+    form: a format with z, as "z.2f".
+    """
     return format(value, form).replace("-", "−")
 
 

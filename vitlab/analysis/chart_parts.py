@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
-from vitlab.texts import NAME_WIDTH, shortened, width
+from vitlab.texts import NAME_WIDTH, shortened, signed, width
 
 MOST_LABELS = 20  # of classes along an axis; of more every second, or third, is named
 ONE_SEED = ", one seed"  # ends the name of a series that stands among a chart's numbers and not in its legend
@@ -18,6 +20,18 @@ def own_names(module: dict[str, object]) -> list[str]:
     """The functions that a module defines itself: what a reader who types `plots.` is offered."""
     own = (name for name, value in module.items() if getattr(value, "__module__", None) == module["__name__"])
     return sorted(name for name in own if not name.startswith("_"))
+
+
+class Percent(PercentFormatter):
+    """Shares as percentages, each as it is: half a percent is not rounded away."""
+
+    def format_pct(self, x: float, display_range: float) -> str:
+        return signed(self.convert_to_pct(x), "z.6g") + self.symbol
+
+
+def in_percent(*axes: Axis) -> None:
+    for axis in axes:
+        axis.set_major_formatter(Percent(1))
 
 
 def legend_above(axis: plt.Axes, columns: int) -> None:

@@ -1,21 +1,28 @@
 """The answers of page one: a sentence a question, each by a rule from what was measured.
 
-results: `tables.by_model`; pairs: `tables.pairs`. A difference counts where `metrics.shown` says so; a gain where its
-interval leaves zero out.
+results: `tables.by_model`; pairs: `tables.pairs`; speed: `Lab.speed`. A difference counts where `metrics.shown` says
+so; a gain where its interval leaves zero out; a model is faster where it is so by more than the spread over the rounds.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from vitlab.analysis.metrics import best_gain, shown
 from vitlab.analysis.sentences import named
-from vitlab.analysis.theme import FAMILIES, own_words
+from vitlab.analysis.theme import own_words
 from vitlab.texts import signed
 
 MOST_ROWS = 7  # of page one's table
-FASTER = 1.08  # times as fast: of a smaller lead more rounds may leave nothing
+FAMILIES = (("dynamicvit",), ("tome", "evit", "top-k", "random"), ("linformer", "inline", "linear"), ("resnet",))
+NAMES = {  # what page one's names say
+    ", as ": "*as* names the lighter model whose cost a smaller ViT was given",
+    "fine-tuned": "*fine-tuned* is the ViT trained on with all its tokens, as long as those with fewer",
+}
+FASTER = 1.08  # times as fast: a smaller lead is not worth another model
+Speed = Callable[..., tuple[float, float]]
 NONE_AS_GOOD = (
     "no model within one standard error, and not shown to be worse, is known to be faster by more than "
     f"{FASTER - 1:.0%}"
@@ -36,24 +43,25 @@ def ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
     return pair["b"] if pair["difference"] > 0 else pair["a"]
 
 
-def recommended(results: pd.DataFrame, pairs: pd.DataFrame) -> pd.Series:
+def recommended(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> pd.Series:
     """The row of the model to take: the fastest in batches of those that are as good as the most accurate one.
 
     As good: within one standard error of its accuracy (Breiman et al. 1984, the rule of one standard error), and not
-    shown to differ from it. The most accurate one where none of them is `FASTER`, or where its speed is unknown, as of
-    a module of the reader's own.
+    shown to differ from it. The most accurate one where none of them is `FASTER` beyond the spread, or where its speed
+    is unknown, as of a module of the reader's own.
     """
     best = results.loc[results["accuracy"].idxmax()]
     error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
     near = results[results["accuracy"] >= best["accuracy"] - error]
     good = near[[not ahead(pairs, best["model"], name) for name in near["model"]]]
-    speed = good["images_per_second"].fillna(0)
-    return good.loc[speed.idxmax()] if speed.max() > FASTER * speed[best.name] > 0 else best
+    times = {i: speed(name, best["model"]) for i, name in good["model"].items()}
+    faster = {i: ratio for i, (ratio, spread) in times.items() if ratio > max(FASTER, 1 + spread)}
+    return good.loc[max(faster, key=faster.get)] if faster else best
 
 
-def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+def best_model(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     """Which model is most accurate, and which to take."""
-    best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs)
+    best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs, speed)
     text = (
         f"**Which model?** {_names([best['model']])} is the most accurate: {best['accuracy']:.1%} of "
         f"{best['test_images']:,} test images (95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
@@ -61,29 +69,31 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     others = results.loc[results["model"] != best["model"], "model"]
     behind = sum(ahead(pairs, best["model"], name) == best["model"] for name in others)
     if behind == len(others):
-        return f"{text}, ahead of each of the other {behind} beyond chance."
+        return f"{text}, ahead of each of the other {behind} by the paired tests of chapter 6."
     text += f"; {behind or 'none'} of the other {len(others)} can be told from it on these images. "
     if take["model"] == best["model"]:
         return f"{text}Take it: {NONE_AS_GOOD}."
-    times = take["images_per_second"] / best["images_per_second"]
+    times, _ = speed(take["model"], best["model"])
     near = f"Take {_names([take['model']])}: within one standard error ({take['accuracy']:.1%})"
     return f"{text}{near} it classifies {times:.1f} times as many images a second."
 
 
-def imbalance(ratio: float, price: pd.Series | None, gains: pd.DataFrame, alike: int = 0) -> str:
+def imbalance(
+    ratio: float, images: tuple[int, int], price: pd.Series | None, gains: pd.DataFrame, alike: int = 0
+) -> str:
     """What imbalance costs, and which remedy to take.
 
-    ratio: images of the commonest class over the rarest's; gains: `metrics.seed_differences` of macro F1 between every
-    remedy and none, the names as they are read; price: such a row between all the images and the uneven ones, None
-    where there are no more; alike: remedies that cannot be told from the best.
+    ratio: images of the commonest class over the rarest's; images: in all, of the uneven data and of all; price:
+    `metrics.seed_differences` of macro F1 between all the images and the uneven ones, None where there are no more;
+    gains: between every remedy and none, the names as they are read; alike: remedies that cannot be told from the best.
     """
     text = f"**What does imbalance cost?** With {ratio:.3g} images of the commonest class to one of the rarest"
     if price is None:
         text += ", as the data come, the cost cannot be measured"
     elif price["low"] > 0:
-        text += f" macro F1 falls by {_points(price)}"
+        text += f", {images[0]:,} of {images[1]:,}, macro F1 falls by {_points(price)}"
     else:
-        text += " no loss of macro F1 can be shown"
+        text += f", {images[0]:,} of {images[1]:,}, no loss of macro F1 can be shown"
     best = best_gain(gains)
     if best["low"] <= 0:
         return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
@@ -120,18 +130,16 @@ def tokens(
     return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and {loses}."
 
 
-def linear(
-    pairs: pd.DataFrame, speed: dict[str, tuple[float, float]], crossovers: dict[str, float], longest: int, width: int
-) -> str:
+def linear(against: dict[str, dict], speed: Speed, crossovers: dict[str, float], longest: int, width: int) -> str:
     """When linear attention pays: by accuracy at the size of the lab, and by the clock from how many tokens on.
 
-    speed: model -> its throughput over the ViT's and the spread of that over the rounds, as of `Costs.ratio`, which a
-    gain has to exceed; crossovers: kind of attention -> tokens from which a layer of this width is faster than softmax,
-    inf if it is not up to `longest`.
+    against: linear attention -> `metrics.compare` with the ViT; crossovers: kind of attention -> tokens from which a
+    layer of this width is faster than softmax, inf if it is not up to `longest`.
     """
     text = f"**When does linear attention pay?** As a layer of width {width} alone,"
-    faster = [name for name, (ratio, spread) in speed.items() if ratio - 1 > spread]
-    worse = [name for name in speed if ahead(pairs, "ViT", name) == "ViT"]
+    times = {name: speed(name, "ViT") for name in against}
+    faster = [name for name, (ratio, spread) in times.items() if ratio - 1 > spread]
+    worse = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     here = (
         f"in batches {_names(faster)} {_s('beat', faster)} softmax"
         if faster
@@ -144,38 +152,32 @@ def linear(
     return f"{text} {clock}; as models of the lab's own size, {here}, {loses}."
 
 
-def worth(results: pd.DataFrame, beside: dict[str, list[str]]) -> str:
+def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> str:
     """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock.
 
     beside: the model that lighter ones are compared with -> their names.
     """
-    rows = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")
+    macs = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")["macs"]
     text, lighter = "**What is a multiply-add worth?**", []
     for reference, names in beside.items():
-        base = rows.loc[reference]
-        for name in (name for name in names if name in rows.index and rows.loc[name, "macs"] < 0.995 * base["macs"]):
-            row = rows.loc[name]
-            time = base["images_per_second"] / row["images_per_second"]
-            lighter.append((name, reference, row["macs"] / base["macs"], time, row["latency_ms"] / base["latency_ms"]))
-    frame = pd.DataFrame(lighter, columns=["model", "reference", "work", "batch", "one"])
+        for name in (name for name in names if name in macs.index and macs[name] < 0.995 * macs[reference]):
+            (gain, gain_spread), (wait, wait_spread) = speed(name, reference), speed(name, reference, "latency")
+            faster = gain - 1 > gain_spread, 1 - wait > wait_spread
+            lighter.append((name, reference, macs[name] / macs[reference], 1 / gain, wait, *faster))
+    frame = pd.DataFrame(lighter, columns=["model", "reference", "work", "batch", "one", "quick", "prompt"])
     if frame.empty:
-        return f"{text} No model here needs fewer than the one beside it."
+        return f"{text} No model here needs fewer than the one that it is compared with."
+    shares = [frame[name].median() for name in ("work", "batch", "one")]
     light = frame.loc[frame["work"].idxmin()]
     example = (
-        f"*{light['model']}*, with {light['work']:.0%} of the work of *{light['reference']}*, takes "
+        f"for example *{light['model']}*, with {light['work']:.0%} of the work of *{light['reference']}*, takes "
         f"{light['batch']:.0%} of its time in batches and {light['one']:.0%} for one image"
     )
-    less = "less than its share of the time" if light["batch"] > 1.1 * light["work"] else "its share of the time"
-    if light["batch"] >= 1:
-        less = "nothing by itself"
-    counts = (
-        f"{count or 'none'} {'is' if count < 2 else 'are'}"
-        for count in ((frame[c] < 1 / FASTER).sum() for c in ("batch", "one"))
-    )
-    batches, single = counts
+    quick, prompt = (int(frame[name].sum()) or "none" for name in ("quick", "prompt"))
     return (
-        f"{text} {less[0].upper() + less[1:]}: {example}. Of {len(frame)} models lighter than the one beside them "
-        f"{batches} faster by more than {FASTER - 1:.0%} in batches and {single} at one image alone."
+        f"{text} The {len(frame)} models that need less work than the ViT they are compared with need, in the median, "
+        f"{shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image; {example}. "
+        f"Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
     )
 
 
@@ -194,7 +196,18 @@ def shortlist(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def _family(name: str) -> int:
-    return next((i for i, (word, *_) in enumerate(FAMILIES) if word in own_words(name)), len(FAMILIES))
+    own = own_words(name)
+    return next((i for i, words in enumerate(FAMILIES) if any(word in own for word in words)), len(FAMILIES))
+
+
+def shortlist_caption(results: pd.DataFrame, batch: int) -> str:
+    """batch: images that throughput was measured with."""
+    rows = shortlist(results)["model"]
+    names = "".join(f"; {told}" for word, told in NAMES.items() if any(word in name for name in rows))
+    return (
+        f"**The models in short**, {len(rows)} of {len(results)}, most accurate first{names}. Images a second in "
+        f"batches of {batch}. Chapter 6 has all, and how they were measured."
+    )
 
 
 def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:

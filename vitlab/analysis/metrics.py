@@ -1,12 +1,14 @@
 """Scores from predictions, their uncertainty, and paired tests between two models on the same images."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 from scipy.special import gammaln, ndtri, softmax, stdtrit
 
+Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.05  # a difference is claimed where it would be this rare by chance
 CONFIDENCE = 1 - LEVEL
 RESAMPLES = 1000  # of a bootstrap: the ends of a 95% interval then rest on 25 draws each
@@ -176,7 +178,8 @@ def mcnemar(logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray) -> d
 def sign_test(votes: np.ndarray) -> float:
     """Two-sided p-value of the sum of integer votes (N,), each of which could as well have the other sign.
 
-    Exact: the distribution of the sum is the convolution of a binomial's for each size of a vote.
+    Exact: the distribution of the sum is the convolution of a binomial's for each size of a vote. Where there are
+    several sizes, as of several seeds, no p is below 1e-13, where the transforms' rounding begins.
     """
     sums = np.ones(1)  # of votes of every size so far, its middle is a sum of 0
     for size in range(1, int(np.abs(votes).max(initial=0)) + 1):
@@ -186,11 +189,14 @@ def sign_test(votes: np.ndarray) -> float:
         spread[:: 2 * size] = np.exp(gammaln(n + 1) - gammaln(up + 1) - gammaln(n - up + 1) - n * math.log(2))
         sums = _convolved(sums, spread)
     middle, total = len(sums) // 2, abs(int(votes.sum()))
-    return float(min(1.0, 2 * np.maximum(sums[middle + total :], 0).sum())) if total else 1.0
+    least = 1e-13 if len(np.unique(np.abs(votes[votes != 0]))) > 1 else 0.0
+    return float(np.clip(2 * sums[middle + total :].sum(), least, 1)) if total else 1.0
 
 
 def _convolved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Convolution (A + B - 1,) of (A,) and (B,) by Fourier transforms: tens of thousands of values each."""
+    if len(a) == 1:  # no rounding where there is nothing to transform
+        return a * b
     size = len(a) + len(b) - 1
     return np.fft.irfft(np.fft.rfft(a, size) * np.fft.rfft(b, size), size)
 
@@ -230,6 +236,12 @@ def holm(p: np.ndarray) -> np.ndarray:
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
     return corrected
+
+
+def corrected(comparisons: dict[Key, dict]) -> dict[Key, dict]:
+    """`compare` of several pairs by what they are called, p corrected for making all of these tests (`holm`)."""
+    p = holm(np.array([comparison["p"] for comparison in comparisons.values()]))
+    return {key: found | {"p": float(q)} for (key, found), q in zip(comparisons.items(), p, strict=True)}
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from vitlab.analysis.chart_parts import (
@@ -18,6 +18,7 @@ from vitlab.analysis.chart_parts import (
     class_axis,
     drawable,
     heatmap,
+    in_percent,
     legend_above,
     legend_outside,
     own_names,
@@ -90,7 +91,7 @@ def training_curves(
     accuracy.set_ylabel("validation accuracy")
     clock.set_xlabel("minutes of training")
     clock.sharey(accuracy)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    in_percent(accuracy.yaxis)
     legend_outside(figure, loss, 3, "lower")
     return figure
 
@@ -118,8 +119,7 @@ def reliability(frames: dict[str, pd.DataFrame], errors: dict[str, float]) -> Fi
         sizes.plot(rows["confidence"], rows["images"] / rows["images"].sum(), label=name, **style)
     axis.set(xlabel="confidence", ylabel="test accuracy")
     sizes.set(xlabel="confidence", ylabel="share of the test images", xlim=axis.get_xlim())
-    for formatted in (axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis):
-        formatted.set_major_formatter(PercentFormatter(1, decimals=0))
+    in_percent(axis.xaxis, axis.yaxis, sizes.xaxis, sizes.yaxis)
     legend_outside(figure, axis, 3)
     return figure
 
@@ -143,7 +143,7 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
         axis.axhline(unreduced[title], color=INK, linestyle="--", linewidth=1)
         axis.set_title(title)
         axis.set(xlabel="tokens a block, mean")
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        in_percent(axis.yaxis)
     axes[0].set_ylabel("accuracy")
     for place, name in enumerate(speed_up.index):
         axes[-1].barh(place, speed_up[name], color=style[name]["color"], label=name)
@@ -171,7 +171,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
         axis.plot(base, places, "o", color=INK, fillstyle="none", markersize=4, label=first.replace("_", " "))
         axis.plot(values, places, "D", color=PALETTE[0], markersize=4, label="as titled")
         axis.set_title(name.replace("_", " "))
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        in_percent(axis.xaxis)
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
     every = -(-len(classes) // MOST_LABELS)
@@ -262,7 +262,7 @@ def hero(frame: pd.DataFrame) -> Figure:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.1)
     axes[0].set_ylabel("test accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    in_percent(axes[0].yaxis)
     legend_outside(figure, axes[0], 3, "lower")
     return figure
 
@@ -303,7 +303,7 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
         else:
             axis.set_xlim(0, 1.1 * places.max())
     axes[0].set_ylabel("test accuracy")
-    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    in_percent(axes[0].yaxis)
     legend_outside(figure, axes[0], 3, "lower")
     return figure
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.chart_parts import MOST_LABELS
-from vitlab.analysis.findings import NONE_AS_GOOD, ahead, recommended
+from vitlab.analysis.findings import NONE_AS_GOOD, Speed, ahead, recommended
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
 from vitlab.texts import markdown
@@ -70,40 +70,38 @@ def frontier(results: pd.DataFrame) -> str:
     )
 
 
-def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     """One sentence, by rule: take the lighter model, or rather a smaller ViT that costs as little?
 
     light: the model; smaller: names of the ViTs of its cost, of which the most accurate is compared. The lighter model
     is worth its machinery only where it is ahead; where no difference can be shown the plain ViT is the better choice,
-    having nothing to explain, unless it is slower.
+    having nothing to explain, unless it is slower by more than the spread over the rounds.
     """
     rows = results.set_index("model")
     other = rows.loc[smaller, "accuracy"].idxmax()
     better = ahead(pairs, light, other)
-    speed = rows.loc[other, "images_per_second"] / rows.loc[light, "images_per_second"]
+    times, spread = speed(other, light)
+    scores = (f"*{name}* {rows.loc[name, 'accuracy']:.1%}" for name in (other, light))
+    work = (f"{rows.loc[name, 'macs'] / 1e6:,.2f}" for name in (other, light))
     cost = (
-        f"{rows.loc[light, 'accuracy']:.1%} against {rows.loc[other, 'accuracy']:.1%} at "
-        f"{rows.loc[light, 'macs'] / 1e6:,.2f} and {rows.loc[other, 'macs'] / 1e6:,.2f} million multiply-adds; the "
-        f"latter's throughput is {speed:.2f} times the former's"
+        f"{', '.join(scores)}, at {' and '.join(work)} million multiply-adds; in batches *{other}* classifies "
+        f"{times:.2f} times as many images a second"
     )
     if better == light:
-        return f"**{light}** is the better choice than a ViT built as small, *{other}*: {cost}."
+        return f"**{light}** is a better choice than a ViT built as small, *{other}*: {cost}."
     if better == other:
-        return f"A ViT built as small, **{other}**, is the better choice than *{light}*: {cost}."
-    neither = f"a ViT built as small, *{other}*, no difference in accuracy is shown"
-    if speed >= 1:
-        return f"Between *{light}* and {neither}, and it is no slower: **{other}** is the better choice ({cost})."
-    return (
-        f"Between *{light}* and {neither}, and it is slower: **{light}** is the better choice where "
-        f"throughput counts ({cost})."
-    )
+        return f"A ViT built as small, **{other}**, is a better choice than *{light}*: {cost}."
+    neither = f"Between *{light}* and a ViT built as small, *{other}*, no difference in accuracy is shown"
+    if 1 - times > spread:
+        return f"{neither}, and *{other}* is slower: **{light}** is the better choice where throughput counts ({cost})."
+    return f"{neither}, and *{other}* is not shown to be slower: it is the better choice ({cost})."
 
 
 def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """One sentence, by rule: when is the convolutional network `cnn` the better choice?
 
-    Where no model that needs no more multiply-adds is shown to be ahead of it; models that are, for more work, are
-    named with what they cost. Models of unknown cost are left out.
+    Where no model that needs fewer multiply-adds is as good as far as the tests show; models that are ahead of it, for
+    more work, are named with what they cost. Models of unknown cost are left out.
     """
     rows = results.dropna(subset=["macs"]).set_index("model")
     own = rows.loc[cnn]
@@ -118,6 +116,12 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     if lighter:
         return f"{what} is not the better choice: ahead of it, for no more work, is {named(lighter)}."
     beats = f"It is ahead of {named(behind)}." if behind else "It is shown to be ahead of none."
+    if ties := [name for name, w in winner.items() if not w and rows.loc[name, "macs"] < own["macs"]]:
+        light = min(ties, key=rows["macs"].get)
+        return (
+            f"{what} is not the better choice where work counts: from it *{markdown(light)}* cannot be told, which "
+            f"needs {rows.loc[light, 'macs'] / own['macs']:.0%} of its multiply-adds. {beats}"
+        )
     if better:
         more = min(rows.loc[name, "macs"] for name in better) / own["macs"]
         return (
@@ -137,10 +141,12 @@ def scores(lab: "Lab", images: int) -> str:
 
 
 def costs(lab: "Lab") -> str:
-    where = lab.costs.where(lab.plan.config("ViT"))
+    vit = lab.plan.config("ViT")
+    where, batch = lab.costs.where(vit), lab.costs.of(vit, only_read=True)["batch"]
     return (
         f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
-        "throughput in batches, medians. Training time of chapter 3 includes that of the ViT it started from."
+        f"images a second in batches of {batch}, medians; ratios in the text are taken within each round. Training was "
+        "timed once, beside whatever else the machine did; that of chapter 3 includes the ViT it started from."
     )
 
 
@@ -180,23 +186,27 @@ def by_class(differences: pd.DataFrame) -> str:
     return f"{text}; the ViT's recall stands below the class. {stars}"
 
 
-def study(lab: "Lab", shape: str) -> str:
+def study(lab: "Lab", shape: str, few: int) -> str:
+    """Caption of the study in short; few: classes that count as the rarest."""
     how = (
         "mean ± standard deviation over seeds" if lab.params.study_seeds > 1 else "with 95% intervals of the bootstrap"
     )
     where = f"Chapter 1's study in short (training data: {shape}), on the test images"
-    return f"{where}: {how}; the gain with its 95% interval."
+    return (
+        f"{where}: {how}; the gain with its 95% interval, which holds for all remedies at once. Recall, rarest: that "
+        f"of the {few} classes with the fewest images."
+    )
 
 
 # ---------------------------------------------------------------- the conclusion
 
 
-def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+def answer(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     """Which model to take (`findings.recommended`), and why.
 
     results: `tables.by_model`; pairs: `tables.pairs`.
     """
-    best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs)
+    best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs, speed)
     others = [name for name in results["model"] if name != best["model"]]
     real = f"{shown(pairs).sum() or 'none'} of the {len(pairs)} differences between two models can be shown"
     if all(ahead(pairs, best["model"], name) == best["model"] for name in others):
@@ -204,7 +214,7 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     elif take["model"] == best["model"]:
         why = f"no model is more accurate, and {NONE_AS_GOOD}"
     else:
-        times = take["images_per_second"] / best["images_per_second"]
+        times, _ = speed(take["model"], best["model"])
         why = (
             f"within one standard error of the most accurate, *{markdown(best['model'])}* ({best['accuracy']:.1%}), it "
             f"classifies {times:.1f} times as many images a second"

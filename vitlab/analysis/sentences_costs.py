@@ -21,7 +21,7 @@ OWN_MODELS = (
 EXPONENTS = (
     "Fitted exponents from 512 tokens on (MACs with the projections, which grow linearly: softmax stays below 2), and "
     "the number of tokens from which each linear attention is faster than softmax by the clock (interpolated): "
-    "medians over rounds that take turns, with quartiles."
+    "medians over rounds that take turns, with quartiles. A row says width/heads, and of Linformer k."
 )
 QUOTED = (
     "The course's four models as it configures them (MLP ratio 4, patch 4, 32×32×3, 10 classes): what it quotes "
@@ -138,8 +138,9 @@ def at_tokens(count: int, size: str, seconds: pd.Series) -> str:
     return f"At {count:,} tokens of {size}, against softmax attention: {told}."
 
 
-def memory(tokens: int, mib: pd.Series) -> str:
-    return f"Peak memory at {tokens:,} tokens: {', '.join(f'{kind} {value:,.0f} MiB' for kind, value in mib.items())}."
+def memory(tokens: int, size: str, mib: pd.Series) -> str:
+    told = ", ".join(f"{kind} {value:,.0f} MiB" for kind, value in mib.items())
+    return f"Peak memory at {tokens:,} tokens of {size}: {told}."
 
 
 def crossing(at: float, fewest: int) -> str:
@@ -154,8 +155,8 @@ def keep_ratios(frame: pd.DataFrame, tokens: int) -> str:
     speed, _ = timing.ratio(least["images_per_second_rounds"], whole["images_per_second_rounds"])
     follows = "the clock follows" if abs(1 / speed - macs) < FOLLOWS else "the clock does not follow"
     return (
-        f"Cost of DynamicViT-Tiny (32×32, {tokens} tokens) relative to keeping all tokens, predictors included, within "
-        "each round: medians, and bars from quartile to quartile. At "
+        f"Cost of DynamicViT-Tiny (32×32, {tokens} tokens) relative to keeping all tokens, predictors included where "
+        "tokens go (at ρ = 1 none runs), within each round: medians, and bars from quartile to quartile. At "
         f"ρ = {least['keep_ratio']:g} it has {macs:.0%} of the multiply-adds and needs {1 / speed:.0%} of the time in "
         f"batches: {follows}."
     )
@@ -168,8 +169,9 @@ def answer(plain: pd.Series, dynamic: pd.Series, kernel: pd.Series, ratio: float
     """The chapter's first question in one sentence: what the models cost; each a row of costs of ViT-Tiny."""
 
     def shares(row: pd.Series) -> str:
-        time = plain["images_per_second"] / row["images_per_second"]
-        return f"{row['macs'] / plain['macs']:.0%} of the multiply-adds and {time:.0%} of the time in batches"
+        return (
+            f"{row['macs'] / plain['macs']:.0%} of the multiply-adds and {_time(row, plain):.0%} of the time in batches"
+        )
 
     return (
         f"**For 32×32 images, against ViT-Tiny, DynamicViT at keep ratio {ratio:g} needs {shares(dynamic)}; linear "
@@ -178,15 +180,26 @@ def answer(plain: pd.Series, dynamic: pd.Series, kernel: pd.Series, ratio: float
 
 
 def formulas_agree(worst: float, plain: pd.Series, others: dict[str, pd.Series]) -> str:
-    """Whether formulas agree with what is counted, and the clock with the formulas; worst: the largest difference."""
+    """Whether formulas agree with what is counted, and the clock with the formulas; worst: the largest difference.
+
+    plain, others: rows of costs of ViT-Tiny and its variants.
+    """
     agree = "agree" if worst < 0.01 else "do not agree"
     apart = []
     for name, row in others.items():
-        work, time = row["macs"] / plain["macs"], plain["images_per_second"] / row["images_per_second"]
+        work, time = row["macs"] / plain["macs"], _time(row, plain)
         if abs(time - work) >= FOLLOWS:
             apart.append(f"*{name}* ({work:.0%} of the work, {time:.0%} of the time)")
-    clock = f"the clock follows the work but for {'; '.join(apart)}" if apart else "the clock follows the work"
-    return f"Formulas and torch's count of what really ran {agree} (to {worst:.2%} at worst); {clock}."
+    clock = f"follows the work but for {'; '.join(apart)}" if apart else "follows the work"
+    return (
+        f"Formulas and torch's count of what really ran {agree} (to {worst:.2%} at worst). In batches, at the size of "
+        f"ViT-Tiny, the clock {clock}, to {100 * FOLLOWS:.0f} points."
+    )
+
+
+def _time(row: pd.Series, plain: pd.Series) -> float:
+    """The share of the ViT's time in batches, the median within rounds."""
+    return timing.ratio(plain["images_per_second_rounds"], row["images_per_second_rounds"])[0]
 
 
 def where_it_pays(crossed: dict[str, float], fewest: int, width: int, mib: pd.Series, longest: int) -> str:
@@ -206,6 +219,6 @@ def parameters(plain: pd.Series, rows: dict[str, pd.Series]) -> str:
     """Whether linear attention changes almost no parameters, as was expected; rows: name -> cost at the same size."""
     more = {name: row["parameters"] / plain["parameters"] - 1 for name, row in rows.items()}
     many = [name for name in LINEAR if more[name] >= ALMOST_NONE]
-    told = ", ".join(f"{name} {signed(share, '+.1%')}" for name, share in more.items())
-    adds = f"many parameters are added by {named(many)}" if many else "linear attention adds almost no parameters"
-    return f"{expected(not many)}, {adds}. Against those of ViT-Tiny: {told}."
+    told = ", ".join(f"{name} {signed(share, '+z.1%')}" for name, share in more.items())
+    adds = f"{named(many)} add{'s' * (len(many) == 1)} many" if many else "linear attention adds almost no"
+    return f"{expected(not many)}, {adds} parameters at the size of ViT-Tiny. Against its own: {told}."

@@ -23,6 +23,7 @@ SAMPLES = (
     "Ten training images of each class (of the first ten classes), as the models see them. Variety within a class is "
     "what has to be learnt; where classes look alike, models will confuse them."
 )
+SELDOM = "; with class weights a rare image counts much, but seldom comes"
 EFFECTS = (
     "What each remedy does to each class: its share of the images really drawn in the first epoch; the weight of its "
     f"loss (of the deferred ones from {SWITCH:.0%} of the steps on); the product, its share of the whole loss; and the "
@@ -65,7 +66,8 @@ def parts(lab: "Lab") -> str:
     classes, told = len(lab.data.classes), []
     for name, part in (("train", lab.data.train), ("validation", lab.data.val), ("test", lab.data.test)):
         counts = part.class_counts(classes)
-        told.append(f"**{name}** {len(part):,} images, {int(counts.min()):,} to {int(counts.max()):,} a class")
+        each = " to ".join(f"{n:,}" for n in dict.fromkeys((int(counts.min()), int(counts.max()))))
+        told.append(f"**{name}** {len(part):,} images, {each} a class")
     seed = lab.params.seed
     apart = "The validation images came with the data." if lab.source.val else "Training and validation share no image."
     return f"Before any imbalance is made (seed {seed}): {'; '.join(told)}. {apart}"
@@ -152,8 +154,8 @@ def scores_table(study: "Study") -> str:
     one = "In brackets the bootstrap's 95% intervals, none for the calibration error."
     return (
         f"Test scores ({len(study.lab.data.test):,} images), seeds: {len(study.seeds)}. "
-        f"{several if len(study.seeds) > 1 else one} Last column: macro F1 against no remedy, with the interval over "
-        "seeds and test images."
+        f"{several if len(study.seeds) > 1 else one} Last column: macro F1 against no remedy, with its 95% interval, "
+        f"which holds for all remedies at once, over {_noise(len(study.seeds))}."
     )
 
 
@@ -317,16 +319,16 @@ def same_gradient(difference: pd.Series, noise: pd.Series) -> str:
         return f"{text} under {under} it is too long, against the gradient's mean, to be told from so few batches."
     return (
         f"{text} the gradient of one batch is {noise['class_weights']:,.1f} times as long in its chance part as in its "
-        f"mean under class weights, {noise['sampler']:,.1f} times under the sampler; a rare image then counts much, "
-        "but seldom comes."
+        f"mean under class weights, {noise['sampler']:,.1f} times under the sampler (at the weights that the run "
+        f"without a remedy ended with){'' if noise['sampler'] > noise['class_weights'] else SELDOM}."
     )
 
 
 def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str:
     """What the imbalance cost in macro F1.
 
-    gap: `metrics.seed_differences` of `balanced` to `none`; gains: of the remedies; missing: training images that the
-    imbalanced data lack.
+    gap: `metrics.seed_differences` of `balanced` to `none`; gains: of the remedies; missing: training images that
+    `balanced` saw and the imbalanced data lack.
     """
     figures = f"({points(gap)})"
     if gap["low"] <= 0 <= gap["high"]:
@@ -340,7 +342,8 @@ def price_of_imbalance(gap: pd.Series, gains: pd.DataFrame, missing: int) -> str
         won, more = f"{100 * best['gain']:.1f}", best["gain"] > gap["gain"]
         text += f"; the best remedy, {words(best.name)}, "
         text += f"gains {won} points, more than that" if more else f"wins {won} of these points back"
-    return f"{text}. The gap is the price of uneven data and of {missing:,} missing images together."
+    fewer = f" and of {missing:,} missing images together" if missing else ", as neither has seen an image twice"
+    return f"{text}. The gap is the price of uneven data{fewer}."
 
 
 def elsewhere(gains: dict[str, pd.DataFrame]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
-from vitlab.analysis.sentences import expected, named, p_text, seeds, verdict
+from vitlab.analysis.sentences import named, p_text, seeds, verdict
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -17,17 +17,18 @@ LINEAR = ("Linear ViT", "Linformer ViT", "InLine ViT")  # the local terms apart,
 LEAST = "InLine ViT"  # expected to lose least
 TWO_ORDERS = (
     "One product of three matrices in two orders, for one head of this chapter's models, drawn to scale but for sides "
-    "too short for a letter. Softmax works on all the weights at once, so that they have to be there; without it keys "
+    "too short for a letter. Softmax works on the weights, so that each of them has to be computed; without it keys "
     "and values can be summed up before any query asks."
 )
 STEPS = (
     "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
-    "(McNemar) and the spread over seeds say so."
+    "(McNemar, Holm over the steps) and the spread over seeds say so."
 )
+INJECTIVE = "injective normalisation"
 # from, to, what is exchanged
 CHANGES = (
     ("ViT", "Linear ViT", "kernel for softmax"),
-    ("Linear ViT", "InLine ViT without its local term", "injective normalisation"),
+    ("Linear ViT", "InLine ViT without its local term", INJECTIVE),
     ("InLine ViT without its local term", "InLine ViT", "local term, on InLine"),
     ("Linear ViT", "Linear ViT with the local term", "local term, on the kernel"),
     ("ViT", "ViT with the local term", "local term, on softmax: the control"),
@@ -64,11 +65,20 @@ def curves(lab: "Lab", budget: str) -> str:
     )
 
 
-def scores(lab: "Lab", tokens: int, k: int) -> str:
+def scores(lab: "Lab", tokens: int, k: int, batch: int) -> str:
     return (
         f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, a "
-        f"CPU with one thread, latency at batch 1, throughput in batches, medians). Linformer's k is {k}."
+        f"CPU with one thread, latency at batch 1, images a second in batches of {batch}, medians; ratios in the text "
+        f"are taken within each round). Linformer's k is {k}."
     )
+
+
+def steps(feature_map: str, inline_map: str) -> tuple[tuple[str, str, str], ...]:
+    """`CHANGES`, saying that a step changes the feature map φ as well, where it does."""
+    if feature_map == inline_map:
+        return CHANGES
+    both = f"{INJECTIVE}, with φ {inline_map} for {feature_map}"
+    return tuple((a, b, both if what == INJECTIVE else what) for a, b, what in CHANGES)
 
 
 def steps_table(found: dict[str, dict]) -> pd.DataFrame:
@@ -103,9 +113,9 @@ def looking(flat: dict[str, float]) -> str:
     told = ", ".join(f"{name} {value:.2f}" for name, value in flat.items())
     text = (
         "What trained attention gives to each patch in the last block, one colour scale for all, 1 for a mean share of "
-        "rows that sum to 1 (a local term is not in it). How far these are from uniform, T Σ w² (1: all alike): "
-        f"{told}. The nearest to uniform is that of {min(flat, key=flat.get)}, the farthest that of "
-        f"{max(flat, key=flat.get)}."
+        "rows that sum to 1 (a local term is not in it). How far rows are from uniform, T Σ w² (1: all alike), the "
+        f"mean over rows and heads of these images: {told}. The nearest to uniform is that of "
+        f"{min(flat, key=flat.get)}, the farthest that of {max(flat, key=flat.get)}."
     )
     return f"{text} Left out, as rows do not all sum to 1: {', '.join(apart)}." if apart else text
 
@@ -136,7 +146,7 @@ def break_even(head: float, tokens: int, k: int) -> str:
 
 def by_class(images: int, classes: int) -> str:
     return (
-        "Recall of each class: ring, softmax; diamond, the attention above the panel. A class has "
+        "Recall of each class: ring, the ViT; diamond, the model above the panel. A class has "
         f"{images // classes:,} test images on average, so one image moves a marker by about "
         f"{100 * classes / images:.1f} points."
     )
@@ -146,7 +156,7 @@ def noticed(differences: pd.DataFrame) -> str:
     """Which classes notice; differences: `tables.recall_differences`."""
     clear = differences[shown(differences)]
     tests = "the tests (McNemar within the class, Holm over all)"
-    text = f"Of these {len(differences)} differences to softmax {tests} can show "
+    text = f"Of these {len(differences)} differences to the ViT {tests} can show "
     if clear.empty:
         return f"{text}none."
     told = (f"{r.model}, {markdown(r['class'])}, {signed(100 * r.difference)} points" for _, r in clear.iterrows())
@@ -178,24 +188,28 @@ def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], toke
     return f"**{cost}; at our {tokens} tokens {pays}.**"
 
 
-def as_expected(against: dict[str, dict]) -> str:
-    """Whether linear attention loses, and InLine least, as was expected."""
+def as_expected(against: dict[str, dict], least: dict[str, dict]) -> str:
+    """Whether linear attention loses, and InLine least, as was expected.
+
+    against: `metrics.compare` with softmax; least: the others, compared with `LEAST`.
+    """
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
-    points = {name: 100 * found["difference"] for name, found in against.items()}
-    best = max(points, key=points.get)
-    measured = f"*{best}* loses least ({signed(points[best])} points)"
-    if not lost:
-        return (
-            "A loss was to be expected; these test images show none, and so cannot say which attention loses least "
-            f"(as measured, {measured})."
-        )
-    return f"As expected, a loss is shown for {named(lost)}. {expected(best == LEAST)}, {measured}, as measured."
+    points = "; ".join(f"*{name}* {signed(100 * found['difference'])}" for name, found in against.items())
+    text = f"As expected, a loss is shown for {named(lost)}" if lost else "A loss was to be expected; none is shown"
+    better = [name for name, found in least.items() if shown(found) and found["difference"] > 0]
+    if better:
+        best = f"Against the expectation, {named(better)} {'is' if len(better) == 1 else 'are'} ahead of *{LEAST}*"
+    elif all(shown(found) for found in least.values()):
+        best = f"As expected, *{LEAST}* is ahead of the other linear attentions"
+    else:
+        best = f"That *{LEAST}* does best is neither confirmed nor refuted"
+    return f"{text} (in points: {points}). {best}."
 
 
 def each(against: dict[str, dict], works: dict[str, float], speed: dict[str, tuple[float, float]], tokens: int) -> str:
     """A line an attention: how sure its difference is, and what it costs of softmax's work and throughput."""
     return "\n".join(
-        f"* **{name}:** {verdict('the softmax ViT', 'it', found)}, with {works[name]:.1%} of its multiply-adds and "
-        f"{speed[name][0]:.2f} times its throughput at {tokens} tokens."
+        f"* **{name}:** {verdict('the softmax ViT', 'it', found)}. It needs {works[name]:.1%} of the ViT's "
+        f"multiply-adds and has {speed[name][0]:.2f} times its throughput at {tokens} tokens."
         for name, found in against.items()
     )

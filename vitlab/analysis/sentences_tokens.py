@@ -58,22 +58,23 @@ def curves(lab: "Lab", budget: str, rate: float) -> str:
     how = " Validation is done with tokens really gone." if len(lab.data.val) else ""
     return (
         f"Trained on for {budget} from the same weights ({lab.plan.seed_words}).{how} DynamicViT's ViT learns at "
-        f"{rate:.0%} of its predictors' rate."
+        f"{rate:.0%} of its predictors' rate, the others at the rate of all their weights."
     )
 
 
 def speeds(lab: "Lab", batch: int) -> str:
     return (
-        f"Trained on for as long, ρ = {lab.params.keep_ratio:g}: accuracy on {len(lab.data.test):,} test images "
-        f"({lab.plan.seed_words}) against work and time (float32, a CPU with one thread, medians of rounds that take "
-        f"turns, batches of {batch}, and batch 1)."
+        f"Trained on for as long, ρ = {lab.params.keep_ratio:g}, and the ViTs built as small, trained from the start "
+        f"on as many images: accuracy on {len(lab.data.test):,} test images ({lab.plan.seed_words}) against work and "
+        f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of rounds that take turns; × "
+        "is a ratio to the first row within each round)."
     )
 
 
 def is_it_faster(speed: pd.DataFrame) -> str:
     """Which ways to fewer tokens are faster than the ViT with all of them, in batches and alone.
 
-    speed: `tokens.speeds` of the ways; what a ratio differs from 1 by counts where it exceeds its spread over rounds.
+    speed: `tables.speeds` of the ways; what a ratio differs from 1 by counts where it exceeds its spread over rounds.
     """
     quick = speed["speed_up"] - 1 > speed["speed_up_spread"]
     prompt = 1 - speed["latency_ratio"] > speed["latency_ratio_spread"]
@@ -82,7 +83,8 @@ def is_it_faster(speed: pd.DataFrame) -> str:
         return "all of them" if faster.all() else named(speed.index[faster]) or "none of them"
 
     return (
-        "Faster than the ViT with all tokens, by more than the spread over the rounds, are, in batches, "
+        f"Of the {len(speed)} ways to fewer tokens faster than the ViT with all, by more than the spread over the "
+        "rounds, are, in batches, "
         f"{told(quick)}; at one image alone, {told(prompt)}."
     )
 
@@ -99,16 +101,17 @@ def places(images: int, middle: dict[str, float]) -> str:
     told = ", ".join(f"{name} {times:.2f}" for name, times in middle.items())
     return (
         f"How often each place is kept, over {images:,} test images, evenly from all classes: the part of a token that "
-        "a patch has after the last stage (1 alone, 1/n as one of n, 0 dropped). In the middle of the image they keep "
-        f"{told} times their mean."
+        "a patch has after the last stage (1 alone, 1/n as one of n, 0 dropped). How often the middle of the image is "
+        f"kept, over the mean place: {told}."
     )
 
 
 def broken(name: str, reference: str, lost: int, won: int, images: int) -> str:
     """lost, won: test images that only the ViT with all tokens, and only the one with fewer, answers rightly."""
     return (
-        f"Images that fewer tokens broke: *{reference}* is right, *{name}* is wrong; below each what it still saw "
-        f"after the last stage. Of {images:,} test images {lost:,} were broken in this way, and {won:,} mended."
+        f"Images that *{name}* loses: *{reference}* is right, *{name}* is wrong; below each what it still saw after "
+        f"the last stage. Of {images:,} test images {lost:,} are such, and {won:,} the other way round; fewer tokens "
+        "are one difference between the two, their training another."
     )
 
 
@@ -122,7 +125,8 @@ def over_tokens(images: str, ratio: float) -> str:
 def savings(loss: float, images: str) -> str:
     return (
         f"The largest saving at half a point: the share of the blocks' multiply-adds that goes before {100 * loss:g} "
-        f"points of accuracy are lost against the same ViT with all tokens, interpolated ({images})."
+        "points of accuracy are lost against the ViT with all tokens, of those that were trained on *ViT, fine-tuned*; "
+        f"interpolated between the points of the figure above ({images}). None: lost with all tokens already."
     )
 
 
@@ -156,14 +160,19 @@ def order_of_loss(trained: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return f"{' '.join(told)} As measured, in points: {points} (tests corrected for all {len(pairs)} pairs, Holm)."
 
 
-def learned(lab: "Lab", found: pd.DataFrame) -> str:
-    """What DynamicViT reaches, and whether its predictors know more than chance gives; found: `tables.reductions`."""
+def learned(found: pd.DataFrame, images: str, chance: dict) -> str:
+    """What DynamicViT reaches, and whether its predictors know more than chance gives.
+
+    found: `tables.reductions`; chance: `metrics.compare`, on `images`, of its trained weights with random tokens and
+    with those that it chooses.
+    """
     row = found.set_index("model").loc[LEARNED]
     long = verdict("the ViT trained on for as long", "it", row.to_dict())  # corrected for all ways
-    chance = verdict("random tokens, trained on for as long,", LEARNED, lab.compare(BY_CHANCE, LEARNED))
+    drawn = verdict("random tokens", "its own choice", chance)
     return (
         f"DynamicViT answers **{row['accuracy']:.1%}** of the test images correctly with {row['saved']:.0%} fewer "
-        f"multiply-adds: {long}. Did its predictors learn more than chance gives? As measured, {chance}."
+        f"multiply-adds: {long}. Did its predictors learn more than chance gives? With the same trained weights, on "
+        f"{images}, {drawn}."
     )
 
 
@@ -184,19 +193,23 @@ def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned
     return f"Down to {at[first - 1]} {rule.format('no loss')}; at {at[first]} they show one."
 
 
+def best_way(rows: pd.DataFrame) -> pd.Series | None:
+    """The row of `tables.reductions` to take: the highest accuracy of those with no shown loss."""
+    fine = rows[~(shown(rows) & (rows["difference"] < 0))]
+    return None if fine.empty else fine.loc[fine["accuracy"].idxmax()]
+
+
 def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
-    """Which way to fewer tokens to take, by rule: of those with no shown loss the one of the highest accuracy.
+    """Which way to fewer tokens to take, by the rule of `best_way`.
 
     rows: `tables.reductions`, each way compared with the model named by `unreduced`; shown: `metrics.shown`.
     """
-    lost = rows[shown(rows) & (rows["difference"] < 0)]
-    fine = rows.drop(lost.index)
+    lost, best = rows[shown(rows) & (rows["difference"] < 0)], best_way(rows)
     which = "; ".join(f"*{row.model}* ({signed(100 * row.difference)} points)" for row in lost.itertuples())
     losses = f" A loss against *{unreduced}* is shown for {which}." if len(lost) else ""
-    if fine.empty:
+    if best is None:
         return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that is shown.{losses}"
-    best = fine.loc[fine["accuracy"].idxmax()]
-    others = "; ".join(f"*{name}*" for name in fine["model"].drop(best.name))
+    others = "; ".join(f"*{name}*" for name in rows["model"].drop([*lost.index, best.name]))
     text = (
         f"Of the ways to fewer tokens take **{best['model']}**: {best['saved']:.0%} fewer multiply-adds, "
         f"{signed(100 * best['difference'])} points against *{unreduced}*, and no loss is shown for it"
@@ -214,12 +227,13 @@ def why_it_fails(rows: pd.DataFrame) -> str:
     lines = []
     for row in rows.itertuples():
         worse = f"{'more' if row.chosen > row.random else 'fewer'} than with random ones"
+        merging = f"merging {'loses' if row.merged >= 0 else 'gains'} {abs(row.merged):.1f}"
         if row.p >= LEVEL:
             worse = "not shown to differ from random ones"
-        chosen, drawn, merged = (signed(points, "z.1f") for points in (row.chosen, row.random, row.merged))
+        chosen, drawn = (signed(points, "z.1f") for points in (row.chosen, row.random))
         lines.append(
             f"*{row.vit}*: with the tokens that Top-K chooses {chosen} points are lost, {worse} ({drawn}, "
-            f"{p_text(row.p)}); merging loses {merged}. Neighbours have a cosine of {signed(row.alike, '.2f')}; a "
+            f"{p_text(row.p)}); {merging}. Neighbours have a cosine of {signed(row.alike, 'z.2f')}; a "
             f"place is {row.apart:.2f} times as far from the nearest that Top-K keeps as at random."
         )
     return " ".join(lines)

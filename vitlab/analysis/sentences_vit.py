@@ -93,15 +93,16 @@ def by_hand(losses: list[float]) -> str:
 
 def recipe(config: "RunConfig") -> str:
     """How the runs of this chapter were trained."""
-    how = f"learning rate {config.lr:g} at its peak, {config.batch_size} images a batch"
-    text = f"Here: {OPTIMIZERS[config.optimizer]}, {how}."
+    rate = f"learning rate {config.lr:g} at its peak"
+    if config.optimizer == "muon":
+        rate = f"learning rates {config.muon_lr:g} (Muon) and {config.lr:g} (AdamW) at their peaks"
+    text = f"Here: {OPTIMIZERS[config.optimizer]}, {rate}, {config.batch_size} images a batch."
     if not 0 < config.start_size < config.image_size:
         return text
     return (
         f"{text} Images begin at {config.start_size}×{config.start_size} pixels and grow to full size over the first "
-        f"{config.grow:.0%} of the training: early steps see fewer tokens and take a fraction of the time, which is "
-        "why the epochs take longer and longer. Positions are resampled to each size; validation and test are always "
-        "at full size."
+        f"{config.grow:.0%} of the training: early steps see fewer tokens and take a fraction of the time. Positions "
+        "are resampled to each size; validation and test are always at full size."
     )
 
 
@@ -113,23 +114,28 @@ def curves(lab: "Lab") -> str:
     )
 
 
-def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame]) -> str:
+def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame], images: int) -> str:
     """Whether `other` learns faster than `first` over the first third of the epochs, as is expected of convolutions.
 
-    histories: name -> epoch and val_accuracy.
+    histories: name -> epoch and val_accuracy, of so many validation images. An epoch counts for the one that is ahead
+    in it by more than two standard errors of a difference of shares; most of them have to.
     """
     slow, quick = (histories[name]["val_accuracy"] for name in (first, other))
     early = -(-min(len(quick), len(slow)) // 3)
-    ahead = int((quick[:early].to_numpy() > slow[:early].to_numpy()).sum())
-    faster = ahead > early / 2
+    one, two = quick[:early].to_numpy(), slow[:early].to_numpy()
+    error = np.sqrt((one * (1 - one) + two * (1 - two)) / images)
+    ahead, behind = int((one - two > 2 * error).sum()), int((two - one > 2 * error).sum())
     there = histories[other]["epoch"][quick >= slow.iloc[-1]]
-    then = f"it has after epoch {there.iloc[0]}" if len(there) else "it never has"
-    more = "more" if ahead or early > 1 else "no more"
-    when = f"{ahead} of the first {early} epochs" if early > 1 else "the first epoch"
+    then = f"*{other}* has after epoch {there.iloc[0]}" if len(there) else f"*{other}* never has"
+    when = f"the first {early} epochs" if early > 1 else "the first epoch"
+    if max(ahead, behind) > early / 2:
+        how = "faster" if ahead > behind else "more slowly"
+        text = f"{expected(ahead > behind)}, *{other}* learns {how} than *{first}*, by validation images of {when}"
+    else:
+        text = f"Over {when} it is not shown which of *{other}* and *{first}* learns faster"
     return (
-        f"{expected(faster)}, *{other}* {'learns' if faster else 'does not learn'} faster than *{first}*: it "
-        f"classifies {more} validation images correctly in {when}. What *{first}* reaches in the "
-        f"end, {slow.iloc[-1]:.1%}, {then}."
+        f"{text} (beyond chance ahead in {ahead}, behind in {behind}). What *{first}* reaches in the end, "
+        f"{slow.iloc[-1]:.1%}, {then}."
     )
 
 
@@ -212,11 +218,11 @@ def places(config: "RunConfig", near: float, far: float) -> str:
     elif near > max(0.1, far + 0.1):
         how = "learned: neighbours have become alike"
     else:
-        how = "learned: neighbours have not become alike"
+        how = "learned: neighbours have hardly become alike"
     return (
         "Left: what the first layer looks for, the filters that turn pixels into tokens, the strongest first. Right: "
         "how similar the position of one patch is to all others (cosine similarity; at most 16 patches shown). They "
-        f"are {how} (mean cosine of neighbours {signed(near, '.2f')}, of any two {signed(far, '.2f')})."
+        f"are {how} (mean cosine of neighbours {signed(near, 'z.2f')}, of any two {signed(far, 'z.2f')})."
     )
 
 
@@ -231,7 +237,7 @@ def heads_differ(cosine: float, heads: int) -> str:
     """Whether heads share the work: cosine is the mean similarity of two heads' maps of the same image."""
     if heads < 2:
         return "With one head there is nothing to share."
-    measured = f"mean cosine of two heads' maps {signed(cosine, '.2f')}"
+    measured = f"mean cosine of two heads' maps {signed(cosine, 'z.2f')}"
     if cosine > 0.9:
         return f"The heads look at nearly the same places ({measured})."
     return f"The heads share the work: they look at different places ({measured})."
@@ -271,7 +277,10 @@ def beside(first: str, comparisons: dict[str, dict], tokenizers: list[str]) -> s
 
 
 def overfitting(ends: dict[str, pd.Series]) -> str:
-    """Which models learnt what holds for training images alone: name -> the last epoch's accuracy and val_accuracy."""
+    """Which models learnt what holds for training images alone: name -> the last epoch's accuracy and val_accuracy.
+
+    Of several epochs: in the first one no image was seen before.
+    """
     worse = [name for name, end in ends.items() if end["accuracy"] - end["val_accuracy"] > OVERFITS]
     by_heart = [name for name in worse if ends[name]["accuracy"] >= BY_HEART]
     others = [name for name in worse if name not in by_heart]
@@ -297,6 +306,8 @@ def at_equal_minutes(histories: dict[str, pd.DataFrame]) -> str:
         over = history[history["seconds"] <= end]
         if len(over):
             reached[name] = over["val_accuracy"].iloc[-1]
+    if len(reached) < 2:
+        return "When the first of them was done, no other had finished an epoch: at equal minutes nothing can be said."
     order = sorted(reached, key=lambda name: -reached[name])
     clock = f"{end / 60:.1f} minutes" if end >= 60 else f"{end:.0f} seconds"
     return (

@@ -218,8 +218,9 @@ def conclusion(study: Study) -> list[str]:
         free = study.gains(base=top).loc[POST_HOC].rename(top) if top else None
         told.append(sentences_data.what_is_free(gains, free))
     if gap is not None:
-        missing = study.runs[BALANCED, study.seeds[0]].summary["train_images"] - int(counts.sum())
-        told.append(sentences_data.price_of_imbalance(gap, gains, missing))
+        run = study.runs[BALANCED, study.seeds[0]]
+        seen = min(run.summary["train_images"], study.steps * run.config.batch_size)
+        told.append(sentences_data.price_of_imbalance(gap, gains, max(0, seen - int(counts.sum()))))
     return told
 
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from vitlab.analysis.chart_parts import MOST_LABELS, ONE_SEED, drawable, heatmap, legend_outside
+from vitlab.analysis.chart_parts import MOST_LABELS, ONE_SEED, drawable, heatmap, in_percent, legend_outside
 from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
 from vitlab.analysis.theme import PALETTE, canvas, remedy_looks
@@ -56,7 +55,7 @@ def remedy_scores(frame: pd.DataFrame) -> Figure:
         axis.axvline(base, color="0.6", linewidth=0.8, linestyle=":", label="without a remedy")
         axis.scatter(frame[column], places, s=14, color=PALETTE[0], alpha=0.6, label="one seed")
         axis.set(xlabel=label)
-        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        in_percent(axis.xaxis)
     axes[0].set_yticks(range(len(order)), [words(name) for name in order])
     axes[0].set_ylim(len(order) - 0.5, -0.5)
     legend_outside(figure, axes[0], 3)
@@ -97,7 +96,7 @@ def f1_over_training(curves: dict[str, pd.DataFrame], switch: float) -> Figure:
     last = max(rows["step"].max() for rows in curves.values())
     axis.axvline(switch * last, color="0.6", linestyle=":", label="deferred weights begin")
     axis.set(xlabel="training step", ylabel="macro F1, validation")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    in_percent(axis.yaxis)
     legend_outside(figure, axis, 4)
     return figure
 
@@ -112,6 +111,6 @@ def accuracy_against_calibration(frame: pd.DataFrame) -> Figure:
         axis.plot(x, y, marker, color=colour, markersize=3, alpha=0.6, label=words(name) + ONE_SEED)
         axis.plot(x.mean(), y.mean(), marker, color=colour, markersize=8, label=words(name))
     axis.set(xlabel="calibration error: left is better", ylabel="test accuracy: up is better")
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    in_percent(axis.yaxis)
     legend_outside(figure, axis, 5)
     return figure

@@ -22,12 +22,13 @@ COSTS = ("parameters", "macs", "latency_ms", "images_per_second")
 # ---------------------------------------------------------------- computed
 
 
-def results(lab: "Lab") -> pd.DataFrame:
-    """What each compared run scores and costs, a row a run, the most accurate first. Only extra runs' cost may be
-    measured; what a module of the reader's own costs is unknown, but for its parameters.
+def results(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
+    """What each run scores and costs, a row a run, the most accurate first; of the models `names`, or of all that are
+    compared. Only extra runs' cost may be measured; what a module of the reader's own costs is unknown, but for its
+    parameters.
     """
     rows = []
-    for name in lab.compared:
+    for name in names or lab.compared:
         for run in lab.load_seeds(name):
             test = metrics.scores(*run.predictions)
             if isinstance(run.config, RunConfig):
@@ -47,7 +48,7 @@ def results(lab: "Lab") -> pd.DataFrame:
                     "calibration_error": test["calibration_error"],
                     **{name: cost[name] for name in COSTS},
                     "training_seconds": run.training_seconds,
-                    "epochs": run.summary["epochs"],
+                    "epochs": run.spent("epochs"),
                     "epoch_chosen": run.summary["epoch"],
                     "test_images": test["n"],
                     "seed": run.config.seed,
@@ -114,9 +115,8 @@ def pairs(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
 
     Of the models `names`, or of all that are compared.
     """
-    two = combinations(names or lab.compared, 2)
-    frame = pd.DataFrame([{"a": a, "b": b, **lab.compare(a, b)} for a, b in two])
-    return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
+    found = metrics.corrected({(a, b): lab.compare(a, b) for a, b in combinations(names or lab.compared, 2)})
+    return pd.DataFrame([{"a": a, "b": b, **comparison} for (a, b), comparison in found.items()])
 
 
 def flat(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -136,12 +136,32 @@ def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
     the number of ways (Holm).
     """
     whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
-    for name in registry.reductions():
+    found = against(lab, unreduced, list(registry.reductions()))
+    for name, comparison in found.items():
         saved = 1 - sum(lab.costs.macs(lab.plan.config(name)).values()) / whole
         score = np.mean([run.summary["test"]["accuracy"] for run in lab.load_seeds(name)])
-        rows.append({"model": name, "accuracy": score, "saved": saved, **lab.compare(unreduced, name)})
-    frame = pd.DataFrame(rows)
-    return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
+        rows.append({"model": name, "accuracy": score, "saved": saved, **comparison})
+    return pd.DataFrame(rows)
+
+
+def against(lab: "Lab", reference: str, names: list[str]) -> dict[str, dict]:
+    """`compare` of each of `names` with one model; p is corrected for these tests (Holm)."""
+    return metrics.corrected({name: lab.compare(reference, name) for name in names})
+
+
+def speeds(lab: "Lab", names: list[str], reference: str) -> pd.DataFrame:
+    """The clock of models that are measured together, a row each: images_per_second and latency_ms, medians.
+
+    speed_up and latency_ratio are relative to `reference`, within each round, and with _spread their spread.
+    """
+    rows = {}
+    for name in names:
+        config, other = lab.plan.config(name), lab.plan.config(reference)
+        row = {column: lab.costs.of(config)[column] for column in ("images_per_second", "latency_ms")}
+        for column, what in (("speed_up", "images_per_second"), ("latency_ratio", "latency")):
+            row[column], row[f"{column}_spread"] = lab.costs.ratio(config, other, what)
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def recall_differences(lab: "Lab", reference: str, names: list[str] | None = None) -> pd.DataFrame:

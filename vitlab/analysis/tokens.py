@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from vitlab.analysis import attention, complexity, metrics, timing
+from vitlab.analysis import attention, metrics
 from vitlab.config import RunConfig
 from vitlab.data.splits import Split
-from vitlab.machine import device, device_of
+from vitlab.machine import device
 from vitlab.models.registry import MODELS, build_model, reductions, start_from
 from vitlab.training.evaluate import predict
 
@@ -29,11 +29,14 @@ def untrained() -> dict[str, str]:
 
 
 def reduced(backbone: "Run", name: str, **changes: Any) -> nn.Module:
-    """The trained ViT of a run with another model's way to fewer tokens, without training; predictors are fresh."""
+    """The trained ViT of a run with another model's way to fewer tokens, without training; predictors are fresh.
+
+    Those of a run that has some are left out.
+    """
     model = build_model(
         backbone.config.replace(model=name, **changes), len(backbone.classes), backbone.record["channels"]
     )
-    start_from(model, backbone.weights())
+    start_from(model, {name: w for name, w in backbone.weights().items() if not name.startswith("predictors.")})
     return model.to(device(backbone.config.device)).eval()
 
 
@@ -67,34 +70,20 @@ def saving_at(curve: pd.DataFrame, unreduced: pd.Series, loss: float = LOSS) -> 
     """The share of the blocks' MACs that can be saved before `loss` of accuracy is lost, and whether it was reached.
 
     curve: rows of one method with block_macs and accuracy; unreduced: the same of the ViT that all are compared with.
-    Interpolated where the loss first exceeds `loss`; if it never does, the largest saving that was measured.
+    A curve that does not begin with all tokens begins at the ViT itself. Interpolated where the loss first exceeds
+    `loss`; if it never does, the largest saving that was measured. With all tokens too much was lost already: 0, True.
     """
-    rows = curve.sort_values("block_macs", ascending=False)
-    saved, lost = 0.0, 0.0
+    whole = curve["keep_ratio"] == 1
+    rows = curve[~whole].sort_values("block_macs", ascending=False)
+    saved, lost = 0.0, float(unreduced["accuracy"] - curve.loc[whole, "accuracy"].max()) if whole.any() else 0.0
+    if lost > loss:
+        return 0.0, True
     for row in rows.itertuples():
         more, worse = 1 - row.block_macs / unreduced["block_macs"], unreduced["accuracy"] - row.accuracy
         if worse > loss:  # which no row before did: lost <= loss
             return max(0.0, saved + (loss - lost) / (worse - lost) * (more - saved)), True
         saved, lost = more, worse
     return max(0.0, saved), False
-
-
-def speeds(models: dict[str, nn.Module], images: Tensor, rounds: int = timing.ROUNDS) -> pd.DataFrame:
-    """Time of float32 models by name, in rounds that take turns: batch 1 and all images (B, C, S, S) at once.
-
-    Columns latency_ms and images_per_second (medians), and latency_ratio and speed_up, relative to the first model: the
-    medians over the rounds, and with _spread their spread (`timing.ratio`).
-    """
-    one, many = (
-        timing.in_turns({n: complexity.call_of(m, batch.to(device_of(m))) for n, m in models.items()}, rounds=rounds)
-        for batch in (images[:1], images)
-    )
-    first = next(iter(models))
-    frame = pd.DataFrame({"latency_ms": 1e3 * one.median(), "images_per_second": len(images) / many.median()})
-    for column, values, reference in (("latency_ratio", one, one[first]), ("speed_up", many, many[first])):
-        pairs = ((reference, values[n]) if column == "speed_up" else (values[n], reference) for n in models)
-        frame[[column, column + "_spread"]] = [timing.ratio(*pair) for pair in pairs]
-    return frame
 
 
 def evenly(labels: Tensor | np.ndarray, limit: int) -> Tensor:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vitlab.analysis import complexity, timing
@@ -122,10 +123,15 @@ class Costs:
         """The file that `of` reads on this machine, whether it exists or not."""
         return self._place("models", self._shapes(config), config.device)[0]
 
-    def ratio(self, config: RunConfig, reference: RunConfig, what: str) -> tuple[float, float]:
-        """`what`, "latency" or "images_per_second", over that of another model measured with it, and its spread."""
+    def ratio(self, config: RunConfig, reference: RunConfig, what: str, only_read: bool = False) -> tuple[float, float]:
+        """`what`, "latency" or "images_per_second", over that of another model, and its spread: `timing.ratio` within
+        each round, or, of two that were not measured together, of every round of one to every round of the other.
+        """
         name = "latency_rounds_ms" if what == "latency" else "images_per_second_rounds"
-        return timing.ratio(self.of(config)[name], self.of(reference)[name])
+        one, other = (np.array(self.of(of, only_read)[name]) for of in (config, reference))
+        if self._shapes(config) != self._shapes(reference):
+            one, other = (values.ravel() for values in np.broadcast_arrays(one[:, None], other))
+        return timing.ratio(one, other)
 
     def macs(self, config: RunConfig) -> dict[str, int]:
         """MACs of one image by component."""

@@ -1,6 +1,7 @@
 """`Lab`: a notebook's way to its data and runs. What is missing is named, with the chapter that makes it."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -287,6 +288,13 @@ class Lab:
         """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed."""
         first, second, labels = self.paired(a, b)
         return metrics.compare(first, second, labels, self._draw)
+
+    def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
+        """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""
+        one, other = (self.load(which).config for which in (name, reference))
+        if not isinstance(one, RunConfig) or not isinstance(other, RunConfig):
+            return math.nan, math.nan
+        return self.costs.ratio(one, other, what, only_read=True)
 
     def paired(self, a: str, b: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(S, N, C) logits of two models, of the seeds that both have, and the (N,) labels."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis import complexity, findings, metrics, plots, sentences, tables
+from vitlab.analysis import complexity, findings, metrics, plots, sentences, sentences_linear, tables
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import Study
@@ -38,7 +38,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     hero["alt"] = "Test accuracy of each model over images per second and over million multiply-adds."
     table = {
         "html": findings.shortlist_table(results).to_html(border=0),
-        "caption": "**The models in short**, most accurate first. Chapter 6 has all, and how they were measured.",
+        "caption": findings.shortlist_caption(results, lab.costs.of(lab.plan.config("ViT"), only_read=True)["batch"]),
     }
     runs = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]
     environments = [environment for run in runs for environment in run.environments]
@@ -68,18 +68,18 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
         f"{vit['parameters']:,} parameters, at {vit['accuracy']:.1%}."
     )
     of_chapter = {number: [row.title for row in MODELS.values() if row.chapter == number] for number in ("03", "04")}
-    config = {name: lab.plan.config(name) for name in ("ViT", *of_chapter["04"]) if name in lab.plan.names}
-    speed = {n: lab.costs.ratio(c, config["ViT"], "images_per_second") for n, c in config.items() if n != "ViT"}
+    attentions = tables.against(lab, "ViT", list(lab.plan.chapters["04"]))  # as chapter 4 tests them
+    linear = {name: attentions[name] for name in sentences_linear.LINEAR}
     width = PRESETS["tiny"]["dim"]  # of the layer that chapter 5's conclusion speaks of
     growth = lab.costs.latest("growth", dim=width)
     kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
     crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
     found = [
-        findings.best_model(results, pairs),
+        findings.best_model(results, pairs, lab.speed),
         imbalance(lab),
         findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab)),
-        findings.linear(pairs, speed, crossed, int(growth["tokens"].max()), width),
-        findings.worth(results, {whole: of_chapter["03"], "ViT": of_chapter["04"]}),
+        findings.linear(linear, lab.speed, crossed, int(growth["tokens"].max()), width),
+        findings.worth(results, {whole: of_chapter["03"], "ViT": of_chapter["04"]}, lab.speed),
     ]
     return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
 
@@ -92,7 +92,8 @@ def imbalance(lab: Lab) -> str:
     gains = study.gains()
     others = study.gains(base=metrics.best_gain(gains).name) if len(gains) > 1 else gains[:0]
     alike = int(((others["low"] <= 0) & (others["high"] >= 0)).sum())
-    return findings.imbalance(float(counts.max() / counts.min()), price, gains.rename(index=sentences.words), alike)
+    images, ratio = (int(counts.sum()), len(lab.data.train)), float(counts.max() / counts.min())
+    return findings.imbalance(ratio, images, price, gains.rename(index=sentences.words), alike)
 
 
 def tokens_left(lab: Lab) -> tuple[int, int]:
