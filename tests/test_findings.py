@@ -222,11 +222,11 @@ def test_shortlist_has_the_best_of_each_family_and_at_most_seven_rows() -> None:
 def test_caption_of_the_shortlist_explains_the_names_that_are_in_it() -> None:
     text = findings.shortlist_caption(RESULTS, 16)
     assert "4 of 4" in text
-    assert "*fine-tuned* is the ViT" in text
-    assert "*as* names" not in text
+    assert "*fine-tuned* means trained on" in text
+    assert "*as X*" not in text
     assert "batches of 16" in text
     smaller = RESULTS.assign(model=["ViT, narrower, as DynamicViT", "ViT", "Linear ViT", "DynamicViT"])
-    assert "*as* names the lighter model" in findings.shortlist_caption(smaller, 16)
+    assert "*as X* means built" in findings.shortlist_caption(smaller, 16)
 
 
 def test_unknown_cost_is_a_dash() -> None:

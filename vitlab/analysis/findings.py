@@ -18,8 +18,8 @@ from vitlab.texts import signed
 MOST_ROWS = 7  # of page one's table
 FAMILIES = (("dynamicvit",), ("tome", "evit", "top-k", "random"), ("linformer", "inline", "linear"), ("resnet",))
 NAMES = {  # what page one's names say
-    ", as ": "*as* names the lighter model whose cost a smaller ViT was given",
-    "fine-tuned": "*fine-tuned* is the ViT trained on with all its tokens, as long as those with fewer",
+    ", as ": "*as X* means built to cost as much as X",
+    "fine-tuned": "*fine-tuned* means trained on with all tokens, as long as those with fewer",
 }
 FASTER = 1.08  # times as fast: a smaller lead is not worth another model
 Speed = Callable[..., tuple[float, float]]

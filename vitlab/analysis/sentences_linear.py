@@ -69,7 +69,7 @@ def scores(lab: "Lab", tokens: int, k: int, batch: int) -> str:
     return (
         f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, a "
         f"CPU with one thread, latency at batch 1, images a second in batches of {batch}, medians; ratios in the text "
-        f"are taken within each round). Linformer's k is {k}."
+        f"are taken within each round; MACs are multiply-adds). Linformer's k is {k}."
     )
 
 

@@ -32,7 +32,7 @@ def work(ratio: float, left: list[int], stages: list[int], whole: float) -> str:
     """Caption of the multiply-adds; left: patches, all and after each stage; whole: million MACs with all tokens."""
     blocks = f"block{'s' * (len(stages) > 1)} {texts.listed(str(stage + 1) for stage in stages)}"
     return (
-        f"Multiply-adds an image at ρ = {ratio:g}, by the formula and as torch counts them: "
+        f"Multiply-adds (MACs) an image at ρ = {ratio:g}, by the formula and as torch counts them: "
         f"{', '.join(map(str, left))} patches, fewer from {blocks} on. What differs is what the choice itself needs: "
         "DynamicViT's predictors, ToMe's similarities, EViT's fused token. The ViT with all tokens: "
         f"{whole:,.3f} million."
