@@ -1,5 +1,6 @@
 """What models cost is measured once for a shape, a machine and this code."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,14 @@ def test_models_measured_apart_are_compared_over_all_pairs_of_rounds(
     """Their rounds have nothing in common, not even their number."""
     rounds = {"vit": [1.0, 2.0, 4.0], "linear_vit": [8.0, 8.0]}
     monkeypatch.setattr(Costs, "of", lambda self, config, only_read: {"latency_rounds_ms": rounds[config.model]})
-    middle, spread = kept.ratio(tiny.replace(model="linear_vit"), tiny, "latency", only_read=True)
+    machines = {"vit": {"device": "a"}, "linear_vit": {"device": "a"}}
+    monkeypatch.setattr(Costs, "where", lambda self, config: machines[config.model])
+    linear = tiny.replace(model="linear_vit")
+    middle, spread = kept.ratio(linear, tiny, "latency", only_read=True)
     assert middle == 4  # of 8, 4, 2, twice each
     assert spread == pytest.approx((7 - 2.5) / 4)
+    machines["vit"] = {"device": "b"}
+    assert math.isnan(kept.ratio(linear, tiny, "latency", only_read=True)[0])  # of two machines none is known
 
 
 def test_another_number_of_the_measurement_measures_anew(kept: Costs, tiny: RunConfig, measured: list[tuple]) -> None:

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vitlab.analysis import pictures, plots, study_plots, theme
+from vitlab.analysis.chart_parts import in_percent
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import SCORES
@@ -352,6 +353,14 @@ def test_every_series_has_a_name_among_the_numbers_and_a_model_one_in_the_legend
     assert set(data_of(figure)["series"]) == series
     [legend] = figure.legends
     assert sorted(text.get_text() for text in legend.get_texts()) == sorted(named)
+
+
+def test_share_of_an_axis_is_not_rounded() -> None:
+    """Ticks of 2.5% would else be two and three points apart."""
+    _, axis = plt.subplots()
+    in_percent(axis.yaxis)
+    axis.set(ylim=(0.4, 0.5), yticks=[0.4, 0.425, 0.45, 0.475, 0.5])
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["40%", "42.5%", "45%", "47.5%", "50%"]
 
 
 def test_curve_of_two_epochs_is_no_guide() -> None:

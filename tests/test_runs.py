@@ -269,16 +269,17 @@ def test_runs_tested_on_the_same_images_can_be_compared(tmp_path: Path) -> None:
     assert not run.tested_on("moved", "u")
 
 
-def test_training_time_includes_that_of_the_run_it_started_from(tmp_path: Path) -> None:
+def test_training_time_and_epochs_include_those_of_the_run_it_started_from(tmp_path: Path) -> None:
     def run(name: str, seconds: float, init_from: str = "") -> Run:
         made = Run(tmp_path / name)
         made.write_json("config.json", {"config": {"init_from": init_from}})
-        made.write_json("summary.json", {"seconds": seconds})
+        made.write_json("summary.json", {"seconds": seconds, "epochs": seconds / 5})
         return made
 
     first = run("first", 10)
     assert first.training_seconds == 10
-    assert run("third", 2, run("second", 5, "first").path.name).training_seconds == 17
+    third = run("third", 2, run("second", 5, "first").path.name)
+    assert (third.training_seconds, third.spent("epochs")) == (17, pytest.approx(17 / 5))
     with pytest.raises(LabError, match="started from lost, which is not beside it"):
         _ = run("fourth", 1, "lost").training_seconds
 

@@ -384,8 +384,8 @@ def net(tied_with: list[str] | None = None, **ahead: float) -> str:
 def test_convolution_or_attention_by_rule() -> None:
     tie = net()
     assert "is not the better choice where work counts: from it *Light* cannot be told, which needs 83% of its" in tie
-    assert tie.endswith("It is shown to be ahead of none.")
-    assert "can be told from no other model" in net(tied_with=["blocks", "narrower"])
+    assert tie.endswith("It is shown to be ahead of none of them.")
+    assert "can be told from none of the others" in net(tied_with=["blocks", "narrower"])
     assert "It is ahead of *Light*; *ViT, narrower*." in net(Light=-0.1, narrower=-0.1)
     text = net(blocks=0.1, narrower=0.1, Light=-0.1)
     assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text

@@ -102,20 +102,6 @@ def ptflops_macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
     return int(macs)
 
 
-def call_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    """A call of `model` on `images`: on a GPU all its kernels in one CUDA graph, elsewhere the plain call."""
-    if not images.is_cuda:
-        return lambda: model(images)
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # once before it is recorded: libraries set themselves up
-        model(images)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        model(images)
-    return graph.replay
-
-
 def peak_memory(work: Callable[[], object], on: torch.device) -> int:
     """Bytes that `work` allocates on its device at its peak, beyond what was allocated before."""
     if on.type == "cuda":

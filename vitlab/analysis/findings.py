@@ -16,7 +16,7 @@ from vitlab.analysis.theme import own_words
 from vitlab.texts import signed
 
 MOST_ROWS = 7  # of page one's table
-FAMILIES = (("dynamicvit",), ("tome", "evit", "top-k", "random"), ("linformer", "inline", "linear"), ("resnet",))
+KINDS = (("dynamicvit",), ("tome", "evit", "top-k", "random"), ("linformer", "inline", "linear"), ("resnet",))
 NAMES = {  # what page one's names say
     ", as ": "*as X* means built to cost as much as X",
     "fine-tuned": "*fine-tuned* means trained on with all tokens, as long as those with fewer",
@@ -91,9 +91,9 @@ def imbalance(
     if price is None:
         text += ", as the data come, the cost cannot be measured"
     elif price["low"] > 0:
-        text += f", {images[0]:,} of {images[1]:,}, macro F1 falls by {_points(price)}"
+        text += f" ({images[0]:,} of the {images[1]:,} training images) macro F1 falls by {_points(price)}"
     else:
-        text += f", {images[0]:,} of {images[1]:,}, no loss of macro F1 can be shown"
+        text += f" ({images[0]:,} of the {images[1]:,} training images) no loss of macro F1 can be shown"
     best = best_gain(gains)
     if best["low"] <= 0:
         return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
@@ -170,14 +170,14 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
     shares = [frame[name].median() for name in ("work", "batch", "one")]
     light = frame.loc[frame["work"].idxmin()]
     example = (
-        f"for example *{light['model']}*, with {light['work']:.0%} of the work of *{light['reference']}*, takes "
+        f"For example *{light['model']}*, with {light['work']:.0%} of the work of *{light['reference']}*, takes "
         f"{light['batch']:.0%} of its time in batches and {light['one']:.0%} for one image"
     )
     quick, prompt = (int(frame[name].sum()) or "none" for name in ("quick", "prompt"))
     return (
-        f"{text} The {len(frame)} models that need less work than the ViT they are compared with need, in the median, "
-        f"{shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image; {example}. "
-        f"Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
+        f"{text} Models that need less work than the ViT they are compared with ({len(frame)} here) need, in the "
+        f"median, {shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image. "
+        f"{example}. Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
     )
 
 
@@ -186,18 +186,18 @@ def _s(verb: str, subjects: list[str]) -> str:
 
 
 def shortlist(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of page one's table: the best of each family, the ViT, and the next best until MOST_ROWS are full."""
-    family = pd.Series([_family(name) for name in results["model"]], results.index)
+    """The rows of page one's table: the best of each kind, the ViT, and the next best until MOST_ROWS are full."""
+    kind = pd.Series([_kind(name) for name in results["model"]], results.index)
     ranked = results.sort_values("accuracy", ascending=False, kind="stable")
-    leaders = ranked.groupby(family.loc[ranked.index], sort=False).head(1).index
+    leaders = ranked.groupby(kind.loc[ranked.index], sort=False).head(1).index
     wanted = [*results.index[results["model"] == "ViT"], *leaders, *ranked.index]
     chosen = list(dict.fromkeys(wanted))[:MOST_ROWS]
     return ranked.loc[[i for i in ranked.index if i in chosen]]
 
 
-def _family(name: str) -> int:
+def _kind(name: str) -> int:
     own = own_words(name)
-    return next((i for i, words in enumerate(FAMILIES) if any(word in own for word in words)), len(FAMILIES))
+    return next((i for i, words in enumerate(KINDS) if any(word in own for word in words)), len(KINDS))
 
 
 def shortlist_caption(results: pd.DataFrame, batch: int) -> str:

@@ -88,10 +88,10 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
         f"{times:.2f} times as many images a second"
     )
     if better == light:
-        return f"**{light}** is a better choice than a ViT built as small, *{other}*: {cost}."
+        return f"**{light}** is a better choice than a smaller ViT, *{other}*: {cost}."
     if better == other:
-        return f"A ViT built as small, **{other}**, is a better choice than *{light}*: {cost}."
-    neither = f"Between *{light}* and a ViT built as small, *{other}*, no difference in accuracy is shown"
+        return f"A smaller ViT, **{other}**, is a better choice than *{light}*: {cost}."
+    neither = f"Between *{light}* and a smaller ViT, *{other}*, no difference in accuracy is shown"
     if 1 - times > spread:
         return f"{neither}, and *{other}* is slower: **{light}** is the better choice where throughput counts ({cost})."
     return f"{neither}, and *{other}* is not shown to be slower: it is the better choice ({cost})."
@@ -100,8 +100,9 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
 def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """One sentence, by rule: when is the convolutional network `cnn` the better choice?
 
-    Where no model that needs fewer multiply-adds is as good as far as the tests show; models that are ahead of it, for
-    more work, are named with what they cost. Models of unknown cost are left out.
+    results: of models that were trained for as long; those of unknown cost are left out. It is the better choice where
+    no model that needs fewer multiply-adds is as good as far as the tests show. Models that are ahead of it, for more
+    work, are named with what they cost, but where a lighter one is as good.
     """
     rows = results.dropna(subset=["macs"]).set_index("model")
     own = rows.loc[cnn]
@@ -110,12 +111,13 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     lighter = [name for name in better if rows.loc[name, "macs"] <= own["macs"]]
 
     what = (
-        f"The convolutional network **{cnn}** ({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
+        f"Of the models trained from the start for as long: the convolutional network **{cnn}** "
+        f"({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
         f"{own['latency_ms']:.2f} ms an image)"
     )
     if lighter:
         return f"{what} is not the better choice: ahead of it, for no more work, is {named(lighter)}."
-    beats = f"It is ahead of {named(behind)}." if behind else "It is shown to be ahead of none."
+    beats = f"It is ahead of {named(behind)}." if behind else "It is shown to be ahead of none of them."
     if ties := [name for name, w in winner.items() if not w and rows.loc[name, "macs"] < own["macs"]]:
         light = min(ties, key=rows["macs"].get)
         return (
@@ -129,8 +131,8 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
             f"is {named(better)}. {beats}"
         )
     if not behind:
-        return f"{what} can be told from no other model by its accuracy: what it costs decides."
-    return f"{what} is the better choice: no model is shown to be ahead of it. {beats}"
+        return f"{what} can be told from none of the others by its accuracy: what it costs decides."
+    return f"{what} is the better choice: none is shown to be ahead of it. {beats}"
 
 
 # ---------------------------------------------------------------- captions
@@ -143,10 +145,12 @@ def scores(lab: "Lab", images: int) -> str:
 def costs(lab: "Lab") -> str:
     vit = lab.plan.config("ViT")
     where, batch = lab.costs.where(vit), lab.costs.of(vit, only_read=True)["batch"]
+    extra = ", those of `extra_runs` between all rounds" if lab.extra else ""
     return (
         f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
-        f"images a second in batches of {batch}, medians; ratios in the text are taken within each round. Training was "
-        "timed once, beside whatever else the machine did; that of chapter 3 includes the ViT it started from."
+        f"images a second in batches of {batch}, medians; ratios in the text are taken within each round{extra}. "
+        "Training was timed once, beside whatever else the machine did; that of chapter 3 includes the ViT it started "
+        "from."
     )
 
 
@@ -194,7 +198,7 @@ def study(lab: "Lab", shape: str, few: int) -> str:
     where = f"Chapter 1's study in short (training data: {shape}), on the test images"
     return (
         f"{where}: {how}; the gain with its 95% interval, which holds for all remedies at once. Recall, rarest: that "
-        f"of the {few} classes with the fewest images."
+        f"of the {f'{few} classes' if few > 1 else 'class'} with the fewest images."
     )
 
 

@@ -22,7 +22,7 @@ TWO_ORDERS = (
 )
 STEPS = (
     "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
-    "(McNemar, Holm over the steps) and the spread over seeds say so."
+    "(McNemar, Holm over all of this chapter's comparisons) and the spread over seeds say so."
 )
 INJECTIVE = "injective normalisation"
 # from, to, what is exchanged
@@ -188,18 +188,20 @@ def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], toke
     return f"**{cost}; at our {tokens} tokens {pays}.**"
 
 
-def as_expected(against: dict[str, dict], least: dict[str, dict]) -> str:
+def as_expected(against: dict[str, dict], among: dict[tuple[str, str], dict]) -> str:
     """Whether linear attention loses, and InLine least, as was expected.
 
-    against: `metrics.compare` with softmax; least: the others, compared with `LEAST`.
+    against: `metrics.compare` of linear attentions with softmax; among: of those, (a, b), among themselves.
     """
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     points = "; ".join(f"*{name}* {signed(100 * found['difference'])}" for name, found in against.items())
     text = f"As expected, a loss is shown for {named(lost)}" if lost else "A loss was to be expected; none is shown"
-    better = [name for name, found in least.items() if shown(found) and found["difference"] > 0]
+    clear = {pair: found["difference"] > 0 for pair, found in among.items() if LEAST in pair and shown(found)}
+    ahead = {pair: pair[1] if second else pair[0] for pair, second in clear.items()}
+    better = [name for name in ahead.values() if name != LEAST]
     if better:
         best = f"Against the expectation, {named(better)} {'is' if len(better) == 1 else 'are'} ahead of *{LEAST}*"
-    elif all(shown(found) for found in least.values()):
+    elif len(ahead) == len(against) - 1:
         best = f"As expected, *{LEAST}* is ahead of the other linear attentions"
     else:
         best = f"That *{LEAST}* does best is neither confirmed nor refuted"

@@ -58,14 +58,16 @@ def curves(lab: "Lab", budget: str, rate: float) -> str:
     how = " Validation is done with tokens really gone." if len(lab.data.val) else ""
     return (
         f"Trained on for {budget} from the same weights ({lab.plan.seed_words}).{how} DynamicViT's ViT learns at "
-        f"{rate:.0%} of its predictors' rate, the others at the rate of all their weights."
+        f"{rate:.0%} of its predictors' rate, the others at one rate for all weights."
     )
 
 
-def speeds(lab: "Lab", batch: int) -> str:
+def speeds(lab: "Lab", batch: int, smaller: bool) -> str:
+    """smaller: whether ViTs that were built as small are among them."""
+    built = ", and the ViTs built as small, trained from the start on as many images" if smaller else ""
     return (
-        f"Trained on for as long, ρ = {lab.params.keep_ratio:g}, and the ViTs built as small, trained from the start "
-        f"on as many images: accuracy on {len(lab.data.test):,} test images ({lab.plan.seed_words}) against work and "
+        f"Trained on for as long, ρ = {lab.params.keep_ratio:g}{built}: accuracy on {len(lab.data.test):,} test "
+        f"images ({lab.plan.seed_words}) against work and "
         f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of rounds that take turns; × "
         "is a ratio to the first row within each round)."
     )
@@ -83,8 +85,8 @@ def is_it_faster(speed: pd.DataFrame) -> str:
         return "all of them" if faster.all() else named(speed.index[faster]) or "none of them"
 
     return (
-        f"Of the {len(speed)} ways to fewer tokens faster than the ViT with all, by more than the spread over the "
-        "rounds, are, in batches, "
+        "By more than the spread over the rounds faster than the ViT with all tokens are, of the "
+        f"{len(speed)} ways to fewer, in batches "
         f"{told(quick)}; at one image alone, {told(prompt)}."
     )
 
@@ -125,8 +127,8 @@ def over_tokens(images: str, ratio: float) -> str:
 def savings(loss: float, images: str) -> str:
     return (
         f"The largest saving at half a point: the share of the blocks' multiply-adds that goes before {100 * loss:g} "
-        "points of accuracy are lost against the ViT with all tokens, of those that were trained on *ViT, fine-tuned*; "
-        f"interpolated between the points of the figure above ({images}). None: lost with all tokens already."
+        "points of accuracy are lost; as it is, against the same ViT with all its tokens, trained on, against *ViT, "
+        f"fine-tuned* ({images}; interpolated between keep ratios). None: lost before anything is saved."
     )
 
 
@@ -160,11 +162,11 @@ def order_of_loss(trained: pd.DataFrame, pairs: pd.DataFrame) -> str:
     return f"{' '.join(told)} As measured, in points: {points} (tests corrected for all {len(pairs)} pairs, Holm)."
 
 
-def learned(found: pd.DataFrame, images: str, chance: dict) -> str:
+def learned(found: pd.DataFrame, images: str, chance: dict, validated: bool) -> str:
     """What DynamicViT reaches, and whether its predictors know more than chance gives.
 
     found: `tables.reductions`; chance: `metrics.compare`, on `images`, of its trained weights with random tokens and
-    with those that it chooses.
+    with those that it chooses; validated: whether these images also chose its epoch.
     """
     row = found.set_index("model").loc[LEARNED]
     long = verdict("the ViT trained on for as long", "it", row.to_dict())  # corrected for all ways
@@ -172,7 +174,7 @@ def learned(found: pd.DataFrame, images: str, chance: dict) -> str:
     return (
         f"DynamicViT answers **{row['accuracy']:.1%}** of the test images correctly with {row['saved']:.0%} fewer "
         f"multiply-adds: {long}. Did its predictors learn more than chance gives? With the same trained weights, on "
-        f"{images}, {drawn}."
+        f"{images}{', which also chose its epoch' if validated else ''}, {drawn}."
     )
 
 

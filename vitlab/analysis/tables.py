@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis import metrics
+from vitlab.analysis.sentences_linear import CHANGES, LINEAR
 from vitlab.config import RunConfig
 from vitlab.models import registry
 from vitlab.texts import signed
@@ -25,7 +26,7 @@ COSTS = ("parameters", "macs", "latency_ms", "images_per_second")
 def results(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
     """What each run scores and costs, a row a run, the most accurate first; of the models `names`, or of all that are
     compared. Only extra runs' cost may be measured; what a module of the reader's own costs is unknown, but for its
-    parameters.
+    parameters. training_seconds and epochs include those of the run that it started from, epoch_chosen counts its own.
     """
     rows = []
     for name in names or lab.compared:
@@ -136,17 +137,23 @@ def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
     the number of ways (Holm).
     """
     whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
-    found = against(lab, unreduced, list(registry.reductions()))
-    for name, comparison in found.items():
+    ways = registry.reductions()
+    for name, comparison in metrics.corrected({name: lab.compare(unreduced, name) for name in ways}).items():
         saved = 1 - sum(lab.costs.macs(lab.plan.config(name)).values()) / whole
         score = np.mean([run.summary["test"]["accuracy"] for run in lab.load_seeds(name)])
         rows.append({"model": name, "accuracy": score, "saved": saved, **comparison})
     return pd.DataFrame(rows)
 
 
-def against(lab: "Lab", reference: str, names: list[str]) -> dict[str, dict]:
-    """`compare` of each of `names` with one model; p is corrected for these tests (Holm)."""
-    return metrics.corrected({name: lab.compare(reference, name) for name in names})
+def attentions(lab: "Lab") -> dict[tuple[str, str], dict]:
+    """`compare` of chapter 4's pairs: with the ViT, from step to step, linear attentions among themselves.
+
+    p is corrected for all of these tests (Holm), whichever of them a sentence speaks of.
+    """
+    names = list(lab.plan.chapters["04"])
+    steps = [(a, b) for a, b, _ in CHANGES if {a, b} <= {"ViT", *names}]
+    wanted = dict.fromkeys([*(("ViT", name) for name in names), *steps, *combinations(LINEAR, 2)])
+    return metrics.corrected({(a, b): lab.compare(a, b) for a, b in wanted})
 
 
 def speeds(lab: "Lab", names: list[str], reference: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -125,11 +126,14 @@ class Costs:
 
     def ratio(self, config: RunConfig, reference: RunConfig, what: str, only_read: bool = False) -> tuple[float, float]:
         """`what`, "latency" or "images_per_second", over that of another model, and its spread: `timing.ratio` within
-        each round, or, of two that were not measured together, of every round of one to every round of the other.
+        each round, or, of two that were not measured together, of every round of one to every round of the other; NaN
+        of two that were measured on different machines.
         """
         name = "latency_rounds_ms" if what == "latency" else "images_per_second_rounds"
         one, other = (np.array(self.of(of, only_read)[name]) for of in (config, reference))
         if self._shapes(config) != self._shapes(reference):
+            if self.where(config) != self.where(reference):
+                return math.nan, math.nan
             one, other = (values.ravel() for values in np.broadcast_arrays(one[:, None], other))
         return timing.ratio(one, other)
 

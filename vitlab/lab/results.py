@@ -291,7 +291,8 @@ class Lab:
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""
-        one, other = (self.load(which).config for which in (name, reference))
+        names = name, reference
+        one, other = (self.extra[n].config if n in self.extra else self.plan.config(n) for n in names)
         if not isinstance(one, RunConfig) or not isinstance(other, RunConfig):
             return math.nan, math.nan
         return self.costs.ratio(one, other, what, only_read=True)

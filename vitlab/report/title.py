@@ -68,8 +68,8 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
         f"{vit['parameters']:,} parameters, at {vit['accuracy']:.1%}."
     )
     of_chapter = {number: [row.title for row in MODELS.values() if row.chapter == number] for number in ("03", "04")}
-    attentions = tables.against(lab, "ViT", list(lab.plan.chapters["04"]))  # as chapter 4 tests them
-    linear = {name: attentions[name] for name in sentences_linear.LINEAR}
+    attentions = tables.attentions(lab)
+    linear = {name: attentions["ViT", name] for name in sentences_linear.LINEAR}
     width = PRESETS["tiny"]["dim"]  # of the layer that chapter 5's conclusion speaks of
     growth = lab.costs.latest("growth", dim=width)
     kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
