@@ -145,7 +145,7 @@ def scores(lab: "Lab", images: int) -> str:
 def costs(lab: "Lab") -> str:
     vit = lab.plan.config("ViT")
     where, batch = lab.costs.where(vit), lab.costs.of(vit, only_read=True)["batch"]
-    extra = ", those of `extra_runs` between all rounds" if lab.extra else ""
+    extra = ", of runs from elsewhere over all pairs of rounds" if lab.extra else ""
     return (
         f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
         f"images a second in batches of {batch}, medians; ratios in the text are taken within each round{extra}. "
