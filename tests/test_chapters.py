@@ -431,6 +431,17 @@ def test_clock_follows_the_work_or_names_what_does_not() -> None:
     assert text.endswith("the clock follows the work, to 5 points.")
 
 
+def test_speed_at_some_tokens_is_a_ratio_within_rounds() -> None:
+    """Of a machine that is ten times as slow in the last round."""
+    times = {"softmax": [4.0, 4.0, 40.0], "kernelised": [2.0, 1.0, 20.0], "InLine": [8.0, 8.0, 80.0]}
+    rows = [(kind, 64, turn, t) for kind, of_kind in times.items() for turn, t in enumerate(of_kind)]
+    rounds = pd.DataFrame([*rows, ("softmax", 128, 0, 99.0)], columns=["attention", "tokens", "round", "seconds"])
+    text = sentences_costs.at_tokens(64, "tiny", rounds)
+    assert text.endswith(
+        "of tiny, against softmax attention: kernelised 2.00 times as fast, InLine 0.50 times as fast."
+    )
+
+
 def test_linear_attention_pays_somewhere_or_nowhere() -> None:
     memory = pd.Series({"softmax": 10, "kernelised": 20})
     crossed = {"kernelised": 64.0, "InLine": 1000.4, "Linformer": math.inf}

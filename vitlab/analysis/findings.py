@@ -90,10 +90,9 @@ def imbalance(
     text = f"**What does imbalance cost?** With {ratio:.3g} images of the commonest class to one of the rarest"
     if price is None:
         text += ", as the data come, the cost cannot be measured"
-    elif price["low"] > 0:
-        text += f" ({images[0]:,} of the {images[1]:,} training images) macro F1 falls by {_points(price)}"
     else:
-        text += f" ({images[0]:,} of the {images[1]:,} training images) no loss of macro F1 can be shown"
+        loss = f"macro F1 falls by {_points(price)}" if price["low"] > 0 else "no loss of macro F1 can be shown"
+        text += f" ({images[0]:,} of the {images[1]:,} training images) {loss}"
     best = best_gain(gains)
     if best["low"] <= 0:
         return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."

@@ -132,9 +132,13 @@ def growth(config: RunConfig) -> str:
     )
 
 
-def at_tokens(count: int, size: str, seconds: pd.Series) -> str:
-    """How fast each kind of attention is against softmax; seconds: by kind."""
-    told = ", ".join(f"{k} {seconds['softmax'] / s:.2f} times as fast" for k, s in seconds.items() if k != "softmax")
+def at_tokens(count: int, size: str, rounds: pd.DataFrame) -> str:
+    """How fast each kind of attention is against softmax, the median within rounds; rounds: `complexity.growth`."""
+    seconds = {
+        kind: part["seconds"] for kind, part in rounds[rounds["tokens"] == count].groupby("attention", sort=False)
+    }
+    softmax = seconds.pop("softmax")
+    told = ", ".join(f"{kind} {timing.ratio(softmax, each)[0]:.2f} times as fast" for kind, each in seconds.items())
     return f"At {count:,} tokens of {size}, against softmax attention: {told}."
 
 

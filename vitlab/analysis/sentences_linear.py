@@ -196,9 +196,9 @@ def as_expected(against: dict[str, dict], among: dict[tuple[str, str], dict]) ->
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     points = "; ".join(f"*{name}* {signed(100 * found['difference'])}" for name, found in against.items())
     text = f"As expected, a loss is shown for {named(lost)}" if lost else "A loss was to be expected; none is shown"
-    clear = {pair: found["difference"] > 0 for pair, found in among.items() if LEAST in pair and shown(found)}
-    ahead = {pair: pair[1] if second else pair[0] for pair, second in clear.items()}
-    better = [name for name in ahead.values() if name != LEAST]
+    clear = {pair: found for pair, found in among.items() if LEAST in pair and shown(found)}
+    ahead = [b if found["difference"] > 0 else a for (a, b), found in clear.items()]
+    better = [name for name in ahead if name != LEAST]
     if better:
         best = f"Against the expectation, {named(better)} {'is' if len(better) == 1 else 'are'} ahead of *{LEAST}*"
     elif len(ahead) == len(against) - 1:
