@@ -25,7 +25,7 @@ from vitlab.config import RunConfig
 def lab_with(validation: int) -> SimpleNamespace:
     """What captions of curves read of a lab with so many validation images."""
     data = SimpleNamespace(train=range(90), val=range(validation))
-    return SimpleNamespace(data=data, plan=SimpleNamespace(seeds=range(1), seed_words="seed 0"))
+    return SimpleNamespace(data=data, plan=SimpleNamespace(seed_numbers="seed 0", seed_words="seed 0"))
 
 
 def found(difference: float, p: float) -> dict:

@@ -158,6 +158,7 @@ def test_lists_name_what_there_is(values: dict[str, Any], words: str) -> None:
 
 def test_list_may_be_written_with_commas() -> None:
     assert parse(LabConfig, {"sizes": "tiny, small"}).sizes == parse(LabConfig, {"sizes": ["tiny", "small"]}).sizes
+    assert parse(LabConfig, {"repeated": "ViT, fine-tuned; ToMe"}).repeated == ["ViT, fine-tuned", "ToMe"]
 
 
 def test_processes_share_a_batch_evenly() -> None:

@@ -321,6 +321,15 @@ def test_difference_is_shown_beyond_images_and_seeds_alone() -> None:
     assert metrics.shown({"difference": 0.01, "p": 0.01})  # of one seed
 
 
+def test_pooled_spread_is_that_within_models_by_their_number_of_seeds() -> None:
+    scores = [[1.0, 2.0, 3.0], [10.0, 14.0], [7.0]]
+    variance = (2 * np.var([1, 2, 3], ddof=1) + np.var([10, 14], ddof=1)) / 3
+    assert metrics.pooled_spread(scores) == pytest.approx(math.sqrt(variance))
+    by_class = metrics.pooled_spread([[[1.0, 5.0], [3.0, 5.0]]])
+    assert by_class == pytest.approx([math.sqrt(2), 0])
+    assert metrics.pooled_spread([[0.5], [0.7]]) == 0
+
+
 def test_spread_is_the_sample_deviation_and_nan_for_one_seed() -> None:
     mean, spread = metrics.mean_and_spread([1.0, 2.0, 4.0])
     assert mean == pytest.approx(7 / 3)

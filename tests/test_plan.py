@@ -189,8 +189,31 @@ def test_every_run_of_the_chapters_is_repeated_with_each_seed(few: Source) -> No
     assert plan.config("DynamicViT, seed 4").init_from == start  # of its own seed
 
 
+def test_runs_that_are_named_are_repeated_with_what_they_start_from(few: Source) -> None:
+    plan = Plan(SMALL.replace(seeds=2, repeated=["ViT", "DynamicViT"]), few)
+    again = {name for name, configs in plan.repeats.items() if len(configs) > 1}
+    assert again == {"ViT", "DynamicViT", plan.backbone}
+    assert plan.repeats.keys() == set(plan.names)
+    start = Run.of(Path(), plan.config(f"{plan.backbone}, seed 1"), plan.source.digest).path.name
+    assert plan.config("DynamicViT, seed 1").init_from == start
+    with pytest.raises(LabError, match="no run 'ToMe, seed 1'"):
+        plan.config("ToMe, seed 1")
+    assert plan.seed_words == "mean ± standard deviation over seeds 0 to 1 where a ± stands, else seed 0"
+    assert plan.seed_numbers == "seed 0, of some also 1"
+    assert Plan(SMALL.replace(seeds=2, repeated=["Linear ViT"]), few).repeats[plan.backbone] == [
+        plan.config(plan.backbone)
+    ]
+
+
+def test_run_to_repeat_that_is_not_there_is_named_before_any_work(few: Source) -> None:
+    with pytest.raises(LabError, match=r"repeated names a run that is not there: 'Dynamic': did you mean 'DynamicViT'"):
+        _ = Plan(SMALL.replace(seeds=2, repeated=["Dynamic"]), few).repeats
+
+
 def test_one_seed_is_called_by_its_number_and_several_by_what_their_figures_are(few: Source) -> None:
-    assert Plan(SMALL.replace(seed=2), few).seed_words == "seed 2"
+    one = Plan(SMALL.replace(seed=2), few)
+    assert (one.seed_words, one.seed_numbers) == ("seed 2", "seed 2")
+    assert Plan(SMALL.replace(seed=2, seeds=3), few).seed_numbers == "seeds 2, 3, 4"
     words = Plan(SMALL.replace(seed=2, seeds=3), few).seed_words
     assert words == "mean ± standard deviation over seeds 2 to 4"
 

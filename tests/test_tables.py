@@ -9,7 +9,7 @@ import pypandoc
 import pytest
 from conftest import SMALL
 
-from vitlab.analysis import metrics, sentences_vit, tables
+from vitlab.analysis import metrics, sentences, sentences_vit, tables
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
 from vitlab.lab import Lab
@@ -119,6 +119,21 @@ def test_models_are_compared_within_seeds(seeds: Lab) -> None:
     assert frame["difference"].to_numpy() == pytest.approx(expected)
     assert (frame["spread"] >= 0).all()
     assert frame["spread"].any()
+
+
+@pytest.mark.slow
+def test_models_of_one_seed_are_compared_by_the_spread_of_the_others(seeds: Lab, few: Source) -> None:
+    some = Lab(seeds.params.replace(repeated=["ViT"]), few)
+    first, second = (seeds.load(name).summary["test"]["accuracy"] for name in ("ViT", "Linear ViT"))
+    found = some.compare("ViT", "Linear ViT")
+    assert found["difference"] == pytest.approx(second - first)  # of the seed that both have
+    several = [run.summary["test"] for run in seeds.load_seeds("ViT")]
+    assert found["spread"] == pytest.approx(np.std([test["accuracy"] for test in several], ddof=1))
+    assert found["seeds"] == 1
+    assert "spread over the seeds of other models" in sentences.verdict("ViT", "Linear ViT", found)
+    frame = tables.recall_differences(some, "ViT", ["Linear ViT"])
+    expected = np.std([test["per_class"]["recall"] for test in several], axis=0, ddof=1)
+    assert frame["spread"].to_numpy() == pytest.approx(expected)
 
 
 @pytest.mark.slow

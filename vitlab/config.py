@@ -41,9 +41,14 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
 Threads = Annotated[int, Field(ge=0, le=256)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
-Words = BeforeValidator(
-    lambda value: [w.strip() for w in value.split(",") if w.strip()] if isinstance(value, str) else value
-)
+
+
+def _separated_by(mark: str) -> BeforeValidator:
+    """A list may be written as a text."""
+    return BeforeValidator(lambda v: [w.strip() for w in v.split(mark) if w.strip()] if isinstance(v, str) else v)
+
+
+Words, Names = _separated_by(","), _separated_by(";")  # names of runs may hold commas
 
 
 class Training(BaseModel):
@@ -283,12 +288,11 @@ class LabConfig(Common):
     study_epochs: Count = 8  # of each run of the imbalance study
     study_seeds: Seeds = 3  # seeds of each run of that study
     seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
+    repeated: Annotated[list[str], Names] = []  # runs that seeds repeats, with those they start from; empty: all
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
     sizes: Annotated[list[Preset], Words] = []  # further presets that chapter 02 trains, as small beside base
-    # further attentions of chapter 04: injective_vit, local_linear_vit, local_vit
-    ablations: Annotated[list[str], Words] = []
-    # models beside which stand ViTs that cost as little, of fewer blocks and narrower
-    equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]
+    ablations: Annotated[list[str], Words] = []  # more of chapter 04: injective_vit, local_linear_vit, local_vit
+    equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]  # models beside which stand ViTs that cost as little
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
     backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run

@@ -1,7 +1,7 @@
 """Scores from predictions, their uncertainty, and paired tests between two models on the same images."""
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -207,8 +207,8 @@ def compare(
     """Two models on the same images: differences b − a of accuracy and macro F1, their intervals, McNemar's test.
 
     Logits (N, C), or (S, N, C) of S seeds: then the differences are those of the means, and `spread` is the larger
-    standard deviation over seeds of the two accuracies (0 for one seed, which says nothing about it). `draw` is
-    `resampled`, or one that remembers.
+    standard deviation over seeds of the two accuracies (0 for one seed, which says nothing about it: `pooled_spread`
+    of other models may). `draw` is `resampled`, or one that remembers.
     """
     a, b = (logits.reshape(-1, *logits.shape[-2:]) for logits in (logits_a, logits_b))
     whole = [np.stack([tally(one, labels) for one in seeds], axis=1) for seeds in (a, b)]  # (3, S, C)
@@ -247,6 +247,16 @@ def corrected(comparisons: dict[Key, dict]) -> dict[Key, dict]:
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
     """Mean and sample standard deviation over seeds; the deviation of a single value is nan."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def pooled_spread(scores: Iterable[Sequence]) -> np.ndarray:
+    """Standard deviation over seeds of a score, pooled over models; 0 where none has several seeds.
+
+    scores: of each model those of its seeds, each a number or an array, as of (C,) recalls; the deviation is one too.
+    """
+    several = [np.asarray(seeds) for seeds in scores if len(seeds) > 1]
+    squares = sum(np.square(seeds - seeds.mean(0)).sum(0) for seeds in several)
+    return np.sqrt(squares / max(1, sum(len(seeds) - 1 for seeds in several)))
 
 
 def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:

@@ -15,12 +15,13 @@ def p_text(p: float) -> str:
 def verdict(a: str, b: str, comparison: dict) -> str:
     """One sentence on what `compare` found: b or a is ahead only where `metrics.shown` says so.
 
-    That is where McNemar's p is below 0.05 and, of several seeds, the difference exceeds their spread.
+    That is where McNemar's p is below 0.05 and, where seeds tell it, the difference exceeds the spread over them.
     """
     points = comparison["difference"] * 100
     low, high = (end * 100 for end in comparison["interval"])
     several = comparison.get("seeds", 1) > 1
-    over = f", spread over {comparison['seeds']} seeds {100 * comparison['spread']:.1f}" if several else ""
+    seeds = f"{comparison['seeds']} seeds" if several else "the seeds of other models"
+    over = f", spread over {seeds} {100 * comparison['spread']:.1f}" if several or comparison.get("spread") else ""
     if not shown(comparison):
         them = "these test images and seeds" if several else "this test set"
         return (
@@ -51,8 +52,3 @@ def expected(confirmed: bool) -> str:
 def named(names: Iterable[str]) -> str:
     """Names of models or steps for reading: some hold commas, and some are those of a user's directories."""
     return "; ".join(f"*{markdown(name)}*" for name in names)
-
-
-def seeds(numbers: range) -> str:
-    """ "seed 0", or "seeds 0, 1"."""
-    return f"seed{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

@@ -171,7 +171,8 @@ def paired(lab: "Lab", pairs: int, images: int) -> str:
             f"{text} differences in points with 95% intervals, images that only one model gets right, and the exact "
             "McNemar test's p, two-sided, corrected after Holm."
         )
-    spread = ", and beyond the spread over seeds" if lab.params.seeds > 1 else ""
+    pooled = " (of models with one, that of the others, pooled)" if lab.params.repeated else ""
+    spread = f", and beyond the spread over seeds{pooled}" if lab.params.seeds > 1 else ""
     return (
         f"{text} by how many points of accuracy the row's model is above the column's. A star: shown by the exact "
         f"McNemar test, two-sided, corrected after Holm{spread}. Intervals and p-values of all pairs stand beside the "

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.metrics import confident_mistakes, wilson
-from vitlab.analysis.sentences import expected, named, seeds, verdict
+from vitlab.analysis.sentences import expected, named, verdict
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def curves(lab: "Lab") -> str:
     kept = "The ring marks the epoch whose weights were kept; they alone meet the test set."
     return (
         f"Loss and validation accuracy while training, by epoch and by the clock ({len(lab.data.train):,} images, "
-        f"{seeds(lab.plan.seeds)}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
+        f"{lab.plan.seed_numbers}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
     )
 
 

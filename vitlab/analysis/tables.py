@@ -173,18 +173,20 @@ def speeds(lab: "Lab", names: list[str], reference: str) -> pd.DataFrame:
 
 def recall_differences(lab: "Lab", reference: str, names: list[str] | None = None) -> pd.DataFrame:
     """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table; the
-    spread over seeds as `metrics.compare` has it.
+    spread over seeds as `Lab.compare` has it.
 
     Of the models `names`, or of all that are compared.
     """
     rows = []
     for name in names or lab.compared:
         base, logits, labels = lab.paired(reference, name)
+        pooled = lab.seed_spread(lambda test: test["per_class"]["recall"]) if len(base) == 1 else math.nan
+        of_others = np.broadcast_to(pooled, len(lab.source.classes))
         for k, title in enumerate(lab.source.classes if name != reference else ()):
             of_class = labels == k
             two = metrics.mcnemar(base[:, of_class], logits[:, of_class], labels[of_class])
             recalls = [(part[:, of_class].argmax(-1) == k).mean(1) for part in (base, logits)]  # (S,) each
-            spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else 0.0
+            spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else of_others[k]
             difference = float(recalls[1].mean() - recalls[0].mean())
             rows.append({"model": name, "class": title, "difference": difference, "spread": spread, "p": two["p"]})
     frame = pd.DataFrame(rows)
@@ -277,7 +279,7 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95% interval; of several
     seeds also the spread over them.
     """
-    several = (pairs.get("seeds", pd.Series(1)) > 1).any()
+    several = pairs.get("spread", pd.Series(0.0)).any()
     rows = [
         {
             "A": row.a,

@@ -1,6 +1,7 @@
 """Which runs each chapter makes: names and configurations, from the parameters and the size of the data alone."""
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,11 @@ NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[
 def how_to_make(chapter: str) -> str:
     notebook = NOTEBOOKS[chapter].relative_to(ROOT)
     return f"run {notebook} first, in JupyterLab or with `papermill {notebook} out.ipynb` and the same parameters"
+
+
+def no_such_run(name: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+    return f"{name!r}: did you mean {near!r}? All of them: {'; '.join(names)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,16 +138,33 @@ class Plan:
     def seed_words(self) -> str:
         """For a caption: "seed 0", or what the figures of several seeds are."""
         first, *further = self.seeds
-        return f"mean ± standard deviation over seeds {first} to {further[-1]}" if further else f"seed {first}"
+        if not further:
+            return f"seed {first}"
+        others = f" where a ± stands, else seed {first}" if self.params.repeated else ""
+        return f"mean ± standard deviation over seeds {first} to {further[-1]}{others}"
+
+    @property
+    def seed_numbers(self) -> str:
+        """For a caption of single runs: "seed 0", or "seeds 0, 1"."""
+        first, *further = map(str, self.seeds)
+        if self.params.repeated and further:
+            return f"seed {first}, of some also {', '.join(further)}"
+        return f"seed{'s' * bool(further)} {', '.join([first, *further])}"
 
     @cached_property
     def repeats(self) -> dict[str, list[RunConfig]]:
-        """Name of a run of the chapters -> its configuration with each of `seeds`."""
-        repeats: dict[str, list[RunConfig]] = {}
-        for seed in self.seeds:
+        """Name of a run of the chapters -> its configuration with each of `seeds`, or with the first alone."""
+        _, *further = self.seeds
+        repeats = {name: [config] for runs in self.chapters.values() for name, config in runs.items()}
+        again = set(self.params.repeated or repeats)
+        if unknown := again - repeats.keys():
+            raise LabError(f"repeated names a run that is not there: {no_such_run(min(unknown), repeats)}")
+        if any(repeats[name][0].init_from for name in again):
+            again.add(self.backbone)
+        for seed in further:
             for runs in self._of_seed(seed).values():
-                for name, config in runs.items():
-                    repeats.setdefault(name, []).append(config)
+                for name in again & runs.keys():
+                    repeats[name].append(runs[name])
         return repeats
 
     @property
@@ -219,8 +242,7 @@ class Plan:
 
     def config(self, name: str) -> RunConfig:
         if name not in self.configs:
-            near = difflib.get_close_matches(name, self.configs, n=1, cutoff=0)[0]
-            raise LabError(f"there is no run {name!r}: did you mean {near!r}? All of them: {'; '.join(self.configs)}")
+            raise LabError(f"there is no run {no_such_run(name, self.configs)}")
         return self.configs[name]
 
     def chapter_of(self, name: str) -> str:

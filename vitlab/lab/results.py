@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -285,9 +285,22 @@ class Lab:
         return [*self.plan.names, *self.extra]
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
-        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed."""
+        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed.
+
+        Where they have but one seed in common, the spread is that of the models which have several.
+        """
         first, second, labels = self.paired(a, b)
-        return metrics.compare(first, second, labels, self._draw)
+        found = metrics.compare(first, second, labels, self._draw)
+        return found if found["seeds"] > 1 else found | {"spread": self._spread_of_accuracy}
+
+    def seed_spread(self, score: Callable[[dict], Any]) -> np.ndarray:
+        """`metrics.pooled_spread` of a score over this lab's models of several seeds; score: of a `summary["test"]`."""
+        several = [self.load_seeds(name) for name, configs in self.plan.repeats.items() if len(configs) > 1]
+        return metrics.pooled_spread([score(run.summary["test"]) for run in runs] for runs in several)
+
+    @cached_property
+    def _spread_of_accuracy(self) -> float:
+        return float(self.seed_spread(lambda test: test["accuracy"]))
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""
