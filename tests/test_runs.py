@@ -238,6 +238,23 @@ def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
         copy.weights()
 
 
+def test_copies_of_runs_that_train_on_the_same_images_keep_them_once(tmp_path: Path) -> None:
+    for name, split in {"a": "same", "b": "same", "c": "other"}.items():
+        run = Run(tmp_path / name)
+        run.path.mkdir()
+        for file in runs.SMALL_FILES:
+            (run.path / file).write_text(file)
+        (run.path / "split.npz").write_text(split)
+        run.write_json("config.json", {"config": {}})
+    Run(tmp_path / "kept" / "b").path.mkdir(parents=True)
+    (tmp_path / "kept" / "b" / "split.npz").write_text("same")  # as they were kept before
+    for _ in range(2):  # a report made again
+        for name in "abc":
+            Run(tmp_path / name).copy_small_files(tmp_path / "kept")
+    assert sorted(path.parent.name for path in (tmp_path / "kept").glob("*/split.npz")) == ["b", "c"]
+    assert [Run(tmp_path / "kept" / name).record.get("split") for name in "abc"] == ["b", None, None]
+
+
 def test_copy_overwrites_no_whole_run(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.path.mkdir()

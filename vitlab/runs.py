@@ -1,6 +1,7 @@
 """Run directories: the files between stages. Named by what they ran; complete once `summary.json` is there."""
 
 import contextlib
+import filecmp
 import hashlib
 import inspect
 import json
@@ -249,17 +250,26 @@ class Run:
             return torch.load(path, weights_only=True, map_location="cpu")
 
     def copy_small_files(self, folder: Path) -> None:
-        """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores."""
+        """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores.
+
+        A split that a run there has already is not kept twice: config.json names that run.
+        """
         kept = Run(folder / self.path.name)
         if (kept.path / "model.pt").exists():  # a whole run, perhaps this one
             return
         stored = self.record | {"config": dict(self.record["config"])}
         if "data_dir" in stored["config"]:  # a path of this machine says nothing to others, but a folder needs a name
             stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
-        kept.write_json("config.json", stored)
+        with self._reading("split.npz") as split:
+            others = (path for path in sorted(folder.glob("*/split.npz")) if path.parent != kept.path)
+            alike = next((path.parent.name for path in others if filecmp.cmp(path, split, shallow=False)), None)
+        kept.write_json("config.json", stored | ({"split": alike} if alike else {}))
+        if alike:
+            (kept.path / "split.npz").unlink(missing_ok=True)  # of an earlier copy
         for name in SMALL_FILES:
             with self._reading(name) as path:
-                copy(path, kept.path / name)
+                if name != "split.npz" or not alike:
+                    copy(path, kept.path / name)
 
     @property
     def environments(self) -> list[dict[str, Any]]:
