@@ -14,6 +14,7 @@ import nbformat
 import pandas as pd
 import pdfplumber
 import pytest
+import torch
 import yaml
 from browser import open_offline
 from bs4 import BeautifulSoup
@@ -25,7 +26,9 @@ from vitlab.config import LabConfig
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import check
 from vitlab.machine import ROOT
+from vitlab.models.registry import MODELS
 from vitlab.report import make
+from vitlab.runs import Run
 
 
 def command(out, *options):
@@ -165,6 +168,25 @@ def test_chapter_06_can_be_made_from_the_runs_kept_beside_the_report(made, place
     again, before = (nbformat.read(path, 4) for path in (target, place[0] / "notebooks" / NOTEBOOKS["06"].name))
     assert len(tables_of(again)) == 4
     assert tables_of(again) == tables_of(before)
+
+
+@pytest.mark.slow
+def test_best_vit_of_a_report_is_of_use_without_its_run(made, place, tmp_path, capsys, monkeypatch):
+    scores = {}
+    for path in SHARED_RUNS.glob("*/summary.json"):
+        of = Run(path.parent)
+        if MODELS[of.config.model].is_vit and of.config.imbalance == "none" and of.config.keep_epoch == "best":
+            scores[of.path.name] = of.summary["val_accuracy"]
+    (weights,) = (place[0] / "runs").glob("*/model.safetensors")
+    assert scores[weights.parent.name] == max(scores.values())
+    kept, whole = Run(weights.parent), Run(SHARED_RUNS / weights.parent.name)
+    assert not (kept.path / "model.pt").exists()
+    assert kept.weights().keys() == whole.weights().keys()
+    assert all(torch.equal(kept.weights()[name], values) for name, values in whole.weights().items())
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
+    Image.new("L", (16, 16), 99).save(tmp_path / "some.png")
+    assert main(["predict", str(place[0]), str(tmp_path / "some.png")]) == 0
+    assert str(whole.predict(tmp_path / "some.png").answer) in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -238,6 +238,12 @@ def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
         copy.weights()
 
 
+def test_damaged_weights_that_a_report_keeps_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(LabError, match=r"model\.safetensors is empty or damaged"):
+        Run(tmp_path).weights()
+
+
 def test_copies_of_runs_that_train_on_the_same_images_keep_them_once(tmp_path: Path) -> None:
     for name, split in {"a": "same", "b": "same", "c": "other"}.items():
         run = Run(tmp_path / name)

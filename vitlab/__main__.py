@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("lab", help="open JupyterLab at chapter 01 (make lab)")
     one.add_argument("options", nargs="*", help="for jupyter lab, after --: vitlab lab -- --no-browser --port=8889")
     one.set_defaults(work=lab, read=_none)
-    run_help = "a run's directory, or its name in runs/"
+    run_help = "a run's directory, its name in runs/, or a report's folder for its best ViT"
     one = commands.add_parser("predict", help="what a trained model answers to pictures")
     one.add_argument("run", metavar="RUN", help=run_help)
     one.add_argument("image", nargs="+", metavar="IMAGE", help="any format, size and mode")

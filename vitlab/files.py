@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
 from yaml import YAMLError
 
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
 
-# what readers of JSON, YAML, CSV, NumPy's and torch's files raise when they are cut short
+# what readers of JSON, YAML, CSV, NumPy's, torch's and safetensors' files raise when they are cut short
 DAMAGE = (
     ValueError,
     TypeError,
@@ -24,6 +25,7 @@ DAMAGE = (
     RuntimeError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    SafetensorError,
     YAMLError,
 )
 WRITERS_OF_TORCH = ("PytorchStreamWriter", "inline_container", "unexpected pos")

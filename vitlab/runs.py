@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -243,7 +244,11 @@ class Run:
         return Prediction(pd.Series(probabilities.numpy(), self.classes).sort_values(ascending=False), remark)
 
     def weights(self) -> dict[str, Tensor]:
-        path = self.path / "model.pt"
+        """Of the chosen epoch; a report's copy has none, unless the report keeps those of this model."""
+        path, kept = self.path / "model.pt", self.path / "model.safetensors"
+        if kept.exists() and not path.exists():
+            with self._reading(kept.name):
+                return safetensors.torch.load(kept.read_bytes())
         if self.complete and not path.exists():
             raise LabError(f"{self.path} has no weights, it is a report's copy: put the whole run there, or delete it")
         with self._reading("model.pt"):

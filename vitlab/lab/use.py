@@ -31,17 +31,22 @@ CIFAR = {"image_size": 32, "patch_size": 4, "linformer_k": 16, "rounds": ROUNDS}
 
 
 def find_run(name: str) -> Run:
-    """The complete run of a directory, or of a name in runs/ (or VITLAB_RUNS); LabError names the nearest there is."""
+    """The complete run of a directory, or of a name in runs/ (or VITLAB_RUNS), or the best ViT that a report keeps.
+
+    LabError names the nearest run that there is.
+    """
     folder = Path(os.environ.get("VITLAB_RUNS") or absolute(LabConfig().runs_dir))
     for path in (Path(name).expanduser(), folder / name):
         if Run(path).complete:
             return Run(path)
         if (path / "config.json").exists():
             raise LabError(f"the run {path} is not complete: train it to its end first")
+    for weights in Path(name).expanduser().glob("runs/*/model.safetensors"):  # one in each report
+        return Run(weights.parent)
     names = sorted(path.parent.name for path in folder.glob("*/summary.json"))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
     there = f"did you mean {near[0]}? {folder} holds {len(names)} runs" if near else f"{folder} holds none"
-    raise LabError(f"{name} is neither a run directory nor a run's name: {there}")
+    raise LabError(f"{name} is neither a run directory nor a run's name nor a report: {there}")
 
 
 def require_pictures_only(run: Run) -> None:

@@ -17,15 +17,19 @@ from traitlets.config import Config
 
 from vitlab.analysis import plots, tables
 from vitlab.analysis.typefaces import set_typefaces
+from vitlab.config import RunConfig
 from vitlab.errors import LabError
+from vitlab.export import export
 from vitlab.files import copy, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, pace
+from vitlab.models.registry import MODELS
 from vitlab.parameters import as_profile, load_params, profile_path
 from vitlab.report.kernels import OwnKernelManager
 from vitlab.report.render import PLACE, render
 from vitlab.report.title import title_page
+from vitlab.runs import Run
 
 PARAMETERS = "parameters.yaml"
 PLACES = {"data_dir", "runs_dir", "device", "processes", "cluster", "num_workers", "pin_memory"}
@@ -167,11 +171,31 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
 
 
 def keep_runs(lab: Lab, folder: Path) -> None:
-    """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them."""
-    for run in [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]:
+    """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them.
+
+    Of the best ViT the weights are kept as well.
+    """
+    for run in [*(run for name in lab.compared for run in lab.load_seeds(name)), *lab.studied]:
         run.copy_small_files(folder)
-    path = lab.costs.path_of(lab.plan.config("ViT"))  # of all that are measured together
-    copy(path, folder / path.parent.name / path.name)
+    measured = [lab.plan.config("ViT"), *(run.config for run in lab.extra.values())]  # the first with all of the plan
+    for path in {lab.costs.path_of(config) for config in measured if isinstance(config, RunConfig)}:
+        copy(path, folder / path.parent.name / path.name)
+    best = best_vit(lab)
+    weights = folder / best.path.name / "model.safetensors"
+    for others in set(folder.glob("*/model.safetensors")) - {weights}:
+        others.unlink()
+    if not weights.exists():
+        export(best, weights)
+
+
+def best_vit(lab: Lab) -> Run:
+    """Of all ViTs that are compared the one with the most validation images right, in the lab's first seed.
+
+    Where there are no validation images, it is the one that chapter 03 goes on from.
+    """
+    runs = [lab.load(name) for name in (lab.plan.backbone, *lab.compared)]
+    vits = [run for run in runs if isinstance(run.config, RunConfig) and MODELS[run.config.model].is_vit]
+    return max(vits, key=lambda run: run.summary["val_accuracy"] or 0.0)
 
 
 def file_digest(path: Path) -> str:
