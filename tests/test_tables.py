@@ -9,7 +9,8 @@ import pypandoc
 import pytest
 from conftest import SMALL
 
-from vitlab.analysis import metrics, sentences, sentences_vit, tables
+from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_linear, sentences_vit, tables
+from vitlab.analysis.study import Study
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
 from vitlab.lab import Lab
@@ -141,6 +142,37 @@ def test_run_of_a_further_seed_that_is_missing_is_named(seeds: Lab, few: Source)
     more = Lab(seeds.params.replace(seeds=3), few)
     with pytest.raises(LabError, match=r"'ViT, seed 2'.*02_vit\.ipynb"):
         more.load_seeds("ViT")
+
+
+@pytest.mark.slow
+def test_what_the_course_quotes_stands_beside_the_models_of_its_kind(
+    done: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Costs, "of", lambda *_, **__: COST)
+    results, study = tables.by_model(tables.results(done)), Study(done)
+    found = tables.beside_the_course(done, results, study)
+    assert found.index.tolist() == list(tables.QUOTED)
+    scores = results.set_index("model")
+    assert found.loc["ViT", "model"] == done.plan.backbone
+    assert found.loc["linear ViT", "accuracy"] == max(scores.loc[name, "accuracy"] for name in sentences_linear.LINEAR)
+    none, best = study.runs["none", 0].summary, study.scores.set_index("remedy").loc[found["model"].iloc[-1]]
+    assert found.loc["imbalanced", ["accuracy", "parameters"]].tolist() == [
+        pytest.approx(none["test"]["accuracy"]),
+        none["parameters"],
+    ]
+    assert found["accuracy"].iloc[-1] == best["accuracy"]
+    assert (found["low"] <= found["accuracy"]).all()
+    assert (found["accuracy"] <= found["high"]).all()
+    caption = sentences_comparison.course(done, 18_980_000)
+    assert "said to have 8.5 million parameters (as it is configured there: 18.98 million)" in caption
+
+
+def test_quoted_figure_is_passed_where_the_interval_leaves_it_below() -> None:
+    ends = {"quoted": [0.8, 0.8, 0.8], "low": [0.81, 0.70, 0.79], "high": [0.85, 0.79, 0.81], "model": "drw"}
+    found = pd.DataFrame(ends, index=["a", "b", "c"]).assign(accuracy=0.8, parameters=12_345)
+    table = tables.course_table(found)
+    assert table["passed"].tolist() == ["yes", "no", "even"]
+    assert table.loc["a"].tolist() == ["80.0", "80.0", "81.0 – 85.0", "DRW", "12,345", "yes"]
 
 
 def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:

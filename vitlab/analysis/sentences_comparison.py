@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.chart_parts import MOST_LABELS
+from vitlab.analysis.complexity import COURSE
 from vitlab.analysis.findings import NONE_AS_GOOD, Speed, ahead, recommended
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
@@ -189,6 +190,18 @@ def by_class(differences: pd.DataFrame) -> str:
         return f"{text}. Shown by tests {tests}: {found}."
     stars = f"A star marks a difference that the test set can show {tests}: {found}."
     return f"{text}; the ViT's recall stands below the class. {stars}"
+
+
+def course(lab: "Lab", base: int) -> str:
+    """Caption of what the course quotes; base: parameters of ViT-Base as it is configured there."""
+    here = lab.load("ViT").environments[-1]
+    *_, quoted, _ = COURSE["ViT-Base"]
+    return (
+        f"Test accuracies that the course quotes from a GPU, for a ViT said to have {quoted / 1e6:.1f} million "
+        f"parameters (as it is configured there: {base / 1e6:.2f} million), beside what was reached here "
+        f"({here['device']}, {here['cores']} cores). Passed: the interval leaves the quoted figure below it; even: it "
+        "holds it. The course's imbalanced data need not have had these class sizes."
+    )
 
 
 def study(lab: "Lab", shape: str, few: int) -> str:

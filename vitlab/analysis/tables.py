@@ -8,17 +8,22 @@ import numpy as np
 import pandas as pd
 
 from vitlab.analysis import metrics
+from vitlab.analysis.sentences import words
 from vitlab.analysis.sentences_linear import CHANGES, LINEAR
 from vitlab.config import RunConfig
 from vitlab.models import registry
 from vitlab.texts import signed
 
 if TYPE_CHECKING:
+    from vitlab.analysis.study import Study
     from vitlab.lab import Lab
     from vitlab.models.vit import ViT
     from vitlab.runs import Run
 
 COSTS = ("parameters", "macs", "latency_ms", "images_per_second")
+IMBALANCED, WITH_REMEDY = "imbalanced", "imbalanced, with a remedy"
+# test accuracies on CIFAR-10 that the course quotes, from trainings on a GPU
+QUOTED = {"ViT": 0.852, "DynamicViT": 0.843, "linear ViT": 0.825, IMBALANCED: 0.783, WITH_REMEDY: 0.821}
 
 # ---------------------------------------------------------------- computed
 
@@ -193,7 +198,47 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
 
+def beside_the_course(lab: "Lab", results: pd.DataFrame, study: "Study") -> pd.DataFrame:
+    """What the course quotes for CIFAR-10, and what this lab's models of the kind have: quoted, model, accuracy, low,
+    high (its 95% interval), parameters; a row for each of `QUOTED`.
+
+    results: `by_model`. The ViT is the one that chapter 3 goes on from, the linear one the best of chapter 4's, and the
+    remedy the one of the best macro F1.
+    """
+    models, linear = results.set_index("model"), [name for name in LINEAR if name in set(results["model"])]
+    named = {
+        "ViT": lab.plan.backbone,
+        "DynamicViT": "DynamicViT",
+        "linear ViT": models.loc[linear, "accuracy"].idxmax(),
+    }
+    columns = {"accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "parameters": "parameters"}
+    rows = {
+        what: {"model": name, **{mine: models.loc[name, of] for mine, of in columns.items()}}
+        for what, name in named.items()
+    }
+    scores = study.scores.groupby("remedy")[["accuracy", "accuracy_low", "accuracy_high"]].mean()
+    parameters = study.runs["none", study.seeds[0]].summary["parameters"]
+    for what, name in {IMBALANCED: "none", WITH_REMEDY: metrics.best_gain(study.gains()).name}.items():
+        accuracy, low, high = scores.loc[name]
+        rows[what] = {"model": name, "accuracy": accuracy, "low": low, "high": high, "parameters": parameters}
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    return frame.assign(quoted=[QUOTED[what] for what in frame.index])
+
+
 # ---------------------------------------------------------------- for reading
+
+
+def course_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`beside_the_course` for reading, with whether the interval leaves the quoted figure below it."""
+    columns = {
+        "the course (%)": [f"{100 * value:.1f}" for value in found["quoted"]],
+        "here (%)": [f"{100 * value:.1f}" for value in found["accuracy"]],
+        "95% interval": [f"{100 * row.low:.1f} – {100 * row.high:.1f}" for row in found.itertuples()],
+        "by": [words(name) for name in found["model"]],
+        "parameters": [f"{value:,}" for value in found["parameters"]],
+        "passed": np.select([found["low"] > found["quoted"], found["high"] < found["quoted"]], ["yes", "no"], "even"),
+    }
+    return pd.DataFrame(columns, index=found.index)
 
 
 def shares(counts: pd.DataFrame) -> pd.DataFrame:
