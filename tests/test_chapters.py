@@ -25,11 +25,22 @@ from vitlab.config import RunConfig
 def lab_with(validation: int) -> SimpleNamespace:
     """What captions of curves read of a lab with so many validation images."""
     data = SimpleNamespace(train=range(90), val=range(validation))
-    return SimpleNamespace(data=data, plan=SimpleNamespace(seed_numbers="seed 0", seed_words="seed 0"))
+    return SimpleNamespace(
+        data=data,
+        plan=SimpleNamespace(
+            seed_numbers=lambda names: "seed 0", seed_words="seed 0", chapters={"02": {}, "03": {}, "04": {}}
+        ),
+    )
 
 
 def found(difference: float, p: float) -> dict:
-    return {"difference": difference, "p": p, "interval": (difference - 0.02, difference + 0.02), "seeds": 1}
+    return {
+        "difference": difference,
+        "p": p,
+        "interval": (difference - 0.02, difference + 0.02),
+        "seeds": 1,
+        "spread": 0.0,
+    }
 
 
 LOST, FLAT, WON = found(-0.05, 0.001), found(-0.01, 0.5), found(0.05, 0.001)

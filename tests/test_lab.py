@@ -19,6 +19,8 @@ from vitlab.errors import LabError
 from vitlab.lab import Lab
 from vitlab.lab.costs import Costs
 from vitlab.lab.results import check
+from vitlab.report import make
+from vitlab.runs import Run
 from vitlab.training.fit import fit
 
 # ---------------------------------------------------------------- what was made before
@@ -206,6 +208,34 @@ def test_extra_run_that_cannot_be_compared_is_refused(done: Lab, few: Source, tm
         run = other.train_one(other.plan.config("ViT"))
         with pytest.raises(LabError, match="tested on other images"):
             tables.results(Lab(done.params.replace(extra_runs=str(run.path)), few))
+
+
+@pytest.mark.slow
+def test_report_keeps_runs_from_elsewhere_with_those_they_started_from(
+    done: Lab, few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "costs").mkdir()
+    (tmp_path / "costs" / "models.json").write_text("{}")
+    monkeypatch.setattr(Costs, "path_of", lambda self, config: tmp_path / "costs" / "models.json")
+    other = Lab(done.params.replace(runs_dir=str(tmp_path / "elsewhere"), seed=7), few)
+    start = other.train_one(other.plan.config(other.plan.backbone))
+    run = other.train_one(other.plan.config("DynamicViT"))
+    lab = Lab(done.params.replace(extra_runs=str(run.path)), few)
+    assert make.best_vit(done).summary["val_accuracy"] == max(
+        done.load(name).summary["val_accuracy"] for name in done.plan.names if "ResNet" not in name
+    )
+    run.write_json("summary.json", run.summary | {"val_accuracy": 1.0})
+    make.keep_runs(lab, tmp_path / "report" / "runs")
+    (weights,) = (tmp_path / "report" / "runs").glob("*/model.safetensors")
+    kept = Run(weights.parent)
+    assert (kept.path.name, kept.starts()[0].path.name) == (run.path.name, start.path.name)
+    assert kept.training_seconds == run.training_seconds
+    again = Lab(lab.params.replace(extra_runs=str(kept.path)), few)  # from the copies
+    assert again.compare("ViT", run.path.name) == lab.compare("ViT", run.path.name)
+    (kept.path / "model.safetensors").unlink()
+    make.keep_runs(again, tmp_path / "another")  # a copy without weights is not the one whose weights are kept
+    (weights,) = (tmp_path / "another").glob("*/model.safetensors")
+    assert weights.parent.name == make.best_vit(done).path.name
 
 
 @pytest.mark.slow

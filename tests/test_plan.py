@@ -12,6 +12,7 @@ from vitlab.config import BALANCED, POST_HOC, RunConfig
 from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
 from vitlab.lab.plan import NOTEBOOKS, Plan, how_to_make
+from vitlab.lab.results import check
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS
 from vitlab.models.vit import ViT
@@ -198,22 +199,25 @@ def test_runs_that_are_named_are_repeated_with_what_they_start_from(few: Source)
     assert plan.config("DynamicViT, seed 1").init_from == start
     with pytest.raises(LabError, match="no run 'ToMe, seed 1'"):
         plan.config("ToMe, seed 1")
-    assert plan.seed_words == "mean ± standard deviation over seeds 0 to 1 where a ± stands, else seed 0"
-    assert plan.seed_numbers == "seed 0, of some also 1"
+    assert plan.seed_words == "mean ± standard deviation over seeds 0 to 1; in rows without a ±, of seed 0"
+    assert plan.seed_numbers(plan.names) == "seeds 0, 1; of some 0 alone"
+    assert plan.seed_numbers(["ViT", "DynamicViT"]) == "seeds 0, 1"
+    assert plan.seed_numbers(plan.chapters["04"]) == "seed 0"
     assert Plan(SMALL.replace(seeds=2, repeated=["Linear ViT"]), few).repeats[plan.backbone] == [
         plan.config(plan.backbone)
     ]
 
 
-def test_run_to_repeat_that_is_not_there_is_named_before_any_work(few: Source) -> None:
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_run_to_repeat_that_is_not_there_is_named_before_any_work(seeds: int) -> None:
     with pytest.raises(LabError, match=r"repeated names a run that is not there: 'Dynamic': did you mean 'DynamicViT'"):
-        _ = Plan(SMALL.replace(seeds=2, repeated=["Dynamic"]), few).repeats
+        check(SMALL.replace(seeds=seeds, repeated=["Dynamic"]))
 
 
 def test_one_seed_is_called_by_its_number_and_several_by_what_their_figures_are(few: Source) -> None:
     one = Plan(SMALL.replace(seed=2), few)
-    assert (one.seed_words, one.seed_numbers) == ("seed 2", "seed 2")
-    assert Plan(SMALL.replace(seed=2, seeds=3), few).seed_numbers == "seeds 2, 3, 4"
+    assert (one.seed_words, one.seed_numbers(one.names)) == ("seed 2", "seed 2")
+    assert Plan(SMALL.replace(seed=2, seeds=3), few).seed_numbers(["ViT"]) == "seeds 2, 3, 4"
     words = Plan(SMALL.replace(seed=2, seeds=3), few).seed_words
     assert words == "mean ± standard deviation over seeds 2 to 4"
 

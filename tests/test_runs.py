@@ -252,13 +252,13 @@ def test_copies_of_runs_that_train_on_the_same_images_keep_them_once(tmp_path: P
             (run.path / file).write_text(file)
         (run.path / "split.npz").write_text(split)
         run.write_json("config.json", {"config": {}})
-    Run(tmp_path / "kept" / "b").path.mkdir(parents=True)
-    (tmp_path / "kept" / "b" / "split.npz").write_text("same")  # as they were kept before
     for _ in range(2):  # a report made again
         for name in "abc":
             Run(tmp_path / name).copy_small_files(tmp_path / "kept")
-    assert sorted(path.parent.name for path in (tmp_path / "kept").glob("*/split.npz")) == ["b", "c"]
-    assert [Run(tmp_path / "kept" / name).record.get("split") for name in "abc"] == ["b", None, None]
+    assert sorted(path.parent.name for path in (tmp_path / "kept").glob("*/split.npz")) == ["a", "c"]
+    assert [Run(tmp_path / "kept" / name).record.get("split") for name in "abc"] == [None, "a", None]
+    Run(tmp_path / "kept" / "b").copy_small_files(tmp_path / "other")  # a copy of a copy
+    assert Run(tmp_path / "other" / "b").record["split"] == "a"
 
 
 def test_copy_overwrites_no_whole_run(tmp_path: Path) -> None:

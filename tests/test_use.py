@@ -15,6 +15,7 @@ from vitlab.analysis.timing import ROUNDS
 from vitlab.config import RunConfig
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source
+from vitlab.export import export
 from vitlab.lab import use
 from vitlab.runs import Run
 
@@ -164,6 +165,24 @@ def test_classes_may_be_absent_but_not_strange(run: Run, colours: Path, command:
     code, _, wrong = command("evaluate", run.path, "--data", tmp_path / "some")
     assert code == 1
     assert "knows no class 'green': name the folders as its classes, blue, red" in wrong
+
+
+def test_report_s_copy_is_scored_on_its_own_test_images_where_its_data_are_named(
+    run: Run, colours: Path, command: Callable, tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    run.copy_small_files(report / "runs")
+    (report / "report.html").write_text("")
+    assert "the report" in (wrong := command("evaluate", report)[2])
+    assert "keeps no weights: make it again" in wrong
+    export(run, report / "runs" / run.path.name / "model.safetensors")
+    assert "a report's copy, which does not say where" in command("evaluate", report)[2]
+    code, said, _ = command("evaluate", report, "--data", colours, "--csv", tmp_path / "copy.csv")
+    assert code == 0
+    assert "These are the run's own test images." in said
+    assert said.splitlines()[:3] == command("evaluate", run.path, "--csv", tmp_path / "run.csv")[1].splitlines()[:3]
+    moved = shutil.copytree(colours, tmp_path / "elsewhere")  # of another name: images like any others
+    assert "own test images" not in command("evaluate", report, "--data", moved, "--csv", tmp_path / "moved.csv")[1]
 
 
 def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunConfig, tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ class LabConfig(Common):
     study_epochs: Count = 8  # of each run of the imbalance study
     study_seeds: Seeds = 3  # seeds of each run of that study
     seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
-    repeated: Annotated[list[str], Names] = []  # runs that seeds repeats, with those they start from; empty: all
+    repeated: Annotated[list[str], Names] = []  # runs that seeds repeats, as "ViT; ToMe"; empty: all
     tokenizers: Annotated[list[Tokenizer], Words] = ["patch", "conv"]  # that chapter 02 compares
     sizes: Annotated[list[Preset], Words] = []  # further presets that chapter 02 trains, as small beside base
     ablations: Annotated[list[str], Words] = []  # more of chapter 04: injective_vit, local_linear_vit, local_vit

@@ -124,7 +124,8 @@ class Run:
 
     config.json (resolved configuration), split.npz (which images train), environment.json (versions, machine, commit of
     each start), history.csv (a row an epoch), checkpoint.pt (to continue from), model.pt (the chosen epoch's weights),
-    predictions.npz (test logits and labels), summary.json (scores; written last), events.* (TensorBoard).
+    predictions.npz (test logits and labels), summary.json (scores; written last), events.* (TensorBoard). A report's
+    copy has the small files, and that of its best ViT model.safetensors.
     """
 
     path: Path
@@ -165,13 +166,17 @@ class Run:
 
     def spent(self, what: str) -> float:
         """What the summary has of "seconds" or "epochs", with that of the run that this one started from."""
+        return self.summary[what] + sum(start.summary[what] for start in self.starts())
+
+    def starts(self) -> "list[Run]":
+        """The runs that this one started from, one from the other; LabError if one is not beside it."""
         init_from = self.record["config"].get("init_from")
         if not init_from:
-            return self.summary[what]
+            return []
         start = Run(self.path.with_name(init_from))
         if not start.complete:
             raise LabError(f"{self.path} started from {start.path.name}, which is not beside it: put it there as well")
-        return self.summary[what] + start.spent(what)
+        return [start, *start.starts()]
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -257,7 +262,7 @@ class Run:
     def copy_small_files(self, folder: Path) -> None:
         """Copy into `folder` what remains readable without the weights: configuration, history, predictions, scores.
 
-        A split that a run there has already is not kept twice: config.json names that run.
+        A split that a run there has already is not kept twice: for the reader config.json names that run.
         """
         kept = Run(folder / self.path.name)
         if (kept.path / "model.pt").exists():  # a whole run, perhaps this one
@@ -265,16 +270,17 @@ class Run:
         stored = self.record | {"config": dict(self.record["config"])}
         if "data_dir" in stored["config"]:  # a path of this machine says nothing to others, but a folder needs a name
             stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
-        with self._reading("split.npz") as split:
-            others = (path for path in sorted(folder.glob("*/split.npz")) if path.parent != kept.path)
-            alike = next((path.parent.name for path in others if filecmp.cmp(path, split, shallow=False)), None)
-        kept.write_json("config.json", stored | ({"split": alike} if alike else {}))
-        if alike:
-            (kept.path / "split.npz").unlink(missing_ok=True)  # of an earlier copy
-        for name in SMALL_FILES:
+        files, split = [*SMALL_FILES], self.path / "split.npz"
+        others = (path for path in sorted(folder.glob("*/split.npz")) if path.parent != kept.path)
+        alike = next((path for path in others if split.exists() and filecmp.cmp(path, split, shallow=False)), None)
+        if alike and not (kept.path / "split.npz").exists():
+            stored["split"] = alike.parent.name
+        if "split" in stored:  # or this is such a copy itself
+            files.remove("split.npz")
+        kept.write_json("config.json", stored)
+        for name in files:
             with self._reading(name) as path:
-                if name != "split.npz" or not alike:
-                    copy(path, kept.path / name)
+                copy(path, kept.path / name)
 
     @property
     def environments(self) -> list[dict[str, Any]]:

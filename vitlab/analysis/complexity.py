@@ -37,6 +37,12 @@ COURSE = {
 }
 
 
+def course(name: str) -> RunConfig:
+    """One of `COURSE`'s models."""
+    preset, model, *_ = COURSE[name]
+    return RunConfig(model=model, image_size=32, patch_size=4).with_preset(preset)
+
+
 def macs(config: RunConfig, channels: int, num_classes: int) -> dict[str, int]:
     """MACs of one image in inference, by component: by the model's formula, or counted where it has none."""
     build = MODELS[config.model].build

@@ -47,13 +47,13 @@ def recommended(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> pd.
     """The row of the model to take: the fastest in batches of those that are as good as the most accurate one.
 
     As good: within one standard error of its accuracy (Breiman et al. 1984, the rule of one standard error), and not
-    shown to differ from it. The most accurate one where none of them is `FASTER` beyond the spread, or where its speed
+    shown to be behind it. The most accurate one where none of them is `FASTER` beyond the spread, or where its speed
     is unknown, as of a module of the reader's own.
     """
     best = results.loc[results["accuracy"].idxmax()]
     error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
     near = results[results["accuracy"] >= best["accuracy"] - error]
-    good = near[[not ahead(pairs, best["model"], name) for name in near["model"]]]
+    good = near[[ahead(pairs, best["model"], name) != best["model"] for name in near["model"]]]
     times = {i: speed(name, best["model"]) for i, name in good["model"].items()}
     faster = {i: ratio for i, (ratio, spread) in times.items() if ratio > max(FASTER, 1 + spread)}
     return good.loc[max(faster, key=faster.get)] if faster else best
@@ -122,7 +122,8 @@ def tokens(
     row = tried.loc[free or list(tried.index)]
     row = row.loc[row["accuracy"].idxmax()]
     saves = f"saves {1 - row['macs'] / base['macs']:.0%} of the multiply-adds"
-    points = 100 * (row["accuracy"] - base["accuracy"])
+    pair = pairs[pairs["a"].isin([reference, row.name]) & pairs["b"].isin([reference, row.name])].iloc[0]
+    points = 100 * pair["difference"] * (1 if pair["b"] == row.name else -1)
     if free:
         return f"{text} *{row.name}* {saves} without a loss that shows against *{reference}* ({signed(points)} points)."
     loses = f"loses {-points:.1f} points against *{reference}*"

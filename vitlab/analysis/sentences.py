@@ -20,10 +20,10 @@ def verdict(a: str, b: str, comparison: dict) -> str:
     points = comparison["difference"] * 100
     low, high = (end * 100 for end in comparison["interval"])
     several = comparison.get("seeds", 1) > 1
-    seeds = f"{comparison['seeds']} seeds" if several else "the seeds of other models"
-    over = f", spread over {seeds} {100 * comparison['spread']:.1f}" if several or comparison.get("spread") else ""
+    of = f"over {comparison['seeds']} seeds" if several else "of single runs"
+    over = f", spread {of} {100 * comparison['spread']:.1f}" if several or comparison.get("spread") else ""
     if not shown(comparison):
-        them = "these test images and seeds" if several else "this test set"
+        them = "these test images and seeds" if over else "this test set"
         return (
             f"between {a} and {b} there is no difference that {them} can show "
             f"({signed(points)} points, 95% interval {signed(low)} to {signed(high)}, {p_text(comparison['p'])}{over})"

@@ -167,13 +167,14 @@ def against_cost(images: int) -> str:
 def paired(lab: "Lab", pairs: int, images: int) -> str:
     """Caption of the pairs: listed one by one, or at a glance."""
     text = f"All {pairs} pairs of models on the same {images:,} test images,"
+    common = ", over the seeds that both have" if lab.params.repeated or lab.extra else ""
     if len(lab.compared) <= FEW_MODELS:
+        spread = f" Spread: over seeds{common}." if lab.params.seeds > 1 else ""
         return (
             f"{text} differences in points with 95% intervals, images that only one model gets right, and the exact "
-            "McNemar test's p, two-sided, corrected after Holm."
+            f"McNemar test's p, two-sided, corrected after Holm.{spread}"
         )
-    pooled = " (of models with one, that of the others, pooled)" if lab.params.repeated else ""
-    spread = f", and beyond the spread over seeds{pooled}" if lab.params.seeds > 1 else ""
+    spread = f", and beyond the spread over seeds{common}" if lab.params.seeds > 1 else ""
     return (
         f"{text} by how many points of accuracy the row's model is above the column's. A star: shown by the exact "
         f"McNemar test, two-sided, corrected after Holm{spread}. Intervals and p-values of all pairs stand beside the "
@@ -199,8 +200,9 @@ def course(lab: "Lab", base: int) -> str:
     return (
         f"Test accuracies that the course quotes from a GPU, for a ViT said to have {quoted / 1e6:.1f} million "
         f"parameters (as it is configured there: {base / 1e6:.2f} million), beside what was reached here "
-        f"({here['device']}, {here['cores']} cores). Passed: the interval leaves the quoted figure below it; even: it "
-        "holds it. The course's imbalanced data need not have had these class sizes."
+        f"({here['device']}, {here['cores']} CPU cores). Passed: the interval leaves the quoted figure below it; even: "
+        "it holds it. The linear ViT is the best of chapter 4 and the remedy the best of chapter 1, by these very "
+        "images. The course's imbalanced data need not have had these class sizes."
     )
 
 

@@ -61,7 +61,7 @@ def curves(lab: "Lab", budget: str) -> str:
     ring = " The ring marks the epoch whose weights were kept." if len(lab.data.val) else ""
     return (
         f"The same Transformer with other attentions ({budget}, {len(lab.data.train):,} images, "
-        f"{lab.plan.seed_numbers}).{ring}"
+        f"{lab.plan.seed_numbers(['ViT', *lab.plan.chapters['04']])}).{ring}"
     )
 
 
@@ -88,7 +88,7 @@ def steps_table(found: dict[str, dict]) -> pd.DataFrame:
             "points": signed(100 * c["difference"]),
             "95% interval": f"{signed(100 * c['interval'][0])} to {signed(100 * c['interval'][1])}",
             "p": p_text(c["p"]),
-            "spread over seeds": f"{100 * c['spread']:.1f}" if c.get("spread") else "–",
+            "spread over seeds": f"{100 * c['spread']:.1f}" if c["seeds"] > 1 or c["spread"] else "–",
             "shown": "yes" if shown(c) else "no",
         }
         for what, c in found.items()

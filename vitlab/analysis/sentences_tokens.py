@@ -56,9 +56,10 @@ def as_it_is(images: str) -> str:
 
 def curves(lab: "Lab", budget: str, rate: float) -> str:
     how = " Validation is done with tokens really gone." if len(lab.data.val) else ""
+    seeds = lab.plan.seed_numbers([name for name, config in lab.plan.chapters["03"].items() if config.init_from])
     return (
-        f"Trained on for {budget} from the same weights ({lab.plan.seed_words}).{how} DynamicViT's ViT learns at "
-        f"{rate:.0%} of its predictors' rate, the others at one rate for all weights."
+        f"Trained on for {budget} from the same weights ({seeds}).{how} DynamicViT's ViT learns at {rate:.0%} of its "
+        "predictors' rate, the others at one rate for all weights."
     )
 
 

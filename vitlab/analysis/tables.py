@@ -10,7 +10,7 @@ import pandas as pd
 from vitlab.analysis import metrics
 from vitlab.analysis.sentences import words
 from vitlab.analysis.sentences_linear import CHANGES, LINEAR
-from vitlab.config import RunConfig
+from vitlab.config import POST_HOC, RunConfig
 from vitlab.models import registry
 from vitlab.texts import signed
 
@@ -138,8 +138,8 @@ def flat(pairs: pd.DataFrame) -> pd.DataFrame:
 def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
     """A row for each way to fewer tokens, compared with the ViT trained on without: model, accuracy, saved, `compare`.
 
-    accuracy: the mean over the seeds, as the difference is; saved: the share of all multiply-adds; p is corrected for
-    the number of ways (Holm).
+    accuracy: the mean over its seeds, where the difference is that of the seeds which both have; saved: the share of
+    all multiply-adds; p is corrected for the number of ways (Holm).
     """
     whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
     ways = registry.reductions()
@@ -185,13 +185,14 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
     rows = []
     for name in names or lab.compared:
         base, logits, labels = lab.paired(reference, name)
-        pooled = lab.seed_spread(lambda test: test["per_class"]["recall"]) if len(base) == 1 else math.nan
-        of_others = np.broadcast_to(pooled, len(lab.source.classes))
         for k, title in enumerate(lab.source.classes if name != reference else ()):
             of_class = labels == k
             two = metrics.mcnemar(base[:, of_class], logits[:, of_class], labels[of_class])
             recalls = [(part[:, of_class].argmax(-1) == k).mean(1) for part in (base, logits)]  # (S,) each
-            spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else of_others[k]
+            if len(base) > 1:
+                spread = max(np.std(seeds, ddof=1) for seeds in recalls)
+            else:
+                spread = lab.spread_of_single_runs(reference, name, lambda test, k=k: test["per_class"]["recall"][k])
             difference = float(recalls[1].mean() - recalls[0].mean())
             rows.append({"model": name, "class": title, "difference": difference, "spread": spread, "p": two["p"]})
     frame = pd.DataFrame(rows)
@@ -200,27 +201,26 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
 
 def beside_the_course(lab: "Lab", results: pd.DataFrame, study: "Study") -> pd.DataFrame:
     """What the course quotes for CIFAR-10, and what this lab's models of the kind have: quoted, model, accuracy, low,
-    high (its 95% interval), parameters; a row for each of `QUOTED`.
+    high (its 95% interval), parameters; a row for each of `QUOTED`, but for imbalance where the study has none.
 
     results: `by_model`. The ViT is the one that chapter 3 goes on from, the linear one the best of chapter 4's, and the
     remedy the one of the best macro F1.
     """
-    models, linear = results.set_index("model"), [name for name in LINEAR if name in set(results["model"])]
-    named = {
-        "ViT": lab.plan.backbone,
-        "DynamicViT": "DynamicViT",
-        "linear ViT": models.loc[linear, "accuracy"].idxmax(),
-    }
+    models = results.set_index("model")
+    linear = models.loc[list(LINEAR), "accuracy"].idxmax()
+    named = {"ViT": lab.plan.backbone, "DynamicViT": "DynamicViT", "linear ViT": linear}
     columns = {"accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high", "parameters": "parameters"}
     rows = {
         what: {"model": name, **{mine: models.loc[name, of] for mine, of in columns.items()}}
         for what, name in named.items()
     }
     scores = study.scores.groupby("remedy")[["accuracy", "accuracy_low", "accuracy_high"]].mean()
-    parameters = study.runs["none", study.seeds[0]].summary["parameters"]
-    for what, name in {IMBALANCED: "none", WITH_REMEDY: metrics.best_gain(study.gains()).name}.items():
+    trained = {IMBALANCED: "none", WITH_REMEDY: metrics.best_gain(study.gains()).name}
+    for what, name in trained.items() if lab.plan.study_imbalance != "none" else ():
         accuracy, low, high = scores.loc[name]
-        rows[what] = {"model": name, "accuracy": accuracy, "low": low, "high": high, "parameters": parameters}
+        run = study.runs["none" if name == POST_HOC else name, study.seeds[0]]
+        rows[what] = {"model": name, "accuracy": accuracy, "low": low, "high": high}
+        rows[what]["parameters"] = run.summary["parameters"]
     frame = pd.DataFrame.from_dict(rows, orient="index")
     return frame.assign(quoted=[QUOTED[what] for what in frame.index])
 
@@ -324,7 +324,7 @@ def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
     """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95% interval; of several
     seeds also the spread over them.
     """
-    several = pairs.get("spread", pd.Series(0.0)).any()
+    several = ((pairs.get("seeds", pd.Series(1)) > 1) | (pairs.get("spread", pd.Series(0.0)) > 0)).any()
     rows = [
         {
             "A": row.a,

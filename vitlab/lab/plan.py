@@ -1,7 +1,7 @@
 """Which runs each chapter makes: names and configurations, from the parameters and the size of the data alone."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -140,16 +140,15 @@ class Plan:
         first, *further = self.seeds
         if not further:
             return f"seed {first}"
-        others = f" where a ± stands, else seed {first}" if self.params.repeated else ""
+        others = f"; in rows without a ±, of seed {first}" if self.params.repeated else ""
         return f"mean ± standard deviation over seeds {first} to {further[-1]}{others}"
 
-    @property
-    def seed_numbers(self) -> str:
-        """For a caption of single runs: "seed 0", or "seeds 0, 1"."""
-        first, *further = map(str, self.seeds)
-        if self.params.repeated and further:
-            return f"seed {first}, of some also {', '.join(further)}"
-        return f"seed{'s' * bool(further)} {', '.join([first, *further])}"
+    def seed_numbers(self, names: Iterable[str]) -> str:
+        """For a caption of the runs of these names, each for itself: "seed 0", or "seeds 0, 1"."""
+        again = {name: len(self.repeats[name]) > 1 for name in names}
+        shown = ", ".join(map(str, self.seeds)) if any(again.values()) else str(self.params.seed)
+        some = "" if len({*again.values()}) == 1 else f"; of some {self.params.seed} alone"
+        return f"seed{'s' * any(again.values())} {shown}{some}"
 
     @cached_property
     def repeats(self) -> dict[str, list[RunConfig]]:

@@ -287,20 +287,29 @@ class Lab:
     def compare(self, a: str, b: str) -> dict[str, Any]:
         """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed.
 
-        Where they have but one seed in common, the spread is that of the models which have several.
+        Where they have but one seed in common, the spread is `spread_of_single_runs`.
         """
         first, second, labels = self.paired(a, b)
         found = metrics.compare(first, second, labels, self._draw)
-        return found if found["seeds"] > 1 else found | {"spread": self._spread_of_accuracy}
+        if found["seeds"] == 1:
+            found["spread"] = float(self.spread_of_single_runs(a, b, lambda test: test["accuracy"]))
+        return found
 
-    def seed_spread(self, score: Callable[[dict], Any]) -> np.ndarray:
-        """`metrics.pooled_spread` of a score over this lab's models of several seeds; score: of a `summary["test"]`."""
-        several = [self.load_seeds(name) for name, configs in self.plan.repeats.items() if len(configs) > 1]
-        return metrics.pooled_spread([score(run.summary["test"]) for run in runs] for runs in several)
+    def spread_of_single_runs(self, a: str, b: str, score: Callable[[dict], Any]) -> np.ndarray:
+        """Standard deviation, by the chance of training, of what single runs of models a and b differ by.
 
-    @cached_property
-    def _spread_of_accuracy(self) -> float:
-        return float(self.seed_spread(lambda test: test["accuracy"]))
+        √2 times `metrics.pooled_spread` over those models of their chapters that have several seeds; 0 where none has.
+        score: of a run's `summary["test"]`, a number or an array.
+        """
+        own = {self.plan.chapter_of(name) for name in (a, b) if name not in self.extra}
+        several = [
+            self.load_seeds(name)
+            for chapter, runs in self.plan.chapters.items()
+            for name in runs
+            if len(self.plan.repeats[name]) > 1 and (chapter in own or {a, b} & self.extra.keys())
+        ]
+        pooled = metrics.pooled_spread([score(run.summary["test"]) for run in runs] for runs in several)
+        return math.sqrt(2) * pooled
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from vitlab.analysis import complexity, metrics
 from vitlab.analysis.timing import ROUNDS
-from vitlab.config import LabConfig, parse
+from vitlab.config import LabConfig, RunConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.decode import decode
 from vitlab.data.folders import evaluated
@@ -43,6 +43,8 @@ def find_run(name: str) -> Run:
             raise LabError(f"the run {path} is not complete: train it to its end first")
     for weights in Path(name).expanduser().glob("runs/*/model.safetensors"):  # one in each report
         return Run(weights.parent)
+    if (Path(name).expanduser() / "report.html").exists():
+        raise LabError(f"the report {name} keeps no weights: make it again, or name a run's directory")
     names = sorted(path.parent.name for path in folder.glob("*/summary.json"))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
     there = f"did you mean {near[0]}? {folder} holds {len(names)} runs" if near else f"{folder} holds none"
@@ -69,8 +71,13 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     """
     require_pictures_only(run)
     root = Path(os.path.abspath(Path(folder).expanduser()))  # a link keeps its name, as in `absolute`
-    if not folder or (run.config.data_dir and root.resolve() == absolute(run.config.data_dir).resolve()):
-        return _on_own_test_images(run)
+    known, copied = run.config.data_dir, not (run.path / "model.pt").exists()
+    if not folder and known and copied:
+        raise LabError(f"{run.path} is a report's copy, which does not say where {known} lies: name it with --data")
+    if not folder:
+        return _on_own_test_images(run, run.config)
+    if known and (root.name == known if copied else root.resolve() == absolute(known).resolve()):
+        return _on_own_test_images(run, run.config.replace(data_dir=str(root)))
     if not root.is_dir():
         raise LabError(f"there is no folder {root}: name one of class folders")
     found = evaluated(root)
@@ -103,8 +110,9 @@ def _logits(run: Run, images: Tensor) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _on_own_test_images(run: Run) -> tuple[dict, pd.DataFrame, str]:
-    source = load_source(run.config)
+def _on_own_test_images(run: Run, config: RunConfig) -> tuple[dict, pd.DataFrame, str]:
+    """config: the run's, with the place of its data."""
+    source = load_source(config)
     if not run.tested_on(source.digest, source.test.digest):
         raise LabError(f"the data of {run.path.name} have changed since it was trained: name images with --data")
     test = split(source, run.config).test

@@ -17,7 +17,7 @@ from traitlets.config import Config
 
 from vitlab.analysis import plots, tables
 from vitlab.analysis.typefaces import set_typefaces
-from vitlab.config import RunConfig
+from vitlab.config import LabConfig, RunConfig
 from vitlab.errors import LabError
 from vitlab.export import export
 from vitlab.files import copy, reading, require_writable, writing
@@ -115,7 +115,7 @@ def require_own(lab: Lab, out: Path) -> None:
     theirs = ours
     if path.exists():
         with reading(path, f"delete the folder {os.path.relpath(out)}, or name another one (make: OUT=reports/mine)"):
-            theirs = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            theirs = LabConfig().model_dump() | dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     other = [name for name, value in ours.items() if theirs.get(name) != value]
     if other:
         raise LabError(
@@ -173,27 +173,29 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
 def keep_runs(lab: Lab, folder: Path) -> None:
     """Copy the runs' small files and their models' costs: with parameter runs_dir there, chapter 06 reads them.
 
-    Of the best ViT the weights are kept as well.
+    Of the best ViT the weights are kept as well, and of a run from elsewhere the one that it started from.
     """
-    for run in [*(run for name in lab.compared for run in lab.load_seeds(name)), *lab.studied]:
+    own = [*(run for name in lab.plan.names for run in lab.load_seeds(name)), *lab.studied]
+    others = [one for run in lab.extra.values() for one in (run, *run.starts())]
+    for run in [*others, *own]:  # of the same name are the same configurations: ours is written last
         run.copy_small_files(folder)
     measured = [lab.plan.config("ViT"), *(run.config for run in lab.extra.values())]  # the first with all of the plan
     for path in {lab.costs.path_of(config) for config in measured if isinstance(config, RunConfig)}:
         copy(path, folder / path.parent.name / path.name)
     best = best_vit(lab)
-    weights = folder / best.path.name / "model.safetensors"
-    for others in set(folder.glob("*/model.safetensors")) - {weights}:
-        others.unlink()
-    if not weights.exists():
-        export(best, weights)
+    for weights in folder.glob("*/model.safetensors"):  # of an earlier report
+        weights.unlink()
+    export(best, folder / best.path.name / "model.safetensors")
 
 
 def best_vit(lab: Lab) -> Run:
-    """Of all ViTs that are compared the one with the most validation images right, in the lab's first seed.
+    """Of all ViTs that are compared the one with the most of its validation images right, in the lab's first seed.
 
-    Where there are no validation images, it is the one that chapter 03 goes on from.
+    Without validation images it is the one that chapter 03 goes on from. Copies of another report do not count.
     """
-    runs = [lab.load(name) for name in (lab.plan.backbone, *lab.compared)]
+    if not len(lab.data.val):
+        return lab.load(lab.plan.backbone)
+    runs = [run for run in map(lab.load, lab.compared) if (run.path / "model.pt").exists()]
     vits = [run for run in runs if isinstance(run.config, RunConfig) and MODELS[run.config.model].is_vit]
     return max(vits, key=lambda run: run.summary["val_accuracy"] or 0.0)
 

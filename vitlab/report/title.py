@@ -46,7 +46,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     facts = [
         ("Profile", profile),
         ("Data", f"{lab.data_name}, {params.image_size}×{params.image_size} pixels, digest {lab.source.digest}"),
-        ("Seed", ", ".join(map(str, lab.plan.seeds))),
+        ("Seed", lab.plan.seed_numbers(lab.plan.names).partition(" ")[2]),
         ("Hardware", machines),
         ("Commit of the runs", commits),
         ("Rendered", f"{datetime.date.today().isoformat()}, commit {commit()}"),
