@@ -183,6 +183,11 @@ def test_report_s_copy_is_scored_on_its_own_test_images_where_its_data_are_named
     assert said.splitlines()[:3] == command("evaluate", run.path, "--csv", tmp_path / "run.csv")[1].splitlines()[:3]
     moved = shutil.copytree(colours, tmp_path / "elsewhere")  # of another name: images like any others
     assert "own test images" not in command("evaluate", report, "--data", moved, "--csv", tmp_path / "moved.csv")[1]
+    namesake = tmp_path / "other" / colours.name
+    (namesake / "red").mkdir(parents=True)
+    Image.new("RGB", (8, 8), (220, 60, 60)).save(namesake / "red" / "a.png")
+    code, said, _ = command("evaluate", report, "--data", namesake, "--csv", tmp_path / "namesake.csv")
+    assert (code, "own test images" in said) == (0, False)
 
 
 def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunConfig, tmp_path: Path) -> None:

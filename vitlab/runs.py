@@ -270,15 +270,15 @@ class Run:
         stored = self.record | {"config": dict(self.record["config"])}
         if "data_dir" in stored["config"]:  # a path of this machine says nothing to others, but a folder needs a name
             stored["config"]["data_dir"] = Path(stored["config"]["data_dir"]).name
-        files, split = [*SMALL_FILES], self.path / "split.npz"
+        split = self.path.with_name(stored.pop("split", self.path.name)) / "split.npz"  # a copy names the run with it
         others = (path for path in sorted(folder.glob("*/split.npz")) if path.parent != kept.path)
         alike = next((path for path in others if split.exists() and filecmp.cmp(path, split, shallow=False)), None)
         if alike and not (kept.path / "split.npz").exists():
             stored["split"] = alike.parent.name
-        if "split" in stored:  # or this is such a copy itself
-            files.remove("split.npz")
         kept.write_json("config.json", stored)
-        for name in files:
+        if "split" not in stored and split.exists():
+            copy(split, kept.path / split.name)
+        for name in set(SMALL_FILES) - {split.name}:
             with self._reading(name) as path:
                 copy(path, kept.path / name)
 

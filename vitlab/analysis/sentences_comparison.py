@@ -9,6 +9,7 @@ from vitlab.analysis.complexity import COURSE
 from vitlab.analysis.findings import NONE_AS_GOOD, Speed, ahead, recommended
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
+from vitlab.analysis.sentences_linear import LINEAR
 from vitlab.texts import markdown
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
 
 
 def scores(lab: "Lab", images: int) -> str:
-    return f"What each model scores on {images:,} test images, best first; {lab.plan.seed_words}."
+    extra = "; runs from elsewhere are single ones of seeds of their own" if lab.extra else ""
+    return f"What each model scores on {images:,} test images, best first; {lab.plan.seed_words}{extra}."
 
 
 def costs(lab: "Lab") -> str:
@@ -167,7 +169,7 @@ def against_cost(images: int) -> str:
 def paired(lab: "Lab", pairs: int, images: int) -> str:
     """Caption of the pairs: listed one by one, or at a glance."""
     text = f"All {pairs} pairs of models on the same {images:,} test images,"
-    common = ", over the seeds that both have" if lab.params.repeated or lab.extra else ""
+    common = " (of pairs with one run each: what single runs differ by)" if lab.params.repeated or lab.extra else ""
     if len(lab.compared) <= FEW_MODELS:
         spread = f" Spread: over seeds{common}." if lab.params.seeds > 1 else ""
         return (
@@ -197,12 +199,13 @@ def course(lab: "Lab", base: int) -> str:
     """Caption of what the course quotes; base: parameters of ViT-Base as it is configured there."""
     here = lab.load("ViT").environments[-1]
     *_, quoted, _ = COURSE["ViT-Base"]
+    sizes = " The remedy is chapter 1's best, likewise; the course's imbalanced data need not have had its class sizes."
+    uneven = sizes if lab.plan.study_imbalance != "none" else ""
     return (
         f"Test accuracies that the course quotes from a GPU, for a ViT said to have {quoted / 1e6:.1f} million "
         f"parameters (as it is configured there: {base / 1e6:.2f} million), beside what was reached here "
         f"({here['device']}, {here['cores']} CPU cores). Passed: the interval leaves the quoted figure below it; even: "
-        "it holds it. The linear ViT is the best of chapter 4 and the remedy the best of chapter 1, by these very "
-        "images. The course's imbalanced data need not have had these class sizes."
+        f"it holds it. The linear ViT is the best of *{'*, *'.join(LINEAR)}* by these very images.{uneven}"
     )
 
 

@@ -22,7 +22,8 @@ TWO_ORDERS = (
 )
 STEPS = (
     "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
-    "(McNemar, Holm over all of this chapter's comparisons) and the spread over seeds say so."
+    "(McNemar, Holm over all of this chapter's comparisons) and the spread say so: over seeds, or, of models with one "
+    "run each, what single runs differ by where others have several."
 )
 INJECTIVE = "injective normalisation"
 # from, to, what is exchanged
@@ -88,7 +89,7 @@ def steps_table(found: dict[str, dict]) -> pd.DataFrame:
             "points": signed(100 * c["difference"]),
             "95% interval": f"{signed(100 * c['interval'][0])} to {signed(100 * c['interval'][1])}",
             "p": p_text(c["p"]),
-            "spread over seeds": f"{100 * c['spread']:.1f}" if c["seeds"] > 1 or c["spread"] else "–",
+            "spread": f"{100 * c['spread']:.1f}" if c["seeds"] > 1 or c["spread"] else "–",
             "shown": "yes" if shown(c) else "no",
         }
         for what, c in found.items()

@@ -185,14 +185,14 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
     rows = []
     for name in names or lab.compared:
         base, logits, labels = lab.paired(reference, name)
+        single = np.zeros(len(lab.source.classes))
+        if len(base) == 1:
+            single += lab.spread_of_single_runs(reference, name, lambda test: test["per_class"]["recall"])
         for k, title in enumerate(lab.source.classes if name != reference else ()):
             of_class = labels == k
             two = metrics.mcnemar(base[:, of_class], logits[:, of_class], labels[of_class])
             recalls = [(part[:, of_class].argmax(-1) == k).mean(1) for part in (base, logits)]  # (S,) each
-            if len(base) > 1:
-                spread = max(np.std(seeds, ddof=1) for seeds in recalls)
-            else:
-                spread = lab.spread_of_single_runs(reference, name, lambda test, k=k: test["per_class"]["recall"][k])
+            spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else single[k]
             difference = float(recalls[1].mean() - recalls[0].mean())
             rows.append({"model": name, "class": title, "difference": difference, "spread": spread, "p": two["p"]})
     frame = pd.DataFrame(rows)

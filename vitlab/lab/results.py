@@ -298,10 +298,11 @@ class Lab:
     def spread_of_single_runs(self, a: str, b: str, score: Callable[[dict], Any]) -> np.ndarray:
         """Standard deviation, by the chance of training, of what single runs of models a and b differ by.
 
-        √2 times `metrics.pooled_spread` over those models of their chapters that have several seeds; 0 where none has.
+        √2 times `metrics.pooled_spread` over those models of chapter 02, from which the others come, and of their own
+        chapters that have several seeds; 0 where none has.
         score: of a run's `summary["test"]`, a number or an array.
         """
-        own = {self.plan.chapter_of(name) for name in (a, b) if name not in self.extra}
+        own = {"02", *(self.plan.chapter_of(name) for name in (a, b) if name not in self.extra)}
         several = [
             self.load_seeds(name)
             for chapter, runs in self.plan.chapters.items()

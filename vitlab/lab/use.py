@@ -1,5 +1,6 @@
 """A trained model in use, as the commands offer it: find a run, predict pictures, score other images, compare costs."""
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterable, Sequence
@@ -13,12 +14,12 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from vitlab.analysis import complexity, metrics
 from vitlab.analysis.timing import ROUNDS
-from vitlab.config import LabConfig, RunConfig, parse
+from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.decode import decode
 from vitlab.data.folders import evaluated
 from vitlab.data.sources import load_source
-from vitlab.data.splits import split
+from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
 from vitlab.files import absolute
 from vitlab.machine import device_of
@@ -71,13 +72,20 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     """
     require_pictures_only(run)
     root = Path(os.path.abspath(Path(folder).expanduser()))  # a link keeps its name, as in `absolute`
-    known, copied = run.config.data_dir, not (run.path / "model.pt").exists()
-    if not folder and known and copied:
-        raise LabError(f"{run.path} is a report's copy, which does not say where {known} lies: name it with --data")
+    config, copied = run.config, not (run.path / "model.pt").exists()  # a report's copy knows its data by name alone
+    if not folder and copied and config.dataset == "folder":
+        raise LabError(
+            f"{run.path} is a report's copy, which does not say where {config.data_dir} lies: name it with --data"
+        )
     if not folder:
-        return _on_own_test_images(run, run.config)
-    if known and (root.name == known if copied else root.resolve() == absolute(known).resolve()):
-        return _on_own_test_images(run, run.config.replace(data_dir=str(root)))
+        return _on_own_test_images(run, load_source(config.replace(data_dir="") if copied else config))
+    if not copied and config.data_dir and root.resolve() == absolute(config.data_dir).resolve():
+        return _on_own_test_images(run, load_source(config))
+    if copied and (config.dataset == "cifar10" or root.name == config.data_dir):
+        with contextlib.suppress(LabError):  # other images of that name, which are read below
+            source = load_source(config.replace(data_dir=str(root)))
+            if run.tested_on(source.digest, source.test.digest):
+                return _on_own_test_images(run, source)
     if not root.is_dir():
         raise LabError(f"there is no folder {root}: name one of class folders")
     found = evaluated(root)
@@ -110,9 +118,7 @@ def _logits(run: Run, images: Tensor) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def _on_own_test_images(run: Run, config: RunConfig) -> tuple[dict, pd.DataFrame, str]:
-    """config: the run's, with the place of its data."""
-    source = load_source(config)
+def _on_own_test_images(run: Run, source: Source) -> tuple[dict, pd.DataFrame, str]:
     if not run.tested_on(source.digest, source.test.digest):
         raise LabError(f"the data of {run.path.name} have changed since it was trained: name images with --data")
     test = split(source, run.config).test

@@ -182,22 +182,25 @@ def keep_runs(lab: Lab, folder: Path) -> None:
     measured = [lab.plan.config("ViT"), *(run.config for run in lab.extra.values())]  # the first with all of the plan
     for path in {lab.costs.path_of(config) for config in measured if isinstance(config, RunConfig)}:
         copy(path, folder / path.parent.name / path.name)
-    best = best_vit(lab)
-    for weights in folder.glob("*/model.safetensors"):  # of an earlier report
-        weights.unlink()
-    export(best, folder / best.path.name / "model.safetensors")
+    if best := best_vit(lab):
+        fresh = folder / best.path.name / "fresh.safetensors"
+        fresh.unlink(missing_ok=True)
+        export(best, fresh)
+        for weights in folder.glob("*/model.safetensors"):  # of an earlier report
+            weights.unlink()
+        fresh.rename(fresh.with_name("model.safetensors"))
 
 
-def best_vit(lab: Lab) -> Run:
+def best_vit(lab: Lab) -> Run | None:
     """Of all ViTs that are compared the one with the most of its validation images right, in the lab's first seed.
 
-    Without validation images it is the one that chapter 03 goes on from. Copies of another report do not count.
+    Without validation images it is the one that chapter 03 goes on from. What has no weights here, as copies of another
+    report, does not count.
     """
-    if not len(lab.data.val):
-        return lab.load(lab.plan.backbone)
-    runs = [run for run in map(lab.load, lab.compared) if (run.path / "model.pt").exists()]
+    names = lab.compared if len(lab.data.val) else [lab.plan.backbone]
+    runs = [run for run in map(lab.load, names) if (run.path / "model.pt").exists()]
     vits = [run for run in runs if isinstance(run.config, RunConfig) and MODELS[run.config.model].is_vit]
-    return max(vits, key=lambda run: run.summary["val_accuracy"] or 0.0)
+    return max(vits, key=lambda run: run.summary["val_accuracy"] or 0.0, default=None)
 
 
 def file_digest(path: Path) -> str:
