@@ -190,6 +190,21 @@ def test_report_s_copy_is_scored_on_its_own_test_images_where_its_data_are_named
     assert (code, "own test images" in said) == (0, False)
 
 
+def test_copy_of_a_cifar10_run_scores_the_class_folders_that_are_named_not_its_own_images(
+    run: Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.copy_small_files(tmp_path / "runs")
+    copy = Run(tmp_path / "runs" / run.path.name)
+    export(run, copy.path / "model.safetensors")
+    copy.write_json(
+        "config.json", copy.record | {"config": copy.record["config"] | {"dataset": "cifar10", "data_dir": ""}}
+    )
+    monkeypatch.setattr(use, "load_source", lambda config: pytest.fail("its own data were asked for"))
+    scores, rows, remark = use.evaluate_run(Run(copy.path), str(colours))
+    assert scores["n"] == len(rows) > 0
+    assert "own test images" not in remark
+
+
 def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunConfig, tmp_path: Path) -> None:
     run = train(tiny)  # of digits
     (tmp_path / "colour" / "3").mkdir(parents=True)

@@ -278,7 +278,7 @@ class Run:
         kept.write_json("config.json", stored)
         if "split" not in stored and split.exists():
             copy(split, kept.path / split.name)
-        for name in set(SMALL_FILES) - {split.name}:
+        for name in (name for name in SMALL_FILES if name != split.name):
             with self._reading(name) as path:
                 copy(path, kept.path / name)
 

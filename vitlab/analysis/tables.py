@@ -203,7 +203,7 @@ def beside_the_course(lab: "Lab", results: pd.DataFrame, study: "Study") -> pd.D
     """What the course quotes for CIFAR-10, and what this lab's models of the kind have: quoted, model, accuracy, low,
     high (its 95% interval), parameters; a row for each of `QUOTED`, but for imbalance where the study has none.
 
-    results: `by_model`. The ViT is the one that chapter 3 goes on from, the linear one the best of chapter 4's, and the
+    results: `by_model`. The ViT is the one that chapter 3 goes on from, the linear one the best of `LINEAR`, and the
     remedy the one of the best macro F1.
     """
     models = results.set_index("model")

@@ -18,7 +18,7 @@ from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.decode import decode
 from vitlab.data.folders import evaluated
-from vitlab.data.sources import load_source
+from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
 from vitlab.files import absolute
@@ -81,11 +81,13 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
         return _on_own_test_images(run, load_source(config.replace(data_dir="") if copied else config))
     if not copied and config.data_dir and root.resolve() == absolute(config.data_dir).resolve():
         return _on_own_test_images(run, load_source(config))
-    if copied and (config.dataset == "cifar10" or root.name == config.data_dir):
+    named = recognised(config.replace(dataset="folder", data_dir=str(root)))
+    if named.dataset == "cifar10" or (copied and root.name == config.data_dir):
+        source = None
         with contextlib.suppress(LabError):  # other images of that name, which are read below
-            source = load_source(config.replace(data_dir=str(root)))
-            if run.tested_on(source.digest, source.test.digest):
-                return _on_own_test_images(run, source)
+            source = load_source(named)
+        if source and run.tested_on(source.digest, source.test.digest):
+            return _on_own_test_images(run, source)
     if not root.is_dir():
         raise LabError(f"there is no folder {root}: name one of class folders")
     found = evaluated(root)
