@@ -156,7 +156,7 @@ def test_profiles_open_with_what_how_long_and_what_to_expect(profile):
 def test_profiles_count_their_trainings_right(profile, few: Source):
     plan = Plan(load_params(profile), few)
     said = re.search(r"(\d+) (?:short )?trainings", profile.read_text())
-    assert int(said[1]) == len(plan.names) + len(plan.study_configs)
+    assert int(said[1]) == len(plan.configs)
 
 
 # ---------------------------------------------------------------- papermill, for real
