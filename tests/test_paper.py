@@ -211,7 +211,8 @@ def test_long_table_stands_in_the_appendix_and_a_sentence_in_its_place(texts: li
     [place] = [text for text in texts if "Table 1.2, of 30 rows, stands in appendix B." in text]
     [appendix] = [text for text in texts if "Table 1.2. Values of 1.2." in text]
     assert "1. Chapter 1" in place
-    assert "B. Long tables" in appendix.splitlines()[0]
+    assert "B. Long tables" in appendix
+    assert "A. Parameters" in appendix.splitlines()[0]  # it begins no page: what precedes it may be a single row
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from vitlab.report.pages import Block, arranged
 
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_BOX = (WIDTH * 96, 530)  # CSS px: the width of the text, and a little more than half its height
+SAME_PAGE = "same-page"  # class of a chapter's heading that begins no page
 LONG_TABLE = 16  # rows of a table from which it stands in the appendix
 TABLE_SIZE, INSET = 8.5, 8.0  # points: of a table's letters, and beside each of its cells
 CODE_WIDTH = 0.602 * 8.0  # points of a character of code: DejaVu Sans Mono at the size that style.typ has
@@ -103,6 +104,8 @@ def blocks_of(tree: BeautifulSoup, alternatives: dict[str, str]) -> list[Block]:
             tag.insert_before(_paragraph(tree, BOUNDARY))
         figure = tag.name == "figure" or (tag.name in ("table", "div") and len(tag.select("tr")) < LONG_TABLE)
         kinds.append(HEADINGS.get(tag.name, "figure" if figure else "text"))
+        if SAME_PAGE in tag.get("class", []):
+            kinds[-1] = "heading"
         if tag.name == "h2" and CONCLUSION.search(tag.get_text()):
             kinds[-1] = "conclusion"
     markups = _typst_markup(tree.main, alternatives).split(BOUNDARY)
@@ -158,6 +161,8 @@ def move_long_tables(tree: BeautifulSoup) -> None:
     letter = chr(ord(letters[0]) + 1) if letters and letters[0].isalpha() else "A"
     heading = tree.new_tag("h1", id=f"chapter-{letter}")
     heading.string = f"{letter}. Long tables"
+    if letter != "A":
+        heading["class"] = [SAME_PAGE]  # the rest of the appendix before it may be a single row
     tree.main.append(heading)
     for figure in tables:
         name = figure.figcaption.strong.get_text(strip=True).rstrip(".")
