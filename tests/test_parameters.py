@@ -150,7 +150,15 @@ def test_data_of_a_command_line_are_a_folder_and_win_over_set(tmp_path: Path, mo
     assert given == {"dataset": "folder", "data_dir": str(tmp_path / "mine"), "seed": 3}
 
 
-@pytest.mark.parametrize(("word", "fault"), [("epochs", "is not name=value"), ("epochs=[3", "is not valid YAML")])
+@pytest.mark.parametrize(
+    ("word", "fault"),
+    [
+        ("epochs", "is not name=value"),
+        ("epochs=[3", "is not valid YAML"),
+        ("epochs=5 seed=1", "holds several parameters"),
+        ("repeated=ViT; ToMe seeds=3", "holds several parameters"),
+    ],
+)
 def test_word_of_a_command_line_that_is_no_value_is_told(word: str, fault: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises((argparse.ArgumentError, SystemExit)) as caught:
         parsed("--set", word)
