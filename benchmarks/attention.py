@@ -95,17 +95,12 @@ def trained(lab: Lab, configs: dict[str, list[RunConfig]]) -> None:
         (mean, spread), reference = metrics.mean_and_spread(values), metrics.mean_and_spread(base)
         work = sum(lab.costs.macs(configs[name][0]).values())
         minutes, _ = metrics.mean_and_spread([run.training_seconds / 60 for run in found[name]])
-        difference = "" if name == first else f"{100 * (mean - reference[0]):+.2f}"
-        rows.append(
-            {
-                "": name,
-                "validation accuracy (%)": f"{100 * mean:.2f} ± {100 * spread:.2f}",
-                f"− {first} (points)": difference,
-                "larger spread of the two": "" if name == first else f"{100 * max(spread, reference[1]):.2f}",
-                "million MACs": f"{work / 1e6:,.2f}",
-                "minutes": f"{minutes:.1f}",
-            }
-        )
+        several = len(values) > 1
+        row = {"": name, "validation accuracy (%)": f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if several else "")}
+        row[f"− {first} (points)"] = "" if name == first else f"{100 * (mean - reference[0]):+.2f}"
+        if several:
+            row["larger spread of the two"] = "" if name == first else f"{100 * max(spread, reference[1]):.2f}"
+        rows.append(row | {"million MACs": f"{work / 1e6:,.2f}", "minutes": f"{minutes:.1f}"})
     table(rows)
 
 

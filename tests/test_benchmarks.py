@@ -176,10 +176,16 @@ def test_attention_prints_differences_of_means_and_trains_nothing_twice(
     ]  # fmt: skip
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/summary.json")}
     assert len(made) == 6
-    both = [Run(path.parent) for path in made if "linear_vit" in path.parent.name]
+    both = [Run(path.parent) for path in sorted(made) if "linear_vit" in path.parent.name]
     mean, spread = metrics.mean_and_spread([run.summary["val_accuracy"] for run in both])
     assert f"| kernelised | {100 * mean:.2f} ± {100 * spread:.2f} |" in printed
     attention.main(words)
+    capsys.readouterr()
+    attention.main([*words[:3], "1", *words[4:]])  # one seed has no spread
+    printed = capsys.readouterr().out
+    assert f"| kernelised | {100 * both[0].summary['val_accuracy']:.2f} |" in printed
+    assert "nan" not in printed
+    assert "spread" not in printed
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/summary.json")} == made
 
 
