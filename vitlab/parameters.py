@@ -115,8 +115,8 @@ def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not name=value")
-    more = [word for word in value.split()[1:] if word.partition("=")[0] in LabConfig.model_fields and "=" in word]
-    if more and not LabConfig.is_text(name):
+    others = {word.partition("=")[0] for word in value.split()[1:] if "=" in word}
+    if others & LabConfig.model_fields.keys() and not LabConfig.is_text(name):
         raise argparse.ArgumentTypeError(f"{text!r} holds several parameters: quote each by itself, or none")
     try:
         return name, value if LabConfig.is_text(name) else yaml.safe_load(value)
