@@ -287,7 +287,7 @@ def test_validation_chooses_nothing_in_the_study(few: Source) -> None:
 
 
 def test_study_of_further_class_sizes_differs_in_these_alone(few: Source) -> None:
-    plan = Plan(SMALL.replace(study_more="exponential 9, linear 4"), few)
+    plan = Plan(SMALL.replace(study_more="exponential 9, linear 4", study_more_seeds=2), few)
     assert list(plan.studies) == ["linear 2:1", "exponential 9:1", "linear 4:1"]
     first, second, third = plan.studies.values()
     assert first is plan.study
@@ -296,6 +296,14 @@ def test_study_of_further_class_sizes_differs_in_these_alone(few: Source) -> Non
         assert differing(first[key], third[key]) == (set() if key[0] == BALANCED else {"imbalance_ratio"})
     assert plan.config("sampler, exponential 9:1, seed 1") == second["sampler", 1]
     assert len(plan.study_configs) == 2 * (1 + 3 * len(TRAINED))  # the balanced reference serves all of them
+
+
+@pytest.mark.parametrize(("first", "more"), [(2, 1), (1, 2)])
+def test_further_class_sizes_have_seeds_of_their_own_number(few: Source, first: int, more: int) -> None:
+    plan = Plan(SMALL.replace(study_more="linear 4", study_seeds=first, study_more_seeds=more), few)
+    assert [{seed for _, seed in runs} for runs in plan.studies.values()] == [{*range(first)}, {*range(more)}]
+    named = list(plan.study_configs.values())
+    assert all(config in named for runs in plan.studies.values() for config in runs.values())
 
 
 def test_study_trains_the_remedies_that_were_asked_for(few: Source) -> None:

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
-from vitlab.analysis import metrics, study
+from vitlab.analysis import metrics, sentences_data, study
 from vitlab.analysis.study import Study
 from vitlab.config import BALANCED, POST_HOC, STUDIED, RunConfig
 from vitlab.data.splits import Source, Split
@@ -22,6 +22,7 @@ from vitlab.lab import Lab
 def drawn(few: Source, tmp_path_factory: pytest.TempPathFactory, done: Lab) -> Study:
     """Two seeds that draw their own rare classes, and some of the remedies."""
     chosen = {"study_order": "random", "study_ratio": 9, "study_seeds": 2, "study_remedies": "sampler, post_hoc"}
+    chosen["study_more"] = "linear 4"
     lab = Lab(done.params.replace(**chosen, runs_dir=str(tmp_path_factory.mktemp("drawn"))), few)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("VITLAB_RUNS", raising=False)
@@ -251,3 +252,19 @@ def test_class_sizes_stand_beside_each_other(drawn: Study) -> None:
     table = study.shapes_table([drawn])
     assert list(table.index) == ["none", "sampler", "post hoc"]
     assert table.loc["none", "linear 9:1"] == f"{drawn.scores.groupby('remedy')['macro_f1'].mean()['none']:.3f}"
+
+
+def test_single_seed_of_further_class_sizes_has_the_chance_of_training_of_the_first(drawn: Study) -> None:
+    further = Study(drawn.lab, "linear 4:1")
+    assert (drawn.seeds, further.seeds) == ([0, 1], [0])
+    assert further.noise("accuracy") == drawn.noise("accuracy") != (0.0, np.inf)
+    wide, images = further.gains().loc["sampler"], further.resampled
+    drawn_anew = [metrics.macro_f1(images[name, 0]) for name in ("sampler", "none")]
+    narrow = np.std(drawn_anew[0] - drawn_anew[1], ddof=1)  # what the test images alone leave open
+    assert (wide["high"] - wide["low"]) / 2 > 2 * np.hypot(narrow, np.sqrt(2 * drawn.noise("macro_f1")[0]))
+    assert len(study.shapes_table([drawn, further]).columns) == 2
+    caption = sentences_data.shapes_table([drawn, further])
+    assert caption.endswith(
+        "Seeds: 2 (linear 9:1), 1 (linear 4:1); where there is one, the chance of training is that of linear 9:1."
+    )
+    assert sentences_data.shapes_table([further]).endswith("Seeds: 1 (linear 4:1).")

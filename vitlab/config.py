@@ -284,6 +284,7 @@ class LabConfig(Common):
     study_ratio: AtLeastOne = 50.0  # images of the commonest class over the rarest's, in that study
     study_order: ImbalanceOrder = "random"  # random: the seed draws which classes are rare; classes: the last ones
     study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
+    study_more_seeds: Seeds = 1  # seeds of each run of these
     study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
     study_epochs: Count = 8  # of each run of the imbalance study
     study_seeds: Seeds = 3  # seeds of each run of that study
@@ -329,7 +330,7 @@ class LabConfig(Common):
         for name in ("notes", "data_name"):
             if bad := unshowable(getattr(self, name)):
                 raise ValueError(f"{name} holds {bad[0]!a}, which neither HTML nor PDF can show: take it out")
-        if self.seed + (most := max(self.seeds, self.study_seeds)) > 2**63:
+        if self.seed + (most := max(self.seeds, self.study_seeds, self.study_more_seeds)) > 2**63:
             raise ValueError(f"seed {self.seed} leaves no room for {most} of them: lower it below 2**62")
         if self.cluster and self.processes > 1:
             raise ValueError(f"a run on a cluster takes one process, not {self.processes}: set processes or cluster")

@@ -42,11 +42,6 @@ CURVES = (
     "Macro F1 on the validation images over training, mean over the seeds. Post-hoc adjustment has no curve, its "
     "training is that of none."
 )
-SHAPES = (
-    "Macro F1 without a remedy, and what each remedy gains in points, by class sizes; the same number of steps "
-    "everywhere, intervals as in Table 1.1."
-)
-
 
 # ---------------------------------------------------------------- the data
 
@@ -156,6 +151,17 @@ def scores_table(study: "Study") -> str:
         f"Test scores ({len(study.lab.data.test):,} images), seeds: {len(study.seeds)}. "
         f"{several if len(study.seeds) > 1 else one} Last column: macro F1 against no remedy, with its 95% interval, "
         f"which holds for all remedies at once, over {_noise(len(study.seeds))}."
+    )
+
+
+def shapes_table(studies: list["Study"]) -> str:
+    """Caption of the table of several class sizes, the first of them that of `scores_table`."""
+    seeds = ", ".join(f"{len(study.seeds)} ({study.shape})" for study in studies)
+    single = any(len(study.seeds) == 1 for study in studies) and len(studies[0].seeds) > 1
+    chance = f"; where there is one, the chance of training is that of {studies[0].shape}" if single else ""
+    return (
+        "Macro F1 without a remedy, and what each remedy gains in points, by class sizes; the same number of steps "
+        f"everywhere, intervals as in Table 1.1. Seeds: {seeds}{chance}."
     )
 
 

@@ -162,20 +162,32 @@ class Study:
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def noise(self, score: str) -> tuple[float, float]:
+        """`metrics.training_noise` of the score over `none` and the remedies that are trained.
+
+        A single seed cannot tell it: then that of the lab's first study, where it has more. Post hoc, which shares the
+        training of `none`, counts only where there is no other remedy.
+        """
+        first = next(iter(self.lab.plan.studies))
+        if len(self.seeds) == 1 and self.shape != first:
+            return Study(self.lab, first).noise(score)
+        trained = [name for name in ("none", *self.remedies) if name != POST_HOC]
+        names = trained if len(trained) > 1 else ("none", *self.remedies)
+        return metrics.training_noise({name: self._by_seed(score, name) for name in names})
+
+    def _by_seed(self, score: str, name: str) -> list[float]:
+        return [float(self.statistics()[score](self.tallies[name, seed])) for seed in self.seeds]
+
     def gains(self, score: str = "macro_f1", names: list[str] | None = None, base: str = "none") -> pd.DataFrame:
         """`metrics.seed_differences` of the score between each of `names`, by default all remedies, and `base`.
 
-        The chance of training is that of `none` and the remedies that are trained, whichever are compared; post hoc,
-        which shares the training of `none`, counts only where there is no other remedy.
+        The chance of training is that of all remedies (`noise`), whichever are compared.
         """
         statistic = self.statistics()[score]
-        seeds = {name: [float(statistic(self.tallies[name, seed])) for seed in self.seeds] for name in self.names}
+        seeds = {name: self._by_seed(score, name) for name in self.names}
         drawn = {n: np.mean([statistic(self.resampled[n, seed]) for seed in self.seeds], 0) for n in self.names}
-        trained = [name for name in ("none", *self.remedies) if name != POST_HOC]
-        pooled = trained if len(trained) > 1 else ("none", *self.remedies)
-        noise = metrics.training_noise({name: seeds[name] for name in pooled})
         names = [name for name in self.remedies if name != base] if names is None else names
-        return metrics.seed_differences(seeds, drawn, base, names, noise)
+        return metrics.seed_differences(seeds, drawn, base, names, self.noise(score))
 
     def confusion(self, name: str) -> np.ndarray:
         """(C, C) test images of all seeds by true class (rows) and answer, the commonest class first."""

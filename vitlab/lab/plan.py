@@ -180,13 +180,14 @@ class Plan:
         """
         p, steps, studies = self.params, 0, {}
         shapes = [("none", 1.0)] if self.study_imbalance == "none" else p.study_shapes
-        for imbalance, ratio in shapes:
+        seeds = [p.study_seeds] + [p.study_more_seeds] * (len(shapes) - 1)
+        for (imbalance, ratio), repeats in zip(shapes, seeds, strict=True):
             shaped = {"imbalance": imbalance, "imbalance_ratio": ratio, "imbalance_order": p.study_order}
             size = self.num_train(p.run(**shaped))
             steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
             budget = {"steps": steps, "patience": 0, "keep_epoch": "last"}
             configs = {}
-            for seed in range(p.seed, p.seed + p.study_seeds):
+            for seed in range(p.seed, p.seed + repeats):
                 if imbalance != "none":  # a folder that comes imbalanced has no balanced twin
                     configs[BALANCED, seed] = p.run(seed=seed, **budget)
                 for remedy in p.remedies:
@@ -207,8 +208,8 @@ class Plan:
         named = {f"{remedy}, seed {seed}": config for (remedy, seed), config in self.studies[first].items()}
         for shape in further:
             for (remedy, seed), config in self.studies[shape].items():
-                if remedy != BALANCED:  # the same run
-                    named[f"{remedy}, {shape}, seed {seed}"] = config
+                where = "" if remedy == BALANCED else f", {shape}"  # all class sizes share the balanced run
+                named[f"{remedy}{where}, seed {seed}"] = config
         return named
 
     def data_of(self, config: RunConfig) -> Data:
