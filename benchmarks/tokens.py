@@ -7,13 +7,14 @@ Trains (or finds, and continues) chapter 02's ViT with either tokenizer for each
     ablation     DynamicViT with one departure from its paper at a time, on both tokenizers
     speed        each reduction beside the ViT, in rounds that take turns; nothing else should be running
 
-`--only` names the tables that are wanted. Runs are kept in runs/ as a notebook's are, so the command can be interrupted
-and repeated. The test set stays closed, but for the one look of each run, which nothing here prints.
+`--only` names the tables that are wanted, `--tokenizers` the ViTs, of one of which there may be more seeds. Runs are
+kept in runs/ as a notebook's are, so the command can be interrupted and repeated. The test set stays closed, but for
+the one look of each run, which nothing here prints.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -114,13 +115,13 @@ def speeds(models: dict[str, nn.Module], images: Tensor) -> pd.DataFrame:
 class Bench:
     """The labs of several seeds on the same data; accuracies are of their validation images."""
 
-    def __init__(self, params: LabConfig, seeds: int) -> None:
+    def __init__(self, params: LabConfig, seeds: int, tokenizers: Sequence[str] = TOKENIZERS) -> None:
         first = Lab.of(params)
         params = first.params
         self.labs = [first, *(Lab(params.replace(seed=params.seed + s), first.source) for s in range(1, seeds))]
         if not len(self.labs[0].data.val):
             raise LabError("these tables are of validation images, and there are none: set val_fraction")
-        self.params = params
+        self.params, self.tokenizers = params, tokenizers
 
     def starts(self, tokenizer: str) -> list[RunConfig]:
         """Of each seed the ViT that the others go on from."""
@@ -142,7 +143,7 @@ class Bench:
     def train(self, tables: list[str]) -> None:
         """All that these tables need, at once: side by side, where the machine has the cores."""
         todo: list[RunConfig] = []
-        for tokenizer in TOKENIZERS:
+        for tokenizer in self.tokenizers:
             for table in {*tables} - {"speed"}:
                 todo += self.starts(tokenizer)
                 for changes in [{}, *self.named[table].values()] if table in self.named else []:
@@ -161,12 +162,12 @@ class Bench:
 
     @cached_property
     def yardstick(self) -> dict[str, list[float]]:
-        return {tokenizer: self.scores(self.trained(self.on_from(tokenizer))) for tokenizer in TOKENIZERS}
+        return {tokenizer: self.scores(self.trained(self.on_from(tokenizer))) for tokenizer in self.tokenizers}
 
     # ------------------------------------------------ tables
 
     def as_it_is(self) -> None:
-        for tokenizer in TOKENIZERS:
+        for tokenizer in self.tokenizers:
             runs = self.trained(self.starts(tokenizer))
             whole = self.scores(runs)
             config, costs = runs[0].config.replace(keep_ratio=self.params.keep_ratio), self.labs[0].costs
@@ -197,7 +198,7 @@ class Bench:
         show("Points against all tokens by keep ratio", rows)
 
     def trained_on(self) -> None:
-        for tokenizer in TOKENIZERS:
+        for tokenizer in self.tokenizers:
             whole = self.yardstick[tokenizer]
             costs, full, rows, curves = self.labs[0].costs, 0, [], []
             for title, changes in self.named["trained on"].items():
@@ -214,7 +215,7 @@ class Bench:
             self.half_a_point(pd.concat(curves), full, float(np.mean(whole)))
 
     def ablation(self) -> None:
-        for tokenizer in TOKENIZERS:
+        for tokenizer in self.tokenizers:
             whole, rows = self.yardstick[tokenizer], []
             for title, changes in self.named["ablation"].items():
                 runs = self.trained(self.on_from(tokenizer, **changes))
@@ -224,7 +225,7 @@ class Bench:
     @torch.inference_mode()
     def speed(self) -> None:
         lab = self.labs[0]
-        for tokenizer in ("patch", "conv"):
+        for tokenizer in self.tokenizers:
             config = lab.plan.config(lab.plan.backbone_of(tokenizer))
             named = {"ViT": "vit", **reductions()}
             shape = len(lab.source.classes), lab.data.channels
@@ -275,9 +276,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--profile", default="cifar10_cpu", help="its name, or the path of a params file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=TABLES, default=TABLES, metavar="TABLE", help=", ".join(TABLES))
+    parser.add_argument(
+        "--tokenizers",
+        nargs="+",
+        choices=TOKENIZERS,
+        default=TOKENIZERS,
+        metavar="TOKENIZER",
+        help=", ".join(TOKENIZERS),
+    )
     overrides = add_overrides(parser)
     chosen = parser.parse_args(arguments)
-    bench = Bench(load_params(profile_path(chosen.profile), overrides(chosen)), chosen.seeds)
+    bench = Bench(load_params(profile_path(chosen.profile), overrides(chosen)), chosen.seeds, chosen.tokenizers)
     here = environment()
     data = bench.labs[0].data
     print(f"{here['device']}, {here['threads']} threads; {len(data.val):,} validation images, {chosen.seeds} seeds")

@@ -219,7 +219,8 @@ def test_tokens_prints_the_tables_of_every_way_and_departure(
         monkeypatch.setattr(tokens, name, value)
     monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
     small = ["image_size=8", "dim=16", "depth=4", "heads=2", "linformer_k=2", "epochs=1", "fine_tune_epochs=1"]
-    tokens.main(["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"])
+    asked = ["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"]
+    tokens.main(asked)
     printed = capsys.readouterr().out
     for row in (
         "As it is: conv tokenizer",
@@ -234,7 +235,11 @@ def test_tokens_prints_the_tables_of_every_way_and_departure(
     ):
         assert row in printed
     trained = {path.name for path in tmp_path.iterdir()}
-    tokens.main(["--profile", str(ROOT / "params" / "quick.yaml"), "--seeds", "1", "--set", *small, "batch_size=256"])
+    capsys.readouterr()
+    tokens.main([*asked, "--tokenizers", "patch", "--only", "as it is", "trained on", "ablation"])
+    printed = capsys.readouterr().out
+    assert "As it is: patch tokenizer" in printed
+    assert "conv tokenizer" not in printed
     assert {path.name for path in tmp_path.iterdir()} == trained  # found, not trained again
 
 
