@@ -318,9 +318,8 @@ class LabConfig(Common):
             "equal_cost": [name for name, row in MODELS.items() if row.is_vit and row.chapter],
         }
         for parameter, known in fitting.items():
-            for name in getattr(self, parameter):
-                if name not in known:
-                    raise ValueError(f"{parameter} names {name!r}: choose of {', '.join(known)}")
+            if wrong := [name for name in getattr(self, parameter) if name not in known]:
+                raise ValueError(f"{parameter} names {wrong[0]!r}: choose of {', '.join(known)}")
         if self.long_epochs and "conv" not in (self.tokenizer, *self.tokenizers):
             raise ValueError("long_epochs trains the conv tokenizer for longer: name it in tokenizers, or set it to 0")
         if self.backbone not in (self.tokenizer, *self.tokenizers):
