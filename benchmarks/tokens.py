@@ -105,7 +105,8 @@ def speeds(models: dict[str, nn.Module], images: Tensor) -> pd.DataFrame:
         for batch in (images[:1], images)
     )
     first = next(iter(models))
-    frame = pd.DataFrame({"latency_ms": 1e3 * one.median(), "images_per_second": len(images) / many.median()})
+    usual, usual_many = (timing.level(rounds).median() for rounds in (one, many))
+    frame = pd.DataFrame({"latency_ms": 1e3 * usual, "images_per_second": len(images) / usual_many})
     for column, values, reference in (("latency_ratio", one, one[first]), ("speed_up", many, many[first])):
         pairs = ((reference, values[n]) if column == "speed_up" else (values[n], reference) for n in models)
         frame[[column, column + "_spread"]] = [timing.ratio(*pair) for pair in pairs]

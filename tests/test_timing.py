@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, cycle
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from vitlab.analysis import timing
-from vitlab.analysis.timing import in_turns, ratio, seconds
+from vitlab.analysis.timing import in_turns, level, ratio, seconds
 
 
 class Clock:
@@ -70,6 +71,16 @@ def test_machine_that_slows_down_slows_all_that_is_compared(clock: Clock) -> Non
     middle, spread = ratio(frame["b"], frame["a"])
     assert middle == pytest.approx(2)
     assert spread < timing.SPREAD
+
+
+def test_level_rounds_have_one_pace_and_the_same_ratios() -> None:
+    pace, own = np.array([1.0, 3.0, 2.0, 1.5, 2.0]), np.array([[1.0, 2.0, 5.0]] * 5)
+    own[2] = [1.1, 2.0, 5.0]  # what is not the pace's stays
+    rounds = pd.DataFrame(pace[:, None] * own, columns=["a", "b", "c"])
+    flat = level(rounds)
+    assert (flat["b"] / flat["a"]).to_numpy() == pytest.approx((rounds["b"] / rounds["a"]).to_numpy())
+    assert flat.loc[[0, 1, 3, 4]].to_numpy() == pytest.approx(np.tile(flat.loc[0], (4, 1)))
+    assert flat["c"].median() == pytest.approx(rounds["c"].median(), rel=0.05)
 
 
 def test_every_second_round_runs_backwards(clock: Clock) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitlab.analysis.timing import ROUNDS, in_turns
+from vitlab.analysis.timing import ROUNDS, in_turns, level
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
 from vitlab.machine import device
@@ -165,20 +165,25 @@ def measure(configs: Sequence[RunConfig], channels: int = 3, num_classes: int = 
             }
         )
     latency, throughput = in_turns(single, rounds=rounds), in_turns(batched, rounds=rounds)
-    for i, row in enumerate(rows):
-        row |= _times(latency[i], throughput[i], row["batch"])
-    return rows
+    return [row | times for row, times in zip(rows, _times(latency, throughput, batch), strict=True)]
 
 
-def _times(single: pd.Series, batched: pd.Series, batch: int) -> dict[str, Any]:
-    """From seconds by round: medians, quartiles and each round's, of latency and of images a second."""
-    return _rounds("latency", "_ms", 1e3 * single) | _rounds("images_per_second", "", batch / batched)
+def _times(single: pd.DataFrame, batched: pd.DataFrame, batch: int) -> list[dict[str, Any]]:
+    """From seconds by round, a column a model: medians of `level` rounds, and each round's as it was."""
 
+    def rounded(values: pd.Series) -> list[float]:
+        return [float(f"{value:.4g}") for value in values]
 
-def _rounds(name: str, unit: str, values: pd.Series) -> dict[str, Any]:
-    low, middle, high = values.quantile([0.25, 0.5, 0.75])
-    every = [float(f"{value:.4g}") for value in values]
-    return {f"{name}{unit}": middle, f"{name}_quartiles{unit}": [low, high], f"{name}_rounds{unit}": every}
+    one, many = level(single).median(), level(batched).median()
+    return [
+        {
+            "latency_ms": 1e3 * one[key],
+            "latency_rounds_ms": rounded(1e3 * single[key]),
+            "images_per_second": batch / many[key],
+            "images_per_second_rounds": rounded(batch / batched[key]),
+        }
+        for key in single
+    ]
 
 
 def rises(times: pd.DataFrame) -> bool:
@@ -210,7 +215,7 @@ def growth(config: RunConfig, token_counts: list[int], rounds: int = ROUNDS) -> 
                     "bytes": peak_memory(work, on),
                 }
 
-    times = in_turns(works, rises, rounds)
+    times = level(in_turns(works, rises, rounds))
     rows = [
         {"attention": kind, "tokens": tokens, "round": turn, "seconds": seconds_of, **extra}
         for (kind, tokens), extra in about.items()
@@ -275,7 +280,7 @@ def by_keep_ratio(
         for inputs in (images[:1], images)
     )
     rows = []
-    for ratio in ratios:
+    for ratio, times in zip(ratios, _times(single, batched, batch), strict=True):
         work = sum(macs(config.replace(keep_ratio=ratio), channels, num_classes).values())
-        rows.append({"keep_ratio": ratio, "macs": work} | _times(single[ratio], batched[ratio], batch))
+        rows.append({"keep_ratio": ratio, "macs": work} | times)
     return pd.DataFrame(rows)
