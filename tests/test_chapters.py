@@ -65,6 +65,9 @@ def test_what_imbalance_does_is_the_first_sentence(gap: tuple | None, remedy: tu
     text = sentences_data.answer(50.0, row, gains(sampler=remedy))
     assert "n imbalance of 50:1 cost" in text
     assert all(part in text for part in words)
+    assert "n imbalance of 50:1, with 950 images fewer, costs" in sentences_data.answer(
+        50.0, gains(balanced=(0.1, 0.05, 0.15)).iloc[0], gains(sampler=remedy), missing=950
+    )
 
 
 def test_remedy_that_helps_most_is_one_that_is_shown_to() -> None:
@@ -164,8 +167,11 @@ def test_twice_is_too_much_where_there_is_something_to_correct() -> None:
 
 
 def test_sizes_are_said_to_change_where_they_do() -> None:
-    assert "100 images become 60." in sentences_data.class_sizes("linear", 100, 60)
-    assert "100 images, used as they come." in sentences_data.class_sizes("as they come", 100, 100)
+    whole, kept = np.array([100, 100]), np.array([100, 10])
+    assert "200 images become 110." in sentences_data.class_sizes("linear", whole, kept, 10)
+    assert "200 images, used as they come." in sentences_data.class_sizes("as they come", whole, whole, 10)
+    few = sentences_data.class_sizes("exponential", whole, np.array([100, 9]), 10.5)
+    assert "become 109; 10.5:1 was asked for, whole images make it 11.1:1." in few
 
 
 # ---------------------------------------------------------------- 2 ViT
@@ -220,7 +226,14 @@ def test_numbers_of_a_confusion_matrix_are_spoken_of_where_they_stand(classes: i
     recall = pd.Series(np.linspace(0.1, 1, classes), [f"class {k}" for k in range(classes)])
     text = sentences_vit.confusion("ViT", recall, 100)
     assert ("numbers are images, colour is" in text) == numbers
-    assert "colour is the share of the row. Best recognised: class" in text
+    assert f"Best recognised: class {classes - 1} (100%); worst: class 0 (10%)." in text
+
+
+def test_classes_that_are_recognised_equally_well_are_all_named_or_counted() -> None:
+    recall = pd.Series([1.0, 0.5, 1.0, 0.5, 1.0, 1.0], [*"abcdef"])
+    assert "Best recognised: a, c, e and 1 more (100%); worst: b and d (50%)." in sentences_vit.confusion(
+        "V", recall, 9
+    )
 
 
 def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
@@ -440,6 +453,9 @@ def test_clock_follows_the_work_or_names_what_does_not() -> None:
     text = sentences_costs.formulas_agree(0.1, cost(100, 10), {"A": cost(50, 20)})
     assert "do not agree" in text
     assert text.endswith("the clock follows the work, to 5 points.")
+    text = sentences_costs.formulas_agree(0.1, cost(100, 10), {n: cost(50, 10) for n in "BC"} | {"A": cost(50, 20)})
+    assert "does not follow the work for *B* (50% of the work, 100% of the time); *C* (50% of" in text
+    assert text.endswith("it does for *A* (50% of the work, 50% of the time), to 5 points.")
 
 
 def test_speed_at_some_tokens_is_a_ratio_within_rounds() -> None:
@@ -505,7 +521,7 @@ def pairs(*p: float) -> pd.DataFrame:
 
 def test_model_to_take_is_the_fastest_of_those_that_are_as_good() -> None:
     text = sentences_comparison.answer(MODELS, pairs(0.5, 0.001, 0.001), speed_of(MODELS))
-    assert "Take b, 89.0%: within one standard error of the most accurate, *a* (90.0%)" in text
+    assert "Take b, 89.0%: within one standard error of *a*, the most accurate, it classifies" in text
     assert "3.0 times as many images a second" in text
     assert "2 of the 3 differences" in text
 

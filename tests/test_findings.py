@@ -49,7 +49,19 @@ def test_best_model_is_named_with_the_one_to_take() -> None:
     few = best(RESULTS.assign(test_images=100), 0.5)  # 2.7 points
     assert "Take *ViT*" not in few  # as fast
     fast = RESULTS.assign(test_images=100, images_per_second=[1000.0, 1500.0, 900.0, 5000.0])
-    assert "Take *ViT*: within one standard error (90.0%) it classifies 1.5 times" in best(fast, 0.5)
+    assert (
+        "Take *ViT*, 90.0%: within one standard error of *ViT, fine-tuned*, the most accurate, it classifies 1.5 times"
+        in best(fast, 0.5)
+    )
+
+
+def test_equally_accurate_models_are_both_named_and_neither_is_called_second() -> None:
+    even = RESULTS.assign(accuracy=[0.92, 0.92, 0.88, 0.85], images_per_second=[1000.0, 1500.0, 900.0, 1200.0])
+    text = best(even, 0.5)
+    assert "*ViT, fine-tuned* and *ViT* are the most accurate: 92.0%" in text
+    assert "can be told from *ViT, fine-tuned* on these images" in text
+    assert "Take *ViT*, 92.0%: as accurate as *ViT, fine-tuned*, it classifies 1.5 times" in text
+    assert "Take *ViT, fine-tuned*: no model" in best(even.assign(images_per_second=1000.0), 0.5)
 
 
 def test_near_model_that_is_shown_to_be_worse_is_not_taken() -> None:
@@ -85,7 +97,7 @@ def test_name_of_a_users_directory_is_shown_as_it_is(faster: float) -> None:
     results["images_per_second"] = [1000.0, faster, 900.0, 1200.0]
     text = best(results, 0.5)
     assert f"*{markdown(name)}* is the most accurate" in text
-    assert (f"Take *{markdown('ViT, *wide*')}*:" in text) == (faster == 2000.0)
+    assert (f"Take *{markdown('ViT, *wide*')}*, 90.0%:" in text) == (faster == 2000.0)
     assert name not in text
 
 
@@ -110,6 +122,8 @@ def test_imbalance_costs_and_a_remedy_gives() -> None:
         "10 images of the commonest class to one of the rarest (55 of the 100 training images) macro F1 falls by"
         in text
     )
+    assert "(5.0 to 15.0), by uneven and by fewer images together; take" in text
+    assert "together" not in findings.imbalance(10, (100, 100), SHOWN.iloc[0], SHOWN)  # as many, only uneven
     assert text.endswith("take *sampler*, which gives 10.0 points (5.0 to 15.0) back.")
     alike = findings.imbalance(
         10, (55, 100), SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]), alike=1
@@ -167,13 +181,35 @@ def test_way_to_fewer_tokens_is_the_most_accurate_of_those_without_a_loss() -> N
 def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
     crossed, against = {"kernelised": 500.0, "Linformer": math.inf}, {"Linear ViT": {"difference": -0.05, "p": 0.01}}
     rows = RESULTS.assign(images_per_second=[1000.0, 1000.0, 1050.0, 1200.0])
-    text = findings.linear(against, speed_of(rows, 0.1), crossed, 4096, 128)  # inside the spread
+    text = findings.linear(against, speed_of(rows, 0.1), crossed, 4096, 128, 16)  # inside the spread
     assert "As a layer of width 128 alone, from about 500 tokens (*kernelised*)" in text
-    assert "none measurably beats softmax in batches, and *Linear ViT* loses accuracy" in text
+    assert "in the lab's own models, of 16 tokens, none is shown to beat softmax in batches, and *Linear ViT*" in text
     against["Linear ViT"]["p"] = 0.5
-    text = findings.linear(against, speed_of(rows, 0.01), {"kernelised": math.inf}, 4096, 384)
+    text = findings.linear(against, speed_of(rows, 0.01), {"kernelised": math.inf}, 4096, 384, 16)
     assert "As a layer of width 384 alone, not up to 4,096 tokens" in text
-    assert "*Linear ViT* beats softmax, and no loss of accuracy can be shown" in text
+    assert "*Linear ViT* beats softmax in batches, and no loss of accuracy can be shown" in text
+    slow = RESULTS.assign(images_per_second=[1000.0, 1000.0, 800.0, 1200.0])
+    text = findings.linear(against, speed_of(slow, 0.01), crossed, 4096, 128, 16)
+    assert "all are slower than softmax in batches (0.80 to 0.80 times its throughput)" in text
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "faster", "told"),
+    [
+        (0.0, 1.0, 1.23, "(90.0%), cannot be told from it by its accuracy, and is 1.23 times as fast in batches."),
+        (0.0, 1.0, 1.01, "and is neither shown to be faster nor slower in batches."),
+        (0.0, 1.0, 0.8, "and is 0.80 times as fast in batches."),
+        (0.05, 0.01, 1.23, "(90.0%), is behind it."),
+        (-0.05, 0.01, 1.23, "(90.0%), is ahead of it."),
+    ],
+)
+def test_way_to_fewer_tokens_stands_beside_a_vit_built_as_small(
+    difference: float, p: float, faster: float, told: str
+) -> None:
+    both = pd.DataFrame([{"a": "ViT", "b": "DynamicViT", "difference": difference, "p": p}])
+    text = findings.built_as_small("DynamicViT", ["ViT"], RESULTS, both, lambda *_: (faster, 0.05))
+    assert text.startswith("A ViT built as small, *ViT*")
+    assert text.endswith(told)
 
 
 @pytest.mark.slow
@@ -194,13 +230,14 @@ def test_page_one_tests_fewer_tokens_as_the_chapters_do_and_speaks_of_the_layer_
     _, ways, reference, *_ = seen["tokens"]
     assert set(zip(ways["a"], ways["b"], strict=True)) == {(reference, name) for name in reductions()}
     assert ways["p"].tolist() == tables.reductions(done)["p"].tolist()
-    against, speed, crossed, longest, width = seen["linear"]
+    against, speed, crossed, longest, width, here = seen["linear"]
     of_chapter_4 = tables.attentions(done)
     assert against == {name: of_chapter_4["ViT", name] for name in ("Linear ViT", "Linformer ViT", "InLine ViT")}
     assert speed == done.speed
     assert list(crossed) == ["kernelised"]
     assert 16 < crossed["kernelised"] < longest == 64
     assert width == PRESETS["tiny"]["dim"]
+    assert here == done.plan.config("ViT").num_tokens
 
 
 BESIDE = {"ViT, fine-tuned": ["DynamicViT"], "ViT": ["Linear ViT"]}
@@ -208,11 +245,14 @@ BESIDE = {"ViT, fine-tuned": ["DynamicViT"], "ViT": ["Linear ViT"]}
 
 def test_multiply_adds_are_time_or_not() -> None:
     text = findings.worth(RESULTS, BESIDE, speed_of(RESULTS))
-    assert "they are compared with (2 here) need, in the median, 75% of it, 97% of its time in batches and" in text
+    assert "with, by 0.5% or more (2 here), need, in the median, 75% of it, 97% of its time in batches and" in text
     assert "For example *DynamicViT*, with 60% of the work of *ViT, fine-tuned*, takes 83% of its time in" in text
     assert "Faster by more than the spread over rounds: 1 in batches, none for one image." in text
     assert "rounds: none in batches, none for" in findings.worth(RESULTS, BESIDE, speed_of(RESULTS, 0.3))
-    assert "No model here needs fewer" in findings.worth(RESULTS[:2], BESIDE, speed_of(RESULTS))
+    small = RESULTS.replace("Linear ViT", "ViT, narrower, as Linear ViT")
+    beside = BESIDE | {"ViT": ["ViT, narrower, as Linear ViT"]}
+    assert "(2 here, ViTs built as small among them)" in findings.worth(small, beside, speed_of(small))
+    assert "No model here needs 0.5% less work" in findings.worth(RESULTS[:2], BESIDE, speed_of(RESULTS))
 
 
 def test_shortlist_has_the_best_of_each_family_and_at_most_seven_rows() -> None:
@@ -221,11 +261,16 @@ def test_shortlist_has_the_best_of_each_family_and_at_most_seven_rows() -> None:
     assert len(rows) == findings.MOST_ROWS
     assert {"ViT", "ViT, fine-tuned", "Linear ViT", "DynamicViT"} <= set(rows["model"])
     assert rows["accuracy"].is_monotonic_decreasing
+    small = RESULTS[:1].assign(model="ViT, narrower, as DynamicViT", accuracy=0.5)  # what a lighter one has to beat
+    rows = findings.shortlist(pd.concat([many, small]).reset_index(drop=True))
+    assert "ViT, narrower, as DynamicViT" in set(rows["model"])
 
 
 def test_caption_of_the_shortlist_explains_the_names_that_are_in_it() -> None:
     text = findings.shortlist_caption(RESULTS, 16)
-    assert "4 of 4" in text
+    assert "all of them, most accurate first" in text
+    many = pd.concat([RESULTS, *(RESULTS[:1].assign(model=f"ViT, kind {k}") for k in range(9))])
+    assert "7 of 13, the ViT and the best of each kind among them" in findings.shortlist_caption(many, 16)
     assert "*fine-tuned* means trained on" in text
     assert "*as X*" not in text
     assert "batches of 16" in text

@@ -351,6 +351,7 @@ def rival_pairs(difference: float, p: float, a: str = "Light", b: str = "ViT, na
         (-0.01, 0.01, 2.0, "**Light** is a better choice"),
         (0.01, 0.01, 0.5, "**ViT, narrower**, is a better choice"),
         (-0.01, 0.5, 1.0, "*ViT, narrower* is not shown to be slower: it is the better choice"),
+        (-0.01, 0.5, 1.2, "*ViT, narrower* is faster: it is the better choice"),
         (-0.01, 0.5, 0.96, "*ViT, narrower* is not shown to be slower: it is the better choice"),
         (-0.01, 0.5, 0.8, "is slower: **Light** is the better choice where throughput counts"),
     ],

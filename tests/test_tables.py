@@ -236,7 +236,8 @@ def test_cost_that_nobody_measured_is_a_dash() -> None:
     own = pd.concat([RESULTS, RESULTS[1:].assign(model="own", **unknown)])
     row = tables.scores_table(own).loc["own"]
     assert row[["million MACs", "latency (ms)", "images/s"]].tolist() == ["–"] * 3
-    assert (row["parameters"], row["training (min)"]) == ("5", "1.5")
+    assert (row["parameters"], row["training (s)"]) == ("5", "90")
+    assert tables.scores_table(own.assign(training_seconds=[90.0, 90.0, 600.0]))["training (min)"].tolist()[0] == "1.5"
     assert "nan" not in tables.readme_table(own)
 
 

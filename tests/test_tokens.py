@@ -60,6 +60,11 @@ def test_saving_at_half_a_point_is_where_the_loss_is_crossed(
     assert got == (pytest.approx(saved, abs=1e-9), reached)
 
 
+def test_loss_of_less_than_two_images_is_not_told_from_none() -> None:
+    assert tokens.small_loss(140) == pytest.approx(2 / 140)
+    assert tokens.small_loss(5000) == tokens.LOSS
+
+
 def test_curve_without_all_tokens_begins_at_the_vit_itself() -> None:
     curve = pd.DataFrame({"keep_ratio": [0.8, 0.6], "block_macs": [80, 60], "accuracy": [0.890, 0.880]})
     assert tokens.saving_at(curve, pd.Series({"block_macs": 100, "accuracy": 0.9})) == (pytest.approx(0.1), True)

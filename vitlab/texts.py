@@ -32,6 +32,11 @@ def signed(value: float, form: str = "+z.1f") -> str:
     return format(value, form).replace("-", "−")
 
 
+def unit_of_time(seconds: Iterable[float]) -> tuple[str, int, str]:
+    """In what to tell these times: a unit, its seconds, and a number's format; minutes where the longest has ten."""
+    return ("min", 60, ",.1f") if max(seconds) >= 600 else ("s", 1, ",.0f")
+
+
 def markdown(text: str) -> str:
     """Markdown that shows exactly this text, in JupyterLab and in the report.
 

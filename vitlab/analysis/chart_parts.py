@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
@@ -40,10 +41,12 @@ def legend_above(axis: plt.Axes, columns: int) -> None:
 
 
 def legend_outside(figure: Figure, axis: plt.Axes, columns: int, place: str = "upper") -> None:
-    """One legend for all panels, of what `axis` shows, above or below them."""
-    found = zip(*axis.get_legend_handles_labels(), strict=True)
-    handles, labels = zip(*((handle, label) for handle, label in found if not label.endswith(ONE_SEED)), strict=True)
-    figure.legend(handles, labels, loc=f"outside {place} center", ncols=columns)
+    """One legend for all panels, of what `axis` shows, above or below them; of two of a name it has the line."""
+    found: dict[str, Artist] = {}
+    for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+        if not label.endswith(ONE_SEED):
+            found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc=f"outside {place} center", ncols=columns)
 
 
 def drawable(names: Iterable[str], columns: int = NAME_WIDTH) -> list[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 from vitlab.analysis.metrics import best_gain, shown
 from vitlab.analysis.sentences import named
 from vitlab.analysis.theme import own_words
-from vitlab.texts import signed
+from vitlab.texts import signed, unit_of_time
 
 MOST_ROWS = 7  # of page one's table
 KINDS = (("dynamicvit",), ("tome", "evit", "top-k", "random"), ("linformer", "inline", "linear"), ("resnet",))
@@ -21,6 +21,7 @@ NAMES = {  # what page one's names say
     ", as ": "*as X* means built to cost as much as X",
     "fine-tuned": "*fine-tuned* means trained on with all tokens, as long as those with fewer",
 }
+LIGHTER = 0.005  # share of the work from which less of it counts as less
 FASTER = 1.08  # times as fast: a smaller lead is not worth another model
 Speed = Callable[..., tuple[float, float]]
 NONE_AS_GOOD = (
@@ -59,23 +60,33 @@ def recommended(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> pd.
     return good.loc[max(faster, key=faster.get)] if faster else best
 
 
+def near_the_best(take: pd.Series, best: pd.Series) -> str:
+    """How accurate the recommended model is against the most accurate one; rows of `tables.by_model`."""
+    if take["accuracy"] == best["accuracy"]:
+        return f"as accurate as {_names([best['model']])}"
+    return f"within one standard error of {_names([best['model']])}, the most accurate"
+
+
 def best_model(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     """Which model is most accurate, and which to take."""
     best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs, speed)
+    first = list(results.loc[results["accuracy"] == best["accuracy"], "model"])
     text = (
-        f"**Which model?** {_names([best['model']])} is the most accurate: {best['accuracy']:.1%} of "
-        f"{best['test_images']:,} test images (95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})"
+        f"**Which model?** {_names(first)} {'are' if len(first) > 1 else 'is'} the most accurate: "
+        f"{best['accuracy']:.1%} of {best['test_images']:,} test images (95% interval {best['accuracy_low']:.1%} to "
+        f"{best['accuracy_high']:.1%})"
     )
     others = results.loc[results["model"] != best["model"], "model"]
     behind = sum(ahead(pairs, best["model"], name) == best["model"] for name in others)
     if behind == len(others):
         return f"{text}, ahead of each of the other {behind} by the paired tests of chapter 6."
-    text += f"; {behind or 'none'} of the other {len(others)} can be told from it on these images. "
+    it = "it" if len(first) == 1 else _names(first[:1])
+    text += f"; {behind or 'none'} of the other {len(others)} can be told from {it} on these images. "
     if take["model"] == best["model"]:
-        return f"{text}Take it: {NONE_AS_GOOD}."
+        return f"{text}Take {it}: {NONE_AS_GOOD}."
     times, _ = speed(take["model"], best["model"])
-    near = f"Take {_names([take['model']])}: within one standard error ({take['accuracy']:.1%})"
-    return f"{text}{near} it classifies {times:.1f} times as many images a second."
+    own = f", {take['accuracy']:.1%}: {near_the_best(take, best)}"
+    return f"{text}Take {_names([take['model']])}{own}, it classifies {times:.1f} times as many images a second."
 
 
 def imbalance(
@@ -92,7 +103,8 @@ def imbalance(
         text += ", as the data come, the cost cannot be measured"
     else:
         loss = f"macro F1 falls by {_points(price)}" if price["low"] > 0 else "no loss of macro F1 can be shown"
-        text += f" ({images[0]:,} of the {images[1]:,} training images) {loss}"
+        why = ", by uneven and by fewer images together" if price["low"] > 0 and images[0] < images[1] else ""
+        text += f" ({images[0]:,} of the {images[1]:,} training images) {loss}{why}"
     best = best_gain(gains)
     if best["low"] <= 0:
         return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
@@ -130,43 +142,68 @@ def tokens(
     return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and {loses}."
 
 
-def linear(against: dict[str, dict], speed: Speed, crossovers: dict[str, float], longest: int, width: int) -> str:
+def beside_smaller(
+    light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed
+) -> tuple[str, str, float, float]:
+    """The most accurate of the ViTs built `smaller`, which of it and `light` is shown to be ahead ("": neither), and
+    its images a second over those of `light`, with the spread over rounds.
+    """
+    other = results.set_index("model").loc[smaller, "accuracy"].idxmax()
+    return other, ahead(pairs, light, other), *speed(other, light)
+
+
+def built_as_small(light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
+    """Whether tokens had to go for that: a ViT that was built `smaller`, beside the model `light`."""
+    other, better, times, spread = beside_smaller(light, smaller, results, pairs, speed)
+    text = f"A ViT built as small, *{other}* ({results.set_index('model').loc[other, 'accuracy']:.1%}),"
+    if better:
+        return f"{text} is {'behind' if better == light else 'ahead of'} it."
+    pace = f"{times:.2f} times as fast" if abs(times - 1) > spread else "neither shown to be faster nor slower"
+    return f"{text} cannot be told from it by its accuracy, and is {pace} in batches."
+
+
+def linear(
+    against: dict[str, dict], speed: Speed, crossovers: dict[str, float], longest: int, width: int, here: int
+) -> str:
     """When linear attention pays: by accuracy at the size of the lab, and by the clock from how many tokens on.
 
     against: linear attention -> `metrics.compare` with the ViT; crossovers: kind of attention -> tokens from which a
-    layer of this width is faster than softmax, inf if it is not up to `longest`.
+    layer of this width is faster than softmax, inf if it is not up to `longest`; here: tokens of the lab's models.
     """
     text = f"**When does linear attention pay?** As a layer of width {width} alone,"
     times = {name: speed(name, "ViT") for name in against}
     faster = [name for name, (ratio, spread) in times.items() if ratio - 1 > spread]
+    slower = [name for name, (ratio, spread) in times.items() if 1 - ratio > spread]
     worse = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
-    here = (
-        f"in batches {_names(faster)} {_s('beat', faster)} softmax"
-        if faster
-        else "none measurably beats softmax in batches"
-    )
+    if faster:
+        pace = f"{_names(faster)} {_s('beat', faster)} softmax in batches"
+    elif len(slower) == len(times):
+        low, high = (f"{end(ratio for ratio, _ in times.values()):.2f}" for end in (min, max))
+        pace = f"all are slower than softmax in batches ({low} to {high} times its throughput)"
+    else:
+        pace = "none is shown to beat softmax in batches"
     loses = f"and {_names(worse)} {_s('lose', worse)} accuracy" if worse else "and no loss of accuracy can be shown"
     finite = {kind: at for kind, at in crossovers.items() if math.isfinite(at)}
     first = min(finite, key=finite.get, default="")
     clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
-    return f"{text} {clock}; as models of the lab's own size, {here}, {loses}."
+    return f"{text} {clock}; in the lab's own models, of {here} tokens, {pace}, {loses}."
 
 
 def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> str:
     """What a multiply-add is worth in time: how much of the work that lighter models save they save on the clock.
 
-    beside: the model that lighter ones are compared with -> their names.
+    beside: the model that lighter ones are compared with -> their names. A model is lighter from `LIGHTER` on.
     """
     macs = results.dropna(subset=["macs", "images_per_second", "latency_ms"]).set_index("model")["macs"]
     text, lighter = "**What is a multiply-add worth?**", []
     for reference, names in beside.items():
-        for name in (name for name in names if name in macs.index and macs[name] < 0.995 * macs[reference]):
+        for name in (name for name in names if name in macs.index and macs[name] <= (1 - LIGHTER) * macs[reference]):
             (gain, gain_spread), (wait, wait_spread) = speed(name, reference), speed(name, reference, "latency")
             faster = gain - 1 > gain_spread, 1 - wait > wait_spread
             lighter.append((name, reference, macs[name] / macs[reference], 1 / gain, wait, *faster))
     frame = pd.DataFrame(lighter, columns=["model", "reference", "work", "batch", "one", "quick", "prompt"])
     if frame.empty:
-        return f"{text} No model here needs fewer than the one that it is compared with."
+        return f"{text} No model here needs {LIGHTER:.1%} less work than the one that it is compared with."
     shares = [frame[name].median() for name in ("work", "batch", "one")]
     light = frame.loc[frame["work"].idxmin()]
     example = (
@@ -174,9 +211,11 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
         f"{light['batch']:.0%} of its time in batches and {light['one']:.0%} for one image"
     )
     quick, prompt = (int(frame[name].sum()) or "none" for name in ("quick", "prompt"))
+    built = ", ViTs built as small among them" if any(map(_as_small, frame["model"])) else ""
     return (
-        f"{text} Models that need less work than the ViT they are compared with ({len(frame)} here) need, in the "
-        f"median, {shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image. "
+        f"{text} Models that need less work than the ViT they are compared with, by {LIGHTER:.1%} or more "
+        f"({len(frame)} here{built}), need, in the median, {shares[0]:.0%} of it, "
+        f"{shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image. "
         f"{example}. Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
     )
 
@@ -186,17 +225,27 @@ def _s(verb: str, subjects: list[str]) -> str:
 
 
 def shortlist(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of page one's table: the best of each kind, the ViT, and the next best until MOST_ROWS are full."""
-    kind = pd.Series([_kind(name) for name in results["model"]], results.index)
+    """The rows of page one's table: the ViT, the best of each kind, and the next best until MOST_ROWS are full.
+
+    A kind of their own are the ViTs that were built as small as a lighter model.
+    """
     ranked = results.sort_values("accuracy", ascending=False, kind="stable")
-    leaders = ranked.groupby(kind.loc[ranked.index], sort=False).head(1).index
+    kind = pd.Series([_kind(name) for name in ranked["model"]], ranked.index)
+    leaders = ranked.groupby(kind, sort=False).head(1).index
     wanted = [*results.index[results["model"] == "ViT"], *leaders, *ranked.index]
     chosen = list(dict.fromkeys(wanted))[:MOST_ROWS]
     return ranked.loc[[i for i in ranked.index if i in chosen]]
 
 
+def _as_small(name: str) -> bool:
+    """Whether a model was built as small as another, which its name then says."""
+    return own_words(name) != name.lower()
+
+
 def _kind(name: str) -> int:
     own = own_words(name)
+    if _as_small(name):
+        return len(KINDS) + 1
     return next((i for i, words in enumerate(KINDS) if any(word in own for word in words)), len(KINDS))
 
 
@@ -205,9 +254,15 @@ def shortlist_caption(results: pd.DataFrame, batch: int) -> str:
     rows = shortlist(results)["model"]
     names = "".join(f"; {told}" for word, told in NAMES.items() if any(word in name for name in rows))
     return (
-        f"**The models in short**, {len(rows)} of {len(results)}, most accurate first{names}. Images a second in "
+        f"**The models in short**, {_which(results)}, most accurate first{names}. Images a second in "
         f"batches of {batch}. Chapter 6 has all, and how they were measured."
     )
+
+
+def _which(results: pd.DataFrame) -> str:
+    if len(results) <= MOST_ROWS:
+        return "all of them"
+    return f"{MOST_ROWS} of {len(results)}, the ViT and the best of each kind among them"
 
 
 def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -218,12 +273,13 @@ def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
 
     rows = shortlist(results)
     intervals = zip(rows["accuracy"], rows["accuracy_low"], rows["accuracy_high"], strict=True)
+    unit, length, digits = unit_of_time(rows["training_seconds"])
     columns = {
         "accuracy, % (95% interval)": [f"{100 * v:.1f} ({100 * a:.1f} – {100 * b:.1f})" for v, a, b in intervals],
         "million parameters": known("parameters", ".2f", 1e-6),
         "million multiply-adds": known("macs", ",.1f", 1e-6),
         "images/s": known("images_per_second", ",.0f"),
         "one image, ms": known("latency_ms", ".2f"),
-        "training, min": known("training_seconds", ".1f", 1 / 60),
+        f"training, {unit}": [f"{v:{digits}}" for v in rows["training_seconds"] / length],
     }
     return pd.DataFrame(columns, index=list(rows["model"]))

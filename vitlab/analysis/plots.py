@@ -25,7 +25,7 @@ from vitlab.analysis.chart_parts import (
 )
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
-from vitlab.texts import signed
+from vitlab.texts import signed, unit_of_time
 
 # a part of a model has the same colour in every figure
 COMPONENTS = {
@@ -148,6 +148,7 @@ def accuracy_over_tokens(panels: dict[str, pd.DataFrame], unreduced: dict[str, f
     for place, name in enumerate(speed_up.index):
         axes[-1].barh(place, speed_up[name], color=style[name]["color"], label=name)
         axes[-1].plot(speed_up[name], place, color=INK, marker=style[name]["marker"], markersize=4)
+        axes[-1].plot([], [], label=name, markersize=4, **style[name])  # the legend's: two bars may have one colour
     axes[-1].axvline(1, color=INK, linestyle="--", linewidth=1)
     axes[-1].set(xlabel="throughput over\nthe unreduced ViT's", yticks=[])
     axes[-1].invert_yaxis()
@@ -287,10 +288,11 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
     frame: `tables.by_model`; runs: `tables.results`, of which those of several seeds are drawn as dots.
     """
     figure, [axes] = canvas(1, 3, height=2.7 + 0.17 * -(-(len(frame) + 1) // 3), sharey=True)
+    time, length, _ = unit_of_time(frame["training_seconds"])
     costs = (
         ("macs", 1e6, "million MACs"),
         ("latency_ms", 1, "latency, batch 1 (ms)"),
-        ("training_seconds", 60, "training (minutes)"),
+        ("training_seconds", length, f"training ({time})"),
     )
     for axis, (column, unit, label) in zip(axes, costs, strict=True):
         places = frame[column] / unit

@@ -6,7 +6,7 @@ import pandas as pd
 
 from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.complexity import COURSE
-from vitlab.analysis.findings import NONE_AS_GOOD, Speed, ahead, recommended
+from vitlab.analysis.findings import NONE_AS_GOOD, Speed, ahead, beside_smaller, near_the_best, recommended
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
 from vitlab.analysis.sentences_linear import LINEAR
@@ -40,15 +40,17 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     tests, and of several seeds spread.
     """
     best = results.loc[results["accuracy"].idxmax()]
+    first = results.loc[results["accuracy"] == best["accuracy"], "model"]
     unclear = pairs[~shown(pairs) & ((pairs["a"] == best["model"]) | (pairs["b"] == best["model"]))]
     peers = results[results["model"].isin({*unclear["a"], *unclear["b"]} - {best["model"]})]
     text = (
-        f"The highest accuracy was measured for *{named([best['model']])}*: {best['accuracy']:.1%} "
+        f"The highest accuracy was measured for {'; '.join(f'*{named([n])}*' for n in first)}: {best['accuracy']:.1%} "
         f"(95% interval {best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
     if peers.empty:
         return f"{text} It differs significantly from every other model."
-    text += f" This test set can show no difference between it and {named(peers['model'])}"
+    it = "it" if len(first) == 1 else named(first[:1])
+    text += f" This test set can show no difference between {it} and {named(peers['model'])}"
     lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
     if lighter.empty:
         needs = "needs" if results["macs"].notna().all() else "is known to need"
@@ -80,9 +82,7 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     having nothing to explain, unless it is slower by more than the spread over the rounds.
     """
     rows = results.set_index("model")
-    other = rows.loc[smaller, "accuracy"].idxmax()
-    better = ahead(pairs, light, other)
-    times, spread = speed(other, light)
+    other, better, times, spread = beside_smaller(light, smaller, results, pairs, speed)
     scores = (f"*{name}* {rows.loc[name, 'accuracy']:.1%}" for name in (other, light))
     work = (f"{rows.loc[name, 'macs'] / 1e6:,.2f}" for name in (other, light))
     cost = (
@@ -96,7 +96,8 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     neither = f"Between *{light}* and a smaller ViT, *{other}*, no difference in accuracy is shown"
     if 1 - times > spread:
         return f"{neither}, and *{other}* is slower: **{light}** is the better choice where throughput counts ({cost})."
-    return f"{neither}, and *{other}* is not shown to be slower: it is the better choice ({cost})."
+    pace = "faster" if times - 1 > spread else "not shown to be slower"
+    return f"{neither}, and *{other}* is {pace}: it is the better choice ({cost})."
 
 
 def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
@@ -151,7 +152,8 @@ def costs(lab: "Lab") -> str:
     extra = ", of runs from elsewhere over all pairs of rounds" if lab.extra else ""
     return (
         f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
-        f"images a second in batches of {batch}, medians; ratios in the text are taken within each round{extra}. "
+        f"images a second in batches of {batch}, medians of {lab.costs.rounds} rounds or more; ratios in the text are "
+        f"taken within each round{extra}. "
         "Training was timed once, beside whatever else the machine did; that of chapter 3 includes the ViT it started "
         "from."
     )
@@ -238,8 +240,5 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
         why = f"no model is more accurate, and {NONE_AS_GOOD}"
     else:
         times, _ = speed(take["model"], best["model"])
-        why = (
-            f"within one standard error of the most accurate, *{markdown(best['model'])}* ({best['accuracy']:.1%}), it "
-            f"classifies {times:.1f} times as many images a second"
-        )
+        why = f"{near_the_best(take, best)}, it classifies {times:.1f} times as many images a second"
     return f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}.** On these test images {real}."

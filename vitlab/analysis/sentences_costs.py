@@ -34,7 +34,8 @@ def machine(about: dict[str, Any]) -> str:
     return (
         f"Machine: {about['device']}, torch {about['versions']['torch']}, float32; on a CPU one thread computes, so "
         "that no ratio depends on who else wants the cores. All that a table compares takes turns, round after round, "
-        "so that whatever slows the machine slows all alike."
+        "so that whatever slows the machine slows all alike; the pace that a round had in common is taken out of its "
+        "times."
     )
 
 
@@ -58,9 +59,9 @@ def counters(worst: float, hidden: float, extra: float) -> str:
 def left_alone(tokens: int, seen: int, whole: int, more: dict[str, int]) -> str:
     """seen, whole: MACs that torch counts of the fused kernel and of explicit products; more: parameters by sharing."""
     return (
-        "torch's counter sees everything only because it was shown the explicit products. Left alone, our ViT takes "
-        f"the fused kernel, and on a CPU the counter then reports, at {tokens:,} tokens, {seen / 1e6:,.0f} of "
-        f"{whole / 1e6:,.0f} million MACs. Positions and feature maps change no MAC, and sharing changes only "
+        "torch's counter sees everything only because it was shown the explicit products. Left alone, a ViT takes "
+        f"the fused kernel, and on a CPU the counter then reports, of ViT-Nano at {tokens:,} tokens, {seen / 1e6:,.0f} "
+        f"of {whole / 1e6:,.0f} million MACs. Positions and feature maps change no MAC, and sharing changes only "
         f"Linformer's parameters: {more['headwise']:,} more than ViT-Base headwise, {more['key_value']:,} with E = F, "
         f"{more['layerwise']:,} with one E for all layers."
     )
@@ -104,10 +105,10 @@ def components(attention: float, tokens: int) -> str:
     )
 
 
-def times(batch: int) -> str:
+def times(batch: int, rounds: int) -> str:
     return (
-        f"Time and memory. Latency at batch 1 and throughput in batches of {batch}, medians over "
-        "rounds; ratios taken within each round, in brackets half the distance of their quartiles; peak memory of a "
+        f"Time and memory. Latency at batch 1 and throughput in batches of {batch}, medians over {rounds} rounds or "
+        "more; ratios taken within each round, in brackets half the distance of their quartiles; peak memory of a "
         f"batch of {MEMORY_BATCH}, weights not counted."
     )
 
@@ -179,7 +180,7 @@ def answer(plain: pd.Series, dynamic: pd.Series, kernel: pd.Series, ratio: float
 
     return (
         f"**For 32×32 images, against ViT-Tiny, DynamicViT at keep ratio {ratio:g} needs {shares(dynamic)}; linear "
-        f"attention {shares(kernel)}.**"
+        f"attention, kernelised, {shares(kernel)}.**"
     )
 
 
@@ -189,12 +190,15 @@ def formulas_agree(worst: float, plain: pd.Series, others: dict[str, pd.Series])
     plain, others: rows of costs of ViT-Tiny and its variants.
     """
     agree = "agree" if worst < 0.01 else "do not agree"
-    apart = []
+    apart, close = [], []
     for name, row in others.items():
         work, time = row["macs"] / plain["macs"], _time(row, plain)
-        if abs(time - work) >= FOLLOWS:
-            apart.append(f"*{name}* ({work:.0%} of the work, {time:.0%} of the time)")
-    clock = f"follows the work but for {'; '.join(apart)}" if apart else "follows the work"
+        told = f"*{name}* ({work:.0%} of the work, {time:.0%} of the time)"
+        (apart if abs(time - work) >= FOLLOWS else close).append(told)
+    if len(apart) > len(close):
+        clock = f"does not follow the work for {'; '.join(apart)}" + f"; it does for {'; '.join(close)}" * bool(close)
+    else:
+        clock = f"follows the work but for {'; '.join(apart)}" if apart else "follows the work"
     return (
         f"Formulas and torch's count of what really ran {agree} (to {worst:.2%} at worst). In batches, at the size of "
         f"ViT-Tiny, the clock {clock}, to {100 * FOLLOWS:.0f} points."

@@ -82,12 +82,21 @@ def augmentation(lab: "Lab", shift: int) -> str:
     )
 
 
-def class_sizes(shape: str, whole: int, kept: int) -> str:
-    """Training images before and after the imbalance was made; as they come, both are the same."""
-    became = f" become {kept:,}" if kept != whole else ", used as they come"
+def class_sizes(shape: str, whole: np.ndarray, kept: np.ndarray, asked: float) -> str:
+    """Training images before and after the imbalance was made; as they come, both are the same.
+
+    whole, kept: (C,) images of each class; asked: the ratio of the commonest to the rarest that was to be made.
+    """
+    reached = kept.max() / kept.min()
+    if kept.sum() == whole.sum():
+        became = ", used as they come"
+    elif abs(reached / asked - 1) < 0.005:
+        became = f" become {kept.sum():,}"
+    else:
+        became = f" become {kept.sum():,}; {asked:g}:1 was asked for, whole images make it {reached:.3g}:1"
     return (
-        f"Training images of each class without those for validation ({shape}): {whole:,} images{became}. Validation "
-        "and test are untouched."
+        f"Training images of each class without those for validation ({shape}): {whole.sum():,} images{became}. "
+        "Validation and test are untouched."
     )
 
 
@@ -300,7 +309,7 @@ def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:
     whose name it bears; None where none is.
     """
     row = gains.loc["post_hoc"]
-    claim = "gains" if row["low"] > 0 else "loses" if row["high"] < 0 else "shows no gain:"
+    claim = "gains" if row["low"] > 0 else "loses" if row["high"] < 0 else "shows no gain"
     text = f"Free, because nothing is trained anew, is post-hoc logit adjustment: it {claim} ({points(row)})"
     if trained is None:
         return f"{text}."
@@ -362,19 +371,19 @@ def elsewhere(gains: dict[str, pd.DataFrame]) -> str:
     return f"Best by class sizes: {at}. Remedies whose gain is shown at all these class sizes: {told}."
 
 
-def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame) -> str:
+def answer(ratio: float, gap: pd.Series | None, gains: pd.DataFrame, missing: int = 0) -> str:
     """The chapter's question in one sentence: what imbalance does, and which remedy helps.
 
     ratio: images of the commonest class over the rarest's; gap: `metrics.seed_differences` of `balanced` to `none`,
-    None where there is no such run; gains: of the remedies.
+    None where there is no such run; gains: of the remedies; missing: as in `price_of_imbalance`.
     """
-    what = f"imbalance of {ratio:.3g}:1"
+    what, fewer = f"imbalance of {ratio:.3g}:1", f", with {missing:,} images fewer," if missing else ""
     if gap is None:
         cost = f"What an {what} costs can't be told here"
     elif gap["low"] > 0:
-        cost = f"An {what} costs {100 * gap['gain']:.1f} points of macro F1"
+        cost = f"An {what}{fewer} costs {100 * gap['gain']:.1f} points of macro F1"
     else:
-        cost = f"An {what} costs no macro F1 that these runs can show"
+        cost = f"An {what}{fewer} costs no macro F1 that these runs can show"
     best = best_gain(gains)
     if best["low"] > 0:
         gain = f"gains {100 * best['gain']:.1f} points over no remedy"

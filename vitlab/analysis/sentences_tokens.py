@@ -69,8 +69,8 @@ def speeds(lab: "Lab", batch: int, smaller: bool) -> str:
     return (
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}{built}: accuracy on {len(lab.data.test):,} test "
         f"images ({lab.plan.seed_words}) against work and "
-        f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of rounds that take turns; × "
-        "is a ratio to the first row within each round)."
+        f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of {lab.costs.rounds} rounds "
+        "or more that take turns; × is a ratio to the first row within each round)."
     )
 
 
@@ -125,11 +125,13 @@ def over_tokens(images: str, ratio: float) -> str:
     )
 
 
-def savings(loss: float, images: str) -> str:
+def savings(loss: float, images: str, chosen: bool) -> str:
+    """loss: `tokens.small_loss` of these images; chosen: whether they chose the epochs of what was trained on."""
+    best = ", whose epoch is the best on these images" if chosen else ""
     return (
-        f"The largest saving at half a point: the share of the blocks' multiply-adds that goes before {100 * loss:g} "
-        "points of accuracy are lost; as it is, against the same ViT with all its tokens, trained on, against *ViT, "
-        f"fine-tuned* ({images}; interpolated between keep ratios). None: lost before anything is saved."
+        f"The largest saving at {100 * loss:.2g} points: the share of the blocks' multiply-adds that goes before so "
+        "much accuracy is lost; as it is, against the same ViT with all its tokens, trained on, against *ViT, "
+        f"fine-tuned*{best} ({images}; interpolated between keep ratios). None: lost before anything is saved."
     )
 
 

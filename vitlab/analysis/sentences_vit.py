@@ -9,7 +9,7 @@ from scipy.special import softmax
 from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.metrics import confident_mistakes, wilson
 from vitlab.analysis.sentences import expected, named, verdict
-from vitlab.texts import markdown, signed
+from vitlab.texts import listed, markdown, signed
 
 if TYPE_CHECKING:
     from vitlab.config import RunConfig
@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "muon": "Muon for the hidden layers' matrices and kernels, AdamW for the rest",
 }
 OVERFITS = 0.1  # by which training accuracy lies above validation: what was learnt holds for these images alone
+MOST_NAMED = 3  # classes that are recognised equally well
 BY_HEART = 0.99  # training accuracy from which such a model knows them by heart
 AS_GOOD = 0.01  # by which confidence and accuracy may differ where a model is as good as it says
 CONV_TOKENIZER = (
@@ -35,7 +36,7 @@ BY_CLASS = (
 MCNEMAR = (
     "The exact McNemar test asks how likely so uneven a split would be if both models were equally good; of several "
     "seeds an image counts for what all of them say of it, and a difference is claimed only where it exceeds the "
-    "spread over seeds as well."
+    "spread over seeds as well. Chapter 6 corrects for all its pairs: there a difference seen here may not stand."
 )
 
 
@@ -173,12 +174,18 @@ def longer(lab: "Lab", name: str, short: str) -> str:
 
 def confusion(name: str, recall: pd.Series, images: int) -> str:
     """recall: class -> recall; of many classes the figure writes no numbers."""
-    best, worst = recall.idxmax(), recall.idxmin()
+    best, worst = (f"{_some(recall.index[recall == end])} ({end:.0%})" for end in (recall.max(), recall.min()))
     numbers = "numbers are images, " if len(recall) <= MOST_LABELS else ""
     return (
         f"Which classes {name} takes for which, on {images:,} test images: {numbers}colour is the share of the row. "
-        f"Best recognised: {markdown(best)} ({recall[best]:.0%}); worst: {markdown(worst)} ({recall[worst]:.0%})."
+        f"Best recognised: {best}; worst: {worst}."
     )
+
+
+def _some(classes: pd.Index) -> str:
+    """The names of classes, or of many some and how many more there are."""
+    named, more = [markdown(name) for name in classes[:MOST_NAMED]], len(classes) - MOST_NAMED
+    return listed([*named, f"{more} more"] if more > 0 else named)
 
 
 def reliability(config: "RunConfig") -> str:

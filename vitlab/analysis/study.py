@@ -219,7 +219,11 @@ def conclusion(study: Study) -> list[str]:
     best = metrics.best_gain(gains).name
     common, rare = study.gains("recall_common"), study.gains("recall_rare")
     gap = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
-    told = [sentences_data.answer(float(counts.max() / counts.min()), gap, gains)]
+    missing = 0
+    if gap is not None:
+        run = study.runs[BALANCED, study.seeds[0]]
+        missing = max(0, min(run.summary["train_images"], study.steps * run.config.batch_size) - int(counts.sum()))
+    told = [sentences_data.answer(float(counts.max() / counts.min()), gap, gains, missing)]
     told.append(sentences_data.best_remedy(gains, len(study.seeds)))
     if len(gains) > 1:
         told.append(sentences_data.as_good(best, study.gains(base=best)))
@@ -230,9 +234,7 @@ def conclusion(study: Study) -> list[str]:
         free = study.gains(base=top).loc[POST_HOC].rename(top) if top else None
         told.append(sentences_data.what_is_free(gains, free))
     if gap is not None:
-        run = study.runs[BALANCED, study.seeds[0]]
-        seen = min(run.summary["train_images"], study.steps * run.config.batch_size)
-        told.append(sentences_data.price_of_imbalance(gap, gains, max(0, seen - int(counts.sum()))))
+        told.append(sentences_data.price_of_imbalance(gap, gains, missing))
     return told
 
 

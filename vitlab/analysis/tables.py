@@ -12,7 +12,7 @@ from vitlab.analysis.sentences import words
 from vitlab.analysis.sentences_linear import CHANGES, LINEAR
 from vitlab.config import POST_HOC, RunConfig
 from vitlab.models import registry
-from vitlab.texts import signed
+from vitlab.texts import signed, unit_of_time
 
 if TYPE_CHECKING:
     from vitlab.analysis.study import Study
@@ -123,6 +123,12 @@ def pairs(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
     """
     found = metrics.corrected({(a, b): lab.compare(a, b) for a, b in combinations(names or lab.compared, 2)})
     return pd.DataFrame([{"a": a, "b": b, **comparison} for (a, b), comparison in found.items()])
+
+
+def against(lab: "Lab", name: str, others: list[str]) -> pd.DataFrame:
+    """`pairs` of one model with each of the others alone; p is corrected for these tests (Holm)."""
+    found = metrics.corrected({other: lab.compare(name, other) for other in others if other != name})
+    return pd.DataFrame([{"a": name, "b": other, **comparison} for other, comparison in found.items()])
 
 
 def flat(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -253,12 +259,13 @@ def shares(counts: pd.DataFrame) -> pd.DataFrame:
 
 def training(lab: "Lab", runs: dict[str, "Run"]) -> pd.DataFrame:
     """What the runs of a chapter score, and of the first seed which epoch was kept, and how long it was trained."""
+    unit, length, digits = unit_of_time(run.summary["seconds"] for run in runs.values())
     rows = {
         name: chapter_scores(lab, name)
         | {
             "top-2": _share([metrics.top_k(*one.predictions, 2) for one in lab.load_seeds(name)]),
             "epoch kept": f"{run.summary['epoch']} of {run.summary['epochs']}",
-            "training": f"{run.summary['seconds'] / 60:.1f} min",
+            "training": f"{run.summary['seconds'] / length:{digits}} {unit}",
             "training images/s": f"{run.summary['images_per_second']:,.0f}",
         }
         for name, run in runs.items()
@@ -295,6 +302,7 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
     def known(name: str, digits: str, unit: float = 1) -> list[str]:
         return ["–" if math.isnan(v) else f"{v * unit:{digits}}" for v in results[name]]
 
+    unit, length, digits = unit_of_time(results["training_seconds"])
     columns = {
         "accuracy (%)": percent("accuracy"),
         "95% interval": between("accuracy_low", "accuracy_high", ".1f", 100),
@@ -306,7 +314,7 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
         "million MACs": known("macs", ",.2f", 1e-6),
         "latency (ms)": known("latency_ms", ".2f"),
         "images/s": known("images_per_second", ",.0f"),
-        "training (min)": [f"{v / 60:.1f}" for v in results["training_seconds"]],
+        f"training ({unit})": [f"{v:{digits}}" for v in results["training_seconds"] / length],
     }
     return pd.DataFrame(columns, index=list(results["model"]))
 
@@ -314,8 +322,9 @@ def scores_table(results: pd.DataFrame) -> pd.DataFrame:
 def readme_table(results: pd.DataFrame) -> str:
     """The main columns of `scores_table` in Markdown, as the README shows them."""
     scores, costs = ["accuracy (%)", "95% interval"], ["parameters", "million MACs", "latency (ms)", "images/s"]
-    shown = [*scores, *costs, "training (min)"]
-    frame = scores_table(results)[shown]
+    table = scores_table(results)
+    shown = [*scores, *costs, table.columns[-1]]  # the last says the unit of the training's time
+    frame = table[shown]
     rows = [("model", *shown), ("---", *["---:"] * len(shown)), *frame.itertuples(name=None)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

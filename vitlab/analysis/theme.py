@@ -46,7 +46,7 @@ FAMILIES = (
     ("resnet", 7, "X"),
     ("dynamicvit", 1, "D"),
     ("linformer", 4, "^"),
-    ("inline", 2, "v"),
+    ("inline", 5, "v"),
     ("linear", 2, "s"),
     ("kernelised", 2, "s"),
     ("tome", 6, "P"),

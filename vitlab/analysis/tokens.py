@@ -13,7 +13,7 @@ from vitlab.config import RunConfig
 from vitlab.data.splits import Split
 from vitlab.machine import device
 from vitlab.models.registry import MODELS, build_model, reductions, start_from
-from vitlab.training.evaluate import predict
+from vitlab.training.evaluate import EVAL_BATCH, predict
 
 if TYPE_CHECKING:
     from vitlab.lab.costs import Costs
@@ -66,6 +66,11 @@ def work(config: RunConfig, costs: "Costs") -> dict[str, float]:
     return {"tokens": tokens, "macs": sum(parts.values()), "block_macs": inside}
 
 
+def small_loss(images: int) -> float:
+    """What counts as a small loss on so many images: `LOSS`, but never less than two of them."""
+    return max(LOSS, 2 / images)
+
+
 def saving_at(curve: pd.DataFrame, unreduced: pd.Series, loss: float = LOSS) -> tuple[float, bool]:
     """The share of the blocks' MACs that can be saved before `loss` of accuracy is lost, and whether it was reached.
 
@@ -99,7 +104,7 @@ def coverage(model: nn.Module, part: Split, limit: int = 500) -> dict[str, Any]:
     nearest one that a token stands for, in patches.
     """
     where = []
-    for some in evenly(part.labels, limit).split(100):
+    for some in evenly(part.labels, limit).split(EVAL_BATCH):  # RandomViT chooses by the place in a batch
         seen = attention.trace(model, part.images_at(some))
         where.append(attention.groups(attention.composition(seen["reduced"], seen["attention"])[-1], model.grid))
     where = torch.cat(where)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis import complexity, findings, metrics, plots, sentences, sentences_linear, tables
+from vitlab.analysis import complexity, findings, metrics, plots, sentences, sentences_linear, sentences_tokens, tables
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import Study
@@ -73,13 +73,21 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     width = PRESETS["tiny"]["dim"]  # of the layer that chapter 5's conclusion speaks of
     growth = lab.costs.latest("growth", dim=width)
     kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
+    longest = int(growth["tokens"].max())
     crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
+    way, as_small = sentences_tokens.best_way(ways.rename(columns={"b": "model"})), ""
+    smaller = {number: [] for number in of_chapter}  # ViTs built as small as the models of a chapter
+    for model, name in lab.plan.equal_cost:
+        smaller[MODELS[model].chapter].append(name)
+    if way is not None and smaller["03"]:
+        tested = tables.pairs(lab, [way["model"], *smaller["03"]])
+        as_small = " " + findings.built_as_small(way["model"], smaller["03"], results, tested, lab.speed)
     found = [
         findings.best_model(results, pairs, lab.speed),
         imbalance(lab),
-        findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab)),
-        findings.linear(linear, lab.speed, crossed, int(growth["tokens"].max()), width),
-        findings.worth(results, {whole: of_chapter["03"], "ViT": of_chapter["04"]}, lab.speed),
+        findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab)) + as_small,
+        findings.linear(linear, lab.speed, crossed, longest, width, lab.plan.config("ViT").num_tokens),
+        findings.worth(results, {b: of_chapter[n] + smaller[n] for b, n in ((whole, "03"), ("ViT", "04"))}, lab.speed),
     ]
     return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
 
