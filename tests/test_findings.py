@@ -119,11 +119,10 @@ SHOWN, NOT_SHOWN = gain(0.1, 0.05, 0.15), gain(0.01, -0.05, 0.07)
 def test_imbalance_costs_and_a_remedy_gives() -> None:
     text = findings.imbalance(10, (55, 100), SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]))
     assert (
-        "10 images of the commonest class to one of the rarest (55 of the 100 training images) macro F1 falls by"
+        "10 images of the commonest class to one of the rarest and 55 of the 100 training images macro F1 falls by"
         in text
     )
-    assert "(5.0 to 15.0), by uneven and by fewer images together; take" in text
-    assert "together" not in findings.imbalance(10, (100, 100), SHOWN.iloc[0], SHOWN)  # as many, only uneven
+    assert "training images" not in findings.imbalance(10, (100, 100), SHOWN.iloc[0], SHOWN)  # as many, only uneven
     assert text.endswith("take *sampler*, which gives 10.0 points (5.0 to 15.0) back.")
     alike = findings.imbalance(
         10, (55, 100), SHOWN.iloc[0], pd.concat([gain(0.02, 0.01, 0.03, "both"), SHOWN]), alike=1
@@ -196,9 +195,9 @@ def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
 @pytest.mark.parametrize(
     ("difference", "p", "faster", "told"),
     [
-        (0.0, 1.0, 1.23, "(90.0%), cannot be told from it by its accuracy, and is 1.23 times as fast in batches."),
-        (0.0, 1.0, 1.01, "and is neither shown to be faster nor slower in batches."),
-        (0.0, 1.0, 0.8, "and is 0.80 times as fast in batches."),
+        (0.0, 1.0, 1.23, "(90.0%), cannot be told from it by its accuracy, and is 1.23 times as fast."),
+        (0.0, 1.0, 1.01, "and not by its speed either."),
+        (0.0, 1.0, 0.8, "and is 0.80 times as fast."),
         (0.05, 0.01, 1.23, "(90.0%), is behind it."),
         (-0.05, 0.01, 1.23, "(90.0%), is ahead of it."),
     ],
@@ -245,8 +244,7 @@ BESIDE = {"ViT, fine-tuned": ["DynamicViT"], "ViT": ["Linear ViT"]}
 
 def test_multiply_adds_are_time_or_not() -> None:
     text = findings.worth(RESULTS, BESIDE, speed_of(RESULTS))
-    assert "with, by 0.5% or more (2 here), need, in the median, 75% of it, 97% of its time in batches and" in text
-    assert "For example *DynamicViT*, with 60% of the work of *ViT, fine-tuned*, takes 83% of its time in" in text
+    assert "they stand (2 here) have, in the median, 75% of it, 97% of its time in batches and 138% for one" in text
     assert "Faster by more than the spread over rounds: 1 in batches, none for one image." in text
     assert "rounds: none in batches, none for" in findings.worth(RESULTS, BESIDE, speed_of(RESULTS, 0.3))
     small = RESULTS.replace("Linear ViT", "ViT, narrower, as Linear ViT")

@@ -103,8 +103,8 @@ def imbalance(
         text += ", as the data come, the cost cannot be measured"
     else:
         loss = f"macro F1 falls by {_points(price)}" if price["low"] > 0 else "no loss of macro F1 can be shown"
-        why = ", by uneven and by fewer images together" if price["low"] > 0 and images[0] < images[1] else ""
-        text += f" ({images[0]:,} of the {images[1]:,} training images) {loss}{why}"
+        fewer = f" and {images[0]:,} of the {images[1]:,} training images" if images[0] < images[1] else ""
+        text += f"{fewer} {loss}"
     best = best_gain(gains)
     if best["low"] <= 0:
         return f"{text}; no remedy shows a gain (the best, *{best.name}*: {_points(best)})."
@@ -158,8 +158,8 @@ def built_as_small(light: str, smaller: list[str], results: pd.DataFrame, pairs:
     text = f"A ViT built as small, *{other}* ({results.set_index('model').loc[other, 'accuracy']:.1%}),"
     if better:
         return f"{text} is {'behind' if better == light else 'ahead of'} it."
-    pace = f"{times:.2f} times as fast" if abs(times - 1) > spread else "neither shown to be faster nor slower"
-    return f"{text} cannot be told from it by its accuracy, and is {pace} in batches."
+    pace = f"is {times:.2f} times as fast" if abs(times - 1) > spread else "not by its speed either"
+    return f"{text} cannot be told from it by its accuracy, and {pace}."
 
 
 def linear(
@@ -200,23 +200,17 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
         for name in (name for name in names if name in macs.index and macs[name] <= (1 - LIGHTER) * macs[reference]):
             (gain, gain_spread), (wait, wait_spread) = speed(name, reference), speed(name, reference, "latency")
             faster = gain - 1 > gain_spread, 1 - wait > wait_spread
-            lighter.append((name, reference, macs[name] / macs[reference], 1 / gain, wait, *faster))
-    frame = pd.DataFrame(lighter, columns=["model", "reference", "work", "batch", "one", "quick", "prompt"])
+            lighter.append((name, macs[name] / macs[reference], 1 / gain, wait, *faster))
+    frame = pd.DataFrame(lighter, columns=["model", "work", "batch", "one", "quick", "prompt"])
     if frame.empty:
         return f"{text} No model here needs {LIGHTER:.1%} less work than the one that it is compared with."
     shares = [frame[name].median() for name in ("work", "batch", "one")]
-    light = frame.loc[frame["work"].idxmin()]
-    example = (
-        f"For example *{light['model']}*, with {light['work']:.0%} of the work of *{light['reference']}*, takes "
-        f"{light['batch']:.0%} of its time in batches and {light['one']:.0%} for one image"
-    )
     quick, prompt = (int(frame[name].sum()) or "none" for name in ("quick", "prompt"))
     built = ", ViTs built as small among them" if any(map(_as_small, frame["model"])) else ""
     return (
-        f"{text} Models that need less work than the ViT they are compared with, by {LIGHTER:.1%} or more "
-        f"({len(frame)} here{built}), need, in the median, {shares[0]:.0%} of it, "
-        f"{shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image. "
-        f"{example}. Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
+        f"{text} Models with less work than the ViT beside which they stand ({len(frame)} here{built}) have, in the "
+        f"median, {shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one image. "
+        f"Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
     )
 
 

@@ -30,9 +30,9 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     values, n = data_of(figure), int(results["test_images"].iloc[0])
     shown, _ = drawing(figure)
     caption = (
-        f"**The whole lab in a picture.** Accuracy on {n:,} test images, with 95% intervals, over measured speed and "
-        "over work, both on logarithmic axes. To the right is better on the left, to the left on the right; the dotted "
-        "line joins the models that no other beats at their cost."
+        f"**The whole lab in a picture.** Accuracy on {n:,} test images, with 95% intervals, over measured speed "
+        "(better to the right) and over work (better to the left), on logarithmic axes; dotted: the models that no "
+        "other beats at their cost."
     )
     hero = {"number": "overview", "drawing": shown, "caption": caption, "csv": values.to_csv(index=False)}
     hero["alt"] = "Test accuracy of each model over images per second and over million multiply-adds."
