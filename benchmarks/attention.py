@@ -142,7 +142,7 @@ def main(words: list[str] | None = None) -> None:
     )
     overrides = add_overrides(parser)
     arguments = parser.parse_args(words)
-    given = overrides(arguments) | {"seeds": arguments.seeds}
+    given = overrides(arguments) | {"seeds": arguments.seeds, "repeated": []}
     lab = Lab.of(load_params(profile_path(arguments.profile), given))
     params = lab.params
     here = machine.environment()

@@ -1,4 +1,4 @@
-"""What pruning costs in accuracy where images are few: python benchmarks/fine_tune.py FOLDER [EPOCHS FINE_TUNE_EPOCHS]
+"""What pruning costs in accuracy where images are few: python benchmarks/fine_tune.py FOLDER [--epochs 60 …]
 
 FOLDER holds CIFAR-10 as class folders, train/<class>/ and test/<class>/. A ViT-Tiny learns from the first 500 images of
 each class; from its weights a DynamicViT (ρ = 0.7, distilled from it) is fine-tuned, and for the same time the ViT just
@@ -6,18 +6,21 @@ trains on: it gets as many more steps as its steps are shorter, timed in turns o
 runs/ as a notebook's are, so the command can be interrupted and repeated.
 """
 
+import argparse
 import statistics
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from vitlab import machine
 from vitlab.analysis import metrics, sentences
-from vitlab.config import LabConfig
+from vitlab.config import LabConfig, parse
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source
+from vitlab.errors import told
 from vitlab.lab import Lab
 from vitlab.models.registry import build_model
 from vitlab.runs import Run
@@ -70,8 +73,14 @@ def step_ratio(lab: Lab, teacher: Run, turns: int = 12) -> float:
     return statistics.median(ratios[1:])  # the first turn warms up
 
 
-def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
-    params = LabConfig(**PARAMS, data_dir=folder, epochs=epochs, fine_tune_epochs=fine_tune_epochs)
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="CIFAR-10 as class folders, train/<class>/ and test/<class>/")
+    parser.add_argument("--epochs", type=int, default=60, help="of the ViT")
+    parser.add_argument("--fine-tune-epochs", type=int, default=30, help="of the DynamicViT that goes on from it")
+    given = parser.parse_args(words)
+    chosen = {"epochs": given.epochs, "fine_tune_epochs": given.fine_tune_epochs}
+    params = parse(LabConfig, PARAMS | chosen | {"data_dir": str(Path(given.folder).absolute())})
     lab = Lab(params, first_of_each_class(load_source(params), PER_CLASS))
     vit = lab.train_one(lab.plan.config("ViT"))
     dynamic = lab.train_one(lab.plan.config("DynamicViT"))
@@ -94,4 +103,4 @@ def main(folder: str, epochs: int = 60, fine_tune_epochs: int = 30) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    sys.exit(told("fine_tune", main))

@@ -75,7 +75,7 @@ def test_fine_tune_compares_pruning_with_training_on(
     monkeypatch.setenv("VITLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("VITLAB_RUNS", str(tmp_path / "runs"))
     fine_tune.PER_CLASS = 8
-    fine_tune.main(str(tmp_path / "photos"), 2, 1)
+    fine_tune.main([str(tmp_path / "photos"), "--epochs", "2", "--fine-tune-epochs", "1"])
     printed = capsys.readouterr().out
     assert "| DynamicViT, ρ = 0.7 |" in printed
     assert "points (wanted: no less than −1)." in printed

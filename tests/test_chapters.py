@@ -166,6 +166,20 @@ def test_twice_is_too_much_where_there_is_something_to_correct() -> None:
     assert sentences_data.twice(effects.assign(remedy="sampler")) == ""
 
 
+@pytest.mark.parametrize(
+    ("imbalance", "order", "words"),
+    [
+        ("linear", "random", "the seed draws"),
+        ("linear", "classes", "cannot be told from how hard"),
+        ("none", "random", ""),
+    ],
+)
+def test_which_classes_are_rare_is_told_as_the_study_has_it(imbalance: str, order: str, words: str) -> None:
+    text = sentences_data.which_are_rare(imbalance, order)
+    assert words in text
+    assert bool(text) == bool(words)
+
+
 def test_sizes_are_said_to_change_where_they_do() -> None:
     whole, kept = np.array([100, 100]), np.array([100, 10])
     assert "200 images become 110." in sentences_data.class_sizes("linear", whole, kept, 10)

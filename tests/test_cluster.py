@@ -13,7 +13,7 @@ from vitlab.errors import LabError
 from vitlab.lab import Lab, cluster
 from vitlab.runs import LOCK_SECONDS, Run
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vitlab[cluster]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -c constraints.txt -e '.[cluster]'")
 Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 pytestmark = [
     pytest.mark.slow,

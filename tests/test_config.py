@@ -143,6 +143,7 @@ def test_remedies_that_make_no_study_are_one_sentence(text: str, words: str) -> 
         ({"ablations": "linear_vit"}, "ablations names 'linear_vit'"),  # it is trained anyway
         ({"equal_cost": ["vit"]}, "equal_cost names 'vit': choose of dynamic_vit"),
         ({"equal_cost": ["resnet20"]}, "equal_cost names 'resnet20'"),
+        ({"equal_cost": ["local_vit"], "ablations": ["injective_vit"]}, "equal_cost names 'local_vit'"),  # not trained
         ({"sizes": "nano,small"}, "sizes names nano, which is the preset itself"),
         ({"sizes": ["huge"]}, "parameter sizes is 'huge'"),
         ({"tokenizers": "patch,cone"}, "parameter tokenizers is 'cone'"),
@@ -171,10 +172,15 @@ def test_batch_is_taken_in_no_more_pieces_than_it_has_images() -> None:
         parse(Recipe, {"batch_size": 8, "accumulate": 9})
 
 
-def test_with_preset_changes_the_shape_and_nothing_else() -> None:
+def test_another_preset_changes_the_shape_and_nothing_else() -> None:
     before = RunConfig(depth=8, lr=0.1)
-    after = before.with_preset("base")
-    assert after == RunConfig(preset="base", lr=0.1)
+    assert before.replace(preset="base") == RunConfig(preset="base", lr=0.1)
+    assert before.replace(preset="base", depth=3) == RunConfig(preset="base", depth=3, lr=0.1)
+    lab = LabConfig(lr=0.1)
+    tiny = lab.run().model_dump() | {"preset": "tiny"} | PRESETS["tiny"]
+    assert lab.run(preset="tiny") == lab.replace(preset="tiny").run() == RunConfig(**tiny)
+    with pytest.raises(LabError, match="preset"):
+        before.replace(preset=["base"])
 
 
 def test_replacing_a_value_validates_again_and_leaves_the_original() -> None:

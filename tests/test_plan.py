@@ -113,7 +113,7 @@ def test_chapter_02_compares_the_tokenizers_and_sizes_that_are_named(few: Source
         "ViT", "ViT, conv tokenizer", "ViT, light tokenizer", "ViT-Tiny", "ResNet-20",
     ]  # fmt: skip
     assert differing(plan.config("ViT"), plan.config("ViT, light tokenizer")) == {"tokenizer"}
-    assert plan.config("ViT-Tiny") == plan.config("ViT").with_preset("tiny")
+    assert plan.config("ViT-Tiny") == plan.config("ViT").replace(preset="tiny")
 
 
 @pytest.mark.parametrize("own", ["patch", "conv"])

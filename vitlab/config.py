@@ -110,8 +110,8 @@ class Training(BaseModel):
     __str__ = __repr__
 
     def replace(self, **changes: Any) -> Self:
-        """The same configuration with some values replaced, validated again."""
-        return parse(type(self), self.model_dump() | changes)
+        """The same configuration with some values replaced, validated again; a preset brings its shape."""
+        return parse(type(self), self.model_dump() | _with_shape(changes))
 
 
 class Recipe(Training):
@@ -245,9 +245,6 @@ class Common(Training):
         """Whether a parameter is a text, whatever it looks like."""
         return name in cls.model_fields and cls.model_fields[name].annotation is str
 
-    def with_preset(self, preset: str) -> Self:
-        return self.replace(preset=preset, **PRESETS[preset])
-
     @property
     def num_tokens(self) -> int:
         """Patches of one image, the class token not counted."""
@@ -313,10 +310,9 @@ class LabConfig(Common):
     def _check_lab(self) -> Self:
         if 0 < self.long_epochs <= self.epochs and not self.minutes:
             raise ValueError(f"long_epochs {self.long_epochs} must exceed epochs {self.epochs}, or be 0")
-        fitting = {
-            "ablations": [name for name, row in MODELS.items() if row.asked],
-            "equal_cost": [name for name, row in MODELS.items() if row.is_vit and row.chapter],
-        }
+        asked = [name for name, row in MODELS.items() if row.asked]
+        vits = [name for name, row in MODELS.items() if row.is_vit and row.chapter]
+        fitting = {"ablations": asked, "equal_cost": [n for n in vits if n not in {*asked} - {*self.ablations}]}
         for parameter, known in fitting.items():
             if wrong := [name for name in getattr(self, parameter) if name not in known]:
                 raise ValueError(f"{parameter} names {wrong[0]!r}: choose of {', '.join(known)}")
@@ -361,7 +357,7 @@ class LabConfig(Common):
 
     def run(self, **changes: Any) -> RunConfig:
         """Configuration of one run of this lab, with `changes`."""
-        return parse(RunConfig, {name: getattr(self, name) for name in Common.model_fields} | changes)
+        return parse(RunConfig, {name: getattr(self, name) for name in Common.model_fields} | _with_shape(changes))
 
     def recipe(self, **changes: Any) -> Recipe:
         """How this lab trains a model, for a module of your own, with `changes`."""
@@ -373,6 +369,10 @@ class LabConfig(Common):
         source = "".join(inspect.getsource(part) for part in (Training, Common, cls))
         found = re.findall(r"^(?:    # (.*)\n)?    (\w+): .*? = .*?(?:  # (.*))?$", source, re.MULTILINE)
         return {name: beside or above for above, name, beside in found if name in cls.model_fields}
+
+
+def _with_shape(changes: Mapping[str, Any]) -> dict[str, Any]:
+    return PRESETS.get(str(changes.get("preset")), {}) | changes
 
 
 C = TypeVar("C", bound=Training)

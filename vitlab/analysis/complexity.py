@@ -40,7 +40,7 @@ COURSE = {
 def course(name: str) -> RunConfig:
     """One of `COURSE`'s models."""
     preset, model, *_ = COURSE[name]
-    return RunConfig(model=model, image_size=32, patch_size=4).with_preset(preset)
+    return RunConfig(model=model, image_size=32, patch_size=4, preset=preset)
 
 
 def macs(config: RunConfig, channels: int, num_classes: int) -> dict[str, int]:

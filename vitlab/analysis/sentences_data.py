@@ -82,6 +82,15 @@ def augmentation(lab: "Lab", shift: int) -> str:
     )
 
 
+def which_are_rare(imbalance: str, order: str) -> str:
+    """Whether the study can tell a rare class from a difficult one; "" of data that are used as they come."""
+    if imbalance == "none":
+        return ""
+    if order == "random":
+        return "Which classes are rare the seed draws: were they always the same, a rare one might be a difficult one."
+    return "The last classes are the rare ones, with every seed: how rare one is cannot be told from how hard it is."
+
+
 def class_sizes(shape: str, whole: np.ndarray, kept: np.ndarray, asked: float) -> str:
     """Training images before and after the imbalance was made; as they come, both are the same.
 

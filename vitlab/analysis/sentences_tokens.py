@@ -65,7 +65,8 @@ def curves(lab: "Lab", budget: str, rate: float) -> str:
 
 def speeds(lab: "Lab", batch: int, smaller: bool) -> str:
     """smaller: whether ViTs that were built as small are among them."""
-    built = ", and the ViTs built as small, trained from the start on as many images" if smaller else ""
+    long = f"for {lab.params.minutes:g} minutes" if lab.params.minutes else "on as many images"
+    built = f", and the ViTs built as small, trained from the start {long}" if smaller else ""
     return (
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}{built}: accuracy on {len(lab.data.test):,} test "
         f"images ({lab.plan.seed_words}) against work and "

@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def _connected(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise LabError("cluster needs Ray, which is not installed: pip install 'vitlab[cluster]'") from None
+        how = f"{sys.executable} -m pip install -c constraints.txt -e '.[cluster]'"
+        raise LabError(f"cluster needs Ray, which is not installed: in the repository, {how}") from None
     if not ray.is_initialized():
         try:
             _require_answer(address)

@@ -54,7 +54,7 @@ class Plan:
         for tokenizer, name in self.tokenizers.items():
             chapters["02"][name] = vit.replace(tokenizer=tokenizer)
         for size in p.sizes:
-            chapters["02"][f"ViT-{size.title()}"] = vit.with_preset(size)
+            chapters["02"][f"ViT-{size.title()}"] = vit.replace(preset=size)
         for name, row in MODELS.items():
             if row.chapter == "02":
                 chapters["02"][row.title] = vit.replace(model=name)

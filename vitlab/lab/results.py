@@ -216,6 +216,7 @@ class Lab:
         """The complete runs of this name, one a seed; an extra run is alone."""
         if name in self.extra:
             return [self.extra[name]]
+        self.plan.config(name)  # or an error that names the nearest
         further = [f"{name}, seed {config.seed}" for config in self.plan.repeats[name][1:]]
         return [self.load(which) for which in (name, *further)]
 
