@@ -169,7 +169,7 @@ def test_twice_is_too_much_where_there_is_something_to_correct() -> None:
 @pytest.mark.parametrize(
     ("imbalance", "order", "words"),
     [
-        ("linear", "random", "the seed draws"),
+        ("linear", "random", "The seed draws which"),
         ("linear", "classes", "cannot be told from how hard"),
         ("none", "random", ""),
     ],

@@ -87,7 +87,7 @@ def which_are_rare(imbalance: str, order: str) -> str:
     if imbalance == "none":
         return ""
     if order == "random":
-        return "Which classes are rare the seed draws: were they always the same, a rare one might be a difficult one."
+        return "The seed draws which classes are rare: were they always the same, a rare one might be a difficult one."
     return "The last classes are the rare ones, with every seed: how rare one is cannot be told from how hard it is."
 
 
