@@ -8,6 +8,7 @@ import pandas as pd
 from vitlab import texts
 from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, named, p_text, verdict
+from vitlab.analysis.tokens import TRACED
 from vitlab.texts import signed
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def places(images: int, middle: dict[str, float]) -> str:
     return (
         f"How often each place is kept, over {images:,} test images, evenly from all classes: the part of a token that "
         "a patch has after the last stage (1 alone, 1/n as one of n, 0 dropped). How often the middle of the image is "
-        f"kept, over the mean place: {told}."
+        f"kept, over the mean place: {told}; chance has a draw for each of {min(images, TRACED)} places in a batch."
     )
 
 

@@ -13,13 +13,14 @@ from vitlab.config import RunConfig
 from vitlab.data.splits import Split
 from vitlab.machine import device
 from vitlab.models.registry import MODELS, build_model, reductions, start_from
-from vitlab.training.evaluate import EVAL_BATCH, predict
+from vitlab.training.evaluate import predict
 
 if TYPE_CHECKING:
     from vitlab.lab.costs import Costs
     from vitlab.runs import Run
 
 LOSS = 0.005  # that is thought small: half a point of accuracy
+TRACED = 100  # images at once whose attention is kept, of all blocks
 OUTSIDE = ("tokenizer", "head")  # the components of a model's cost that no reduction can lower
 
 
@@ -104,7 +105,7 @@ def coverage(model: nn.Module, part: Split, limit: int = 500) -> dict[str, Any]:
     nearest one that a token stands for, in patches.
     """
     where = []
-    for some in evenly(part.labels, limit).split(EVAL_BATCH):  # RandomViT chooses by the place in a batch
+    for some in evenly(part.labels, limit).split(TRACED):
         seen = attention.trace(model, part.images_at(some))
         where.append(attention.groups(attention.composition(seen["reduced"], seen["attention"])[-1], model.grid))
     where = torch.cat(where)

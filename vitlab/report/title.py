@@ -76,9 +76,8 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     longest = int(growth["tokens"].max())
     crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
     way, as_small = sentences_tokens.best_way(ways.rename(columns={"b": "model"})), ""
-    smaller = {number: [] for number in of_chapter}  # ViTs built as small as the models of a chapter
-    for model, name in lab.plan.equal_cost:
-        smaller[MODELS[model].chapter].append(name)
+    pairs_of_cost = [(MODELS[model].chapter, name) for model, name in lab.plan.equal_cost]
+    smaller = {n: [name for chapter, name in pairs_of_cost if chapter == n] for n in of_chapter}  # built as small
     if way is not None and smaller["03"]:
         tested = tables.pairs(lab, [way["model"], *smaller["03"]])
         as_small = " " + findings.built_as_small(way["model"], smaller["03"], results, tested, lab.speed)
