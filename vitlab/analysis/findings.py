@@ -208,9 +208,9 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
     quick, prompt = (int(frame[name].sum()) or "none" for name in ("quick", "prompt"))
     built = ", ViTs built as small among them" if any(map(_as_small, frame["model"])) else ""
     return (
-        f"{text} Models with at least {LIGHTER:.1%} less work than the ViT beside them ({len(frame)} here{built}) have, "
-        f"in the median, {shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for one "
-        f"image. Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
+        f"{text} Models with at least {LIGHTER:.1%} less work than the ViT beside them ({len(frame)} here{built}) "
+        f"have, in the median, {shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for "
+        f"one image. Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
     )
 
 
