@@ -33,7 +33,9 @@ torch.set_num_threads(1)  # models this small only lose by more
 def pytest_configure() -> None:
     """The kernels that nbmake starts share a fresh folder of runs with the report's tests, and read no own profile."""
     os.environ["VITLAB_RUNS"] = str(SHARED_RUNS)
-    os.environ["VITLAB_PARAMS"] = str(SHARED_RUNS / "none.yaml")
+    own = SHARED_RUNS / "none.yaml"
+    own.write_text("{}", encoding="utf-8")
+    os.environ["VITLAB_PARAMS"] = str(own)
 
 
 def _is_of_the_report(file: Path) -> bool:

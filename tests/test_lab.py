@@ -75,8 +75,30 @@ def test_run_that_needs_a_teacher_names_its_notebook(fresh: Lab) -> None:
         fresh.train_one(fresh.plan.config("DynamicViT"))
 
 
+def test_run_to_start_from_is_called_as_a_command_would_call_it(fresh: Lab) -> None:
+    start = fresh.name_of(fresh.plan.config(fresh.plan.backbone))
+    with pytest.raises(LabError, match=f"the run to start from, '{start}', is not in"):
+        fresh.train_one(fresh.plan.config("DynamicViT"))
+
+
+def test_crop_of_a_recipe_is_held_against_the_images_size(fresh: Lab) -> None:
+    assert fresh.params.recipe(crop=2).crop == 2
+    with pytest.raises(LabError, match="crop 40 must be smaller than image_size 8"):
+        fresh.params.recipe(crop=40)
+
+
+def test_lab_without_validation_images_says_so(few: Source) -> None:
+    assert not any("validation" in note for note in Lab(SMALL, few).notes)
+    zeros = torch.nonzero(few.train.labels == 0)[:, 0]
+    places = torch.cat([torch.nonzero(few.train.labels)[:, 0], zeros[:1]])  # one zero alone
+    lab = Lab(SMALL, replace(few, train=few.train.take(places)))
+    assert len(lab.data.val) == 0
+    assert sum("No image is left for validation" in note for note in lab.notes) == 1
+    assert not any("validation" in note for note in Lab(SMALL.replace(val_fraction=0), lab.source).notes)
+
+
 def test_run_starts_from_the_run_that_its_configuration_names(done: Lab) -> None:
-    with pytest.raises(LabError, match="the run to start from, another, is not in"):
+    with pytest.raises(LabError, match="the run to start from, 'another', is not in"):
         done.train_one(done.plan.config("DynamicViT").replace(init_from="another"))
 
 

@@ -1,13 +1,19 @@
 """A reader trains a module of their own in a notebook's cell: without a session and with one, stopped and resumed."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+import torch.nn.functional as F
 from nbclient import NotebookClient
+from torch import nn
 
 from vitlab.machine import ROOT
+from vitlab.runs import module_identity
 
 PARAMETERS = """# Parameters of this chapter
 image_size = 8
@@ -58,6 +64,38 @@ CHANGED = """class Net(Net):
         return 2 * super().forward(images)
 print(lab.session(Net(), recipe).run.path != session.run.path)
 session.run.model(Net())"""
+
+
+class Set(nn.Module):
+    """A module whose attributes and frozen parameters a test sets."""
+
+    def __init__(self, frozen: bool = False, **attributes: object) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 2).requires_grad_(not frozen)
+        vars(self).update(attributes)
+
+
+def double(x: float) -> float:
+    return 2 * x
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda change: Set(width=3 if change else 2),
+        lambda change: Set(act=F.gelu if change else F.relu),
+        lambda change: Set(act=torch.tanh if change else torch.relu),
+        lambda change: Set(act=double if change else F.relu),
+        lambda change: Set(act=partial(F.gelu, approximate="tanh" if change else "none")),
+        lambda change: Set(norm=nn.BatchNorm1d if change else nn.LayerNorm),
+        lambda change: Set(rates={"body": 0.1 if change else 0.2}),
+        lambda change: Set(sizes=[[1, 2], [3 if change else 4]]),
+        lambda change: Set(frozen=change),
+    ],
+)
+def test_modules_that_differ_in_a_setting_are_two(make: Callable[[bool], nn.Module]) -> None:
+    assert module_identity(make(False)) == module_identity(make(False))
+    assert module_identity(make(False)) != module_identity(make(True))
 
 
 @pytest.mark.slow

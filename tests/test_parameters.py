@@ -13,6 +13,7 @@ import yaml
 
 from vitlab.config import LabConfig
 from vitlab.errors import LabError
+from vitlab.files import absolute
 from vitlab.machine import ROOT
 from vitlab.parameters import (
     CELL,
@@ -22,6 +23,7 @@ from vitlab.parameters import (
     from_notebook,
     load_params,
     own_profile,
+    profile_path,
     read_profile,
 )
 
@@ -64,7 +66,8 @@ def test_yamls_yes_is_accepted_for_a_switch(profile: Callable[[str], Path]) -> N
 
 def test_values_under_more_stand_beside_the_others(profile: Callable[[str], Path]) -> None:
     assert load_params(profile("seed: 3\nmore:\n  epochs: 4\n  ema: 0.9\n")) == LabConfig(seed=3, epochs=4, ema=0.9)
-    assert load_params(profile("seed: 3\nmore:\n")) == LabConfig(seed=3)
+    for nothing in ("", " null", " ~", " {}"):
+        assert load_params(profile(f"seed: 3\nmore:{nothing}\n")) == LabConfig(seed=3)
 
 
 def test_value_that_stands_twice_in_a_profile_is_refused(profile: Callable[[str], Path]) -> None:
@@ -100,7 +103,7 @@ def test_unknown_profile_names_those_there_are(tmp_path: Path) -> None:
         load_params(tmp_path / "two.yaml")
 
 
-@pytest.mark.parametrize("text", ["epochs: [3", "- a\n- b\n", "just words", ""])
+@pytest.mark.parametrize("text", ["epochs: [3", "- a\n- b\n", "just words", "", "data_name: 2024-02-30"])
 def test_file_that_holds_no_parameters_is_named(text: str, profile: Callable[[str], Path]) -> None:
     with pytest.raises(LabError, match=r"p\.yaml"):
         load_params(profile(text))
@@ -194,8 +197,9 @@ class Notebook:
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the reader's own profile would be; there is none yet."""
+    """The reader's own profile, in which nothing stands yet."""
     path = tmp_path / "own.yaml"
+    path.write_text("{}", encoding="utf-8")
     monkeypatch.setenv("VITLAB_PARAMS", str(path))
     return path
 
@@ -366,6 +370,18 @@ def test_own_profile_lies_beside_the_others_and_is_not_committed(monkeypatch: py
     monkeypatch.delenv("VITLAB_PARAMS")
     assert own_profile() == ROOT / "params" / "mine.yaml"
     assert "/params/mine.yaml" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_own_profile_that_is_named_has_to_be_there(mine: Path) -> None:
+    mine.unlink()
+    with pytest.raises(LabError, match=r"no params file .*own\.yaml"):
+        _ = Notebook().run(OF_CHAPTER).params
+
+
+def test_home_of_nobody_is_one_sentence() -> None:
+    for read in (profile_path, absolute):
+        with pytest.raises(LabError, match=r"^~nobody-here/p\.yaml: .*write the path in full$"):
+            read("~nobody-here/p.yaml")
 
 
 def test_own_profile_is_none_of_a_command_lines(mine: Path) -> None:

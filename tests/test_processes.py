@@ -94,7 +94,7 @@ def test_command_trains_the_run_that_the_chapter_asks_for(
     [
         (["--run", "Vit"], "there is no run 'Vit': did you mean 'ViT'?"),
         (["--run", "ViT", "--set", "epoch=3"], "did you mean 'epochs'?"),
-        (["--run", "DynamicViT"], "the run to start from, digits-vit-64x4-seed0-"),
+        (["--run", "DynamicViT"], "the run to start from, 'ViT, conv tokenizer', is not in"),
         (["--run", "ViT", "Linear Vit"], "did you mean 'Linear ViT'?"),  # said before the first is trained
     ],
 )

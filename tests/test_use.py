@@ -1,6 +1,8 @@
 """A trained model in use: the commands predict, evaluate, analyze and export, and one sentence for each wrong input."""
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -213,6 +215,46 @@ def test_grey_models_take_colour_folders(train: Callable[..., Run], tiny: RunCon
     assert scores["n"] == len(rows) == 1
     assert "1 of 1 images were cropped and resized" not in remark
     assert "All were made grey." in remark
+
+
+def test_colour_pictures_are_made_grey_in_one_way(train: Callable[..., Run], tiny: RunConfig, tmp_path: Path) -> None:
+    run, rng = train(tiny), np.random.default_rng(0)
+    (tmp_path / "colour" / "3").mkdir(parents=True)
+    path = tmp_path / "colour" / "3" / "a.png"
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    rows = use.evaluate_run(run, str(tmp_path / "colour"))[1]
+    assert rows["confidence"][0] == pytest.approx(run.predict(path).probabilities.max(), abs=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such file name")
+def test_file_whose_name_is_no_utf8_is_scored(
+    train: Callable[..., Run], tiny: RunConfig, command: Callable, tmp_path: Path
+) -> None:
+    run = train(tiny)
+    (tmp_path / "colour" / "3").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(os.fsdecode(bytes(tmp_path / "colour" / "3") + b"/caf\xe9.png"))
+    code, *_ = command("evaluate", run.path, "--data", tmp_path / "colour", "--csv", tmp_path / "a.csv")
+    assert code == 0
+    assert pd.read_csv(tmp_path / "a.csv")["file"][0].endswith(r"caf\xe9.png")
+
+
+def test_run_is_found_from_within_its_folder(
+    train: Callable[..., Run], tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tiny)
+    monkeypatch.chdir(run.path)
+    assert use.find_run(".").path.name == run.path.name
+
+
+def test_analyze_takes_channels_and_classes_from_the_data_it_is_given(command: Callable, colours: Path) -> None:
+    def parameters(*words: object) -> int:
+        code, said, wrong = command("analyze", "--preset", "nano", "--models", "vit", *words, "--set", "rounds=1")
+        assert code == 0, wrong
+        return int(said.splitlines()[1].split()[1].replace(",", ""))
+
+    ten = parameters()
+    assert parameters("--data", colours) == ten - 8 * (64 + 1)  # two classes
+    assert "nowhere" in command("analyze", "--models", "vit", "--data", colours / "nowhere")[2]
 
 
 def test_analyze_measures_in_as_many_rounds_as_it_is_told(command: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ def train(arguments: argparse.Namespace) -> None:
         lab = Lab.of(params)
     try:
         configs = {name: lab.plan.config(name) for name in arguments.run}  # a misspelt one stops all before any work
+        if params.cluster:
+            lab.train(configs)
         for name, config in configs.items():
             run = lab.train_one(config)
             if state is None or state.is_main_process:

@@ -206,10 +206,8 @@ class Common(Training):
         if self.crop >= self.image_size:
             raise ValueError(f"crop {self.crop} must be smaller than image_size {self.image_size}")
         if self.tokenizer != "patch" and self.patch_size & (self.patch_size - 1):
-            raise ValueError(
-                f"tokenizer {self.tokenizer}, which chapter 02 compares, needs patch_size 1, 2, 4, 8, …, got "
-                f"{self.patch_size}"
-            )
+            need = f"needs patch_size 1, 2, 4, 8, …, got {self.patch_size}"
+            raise ValueError(f"tokenizer {self.tokenizer}, which chapter 02 compares, {need}")
         if (self.start_size or self.image_size) < 3 and not self.patch_size & (self.patch_size - 1):
             raise ValueError(
                 f"image_size {self.image_size} (or start_size) is too small for the 3×3 kernels of tokenizer conv, "
@@ -361,7 +359,9 @@ class LabConfig(Common):
 
     def recipe(self, **changes: Any) -> Recipe:
         """How this lab trains a model, for a module of your own, with `changes`."""
-        return parse(Recipe, {name: getattr(self, name) for name in Training.model_fields} | changes)
+        recipe = parse(Recipe, {name: getattr(self, name) for name in Training.model_fields} | changes)
+        self.run(**changes)  # a recipe alone does not know the size of the images, which a crop may not exceed
+        return recipe
 
     @classmethod
     def help(cls) -> dict[str, str]:

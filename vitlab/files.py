@@ -107,4 +107,12 @@ def absolute(path: str) -> Path:
 
     Links keep the name that the user gave: by it a balanced sibling is found, and the data are called.
     """
-    return Path(os.path.abspath(ROOT / Path(path).expanduser()))
+    return Path(os.path.abspath(ROOT / expanded(path)))
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose ~ is a home directory; LabError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise LabError(f"{path}: {str(error).rstrip('.').lower()}; write the path in full") from None

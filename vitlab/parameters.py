@@ -19,6 +19,7 @@ import yaml
 
 from vitlab.config import LabConfig, parse
 from vitlab.errors import LabError
+from vitlab.files import expanded
 from vitlab.machine import ROOT
 
 COMMON = ("dataset", "data_dir", "preset", "seed", "runs_dir")  # what every notebook's cell has
@@ -27,8 +28,8 @@ INJECTED = re.compile(r"# Parameters\s*$", re.MULTILINE)  # how papermill's does
 
 
 def own_profile() -> Path:
-    """The reader's own values for all notebooks; VITLAB_PARAMS names another file."""
-    return Path(os.environ.get("VITLAB_PARAMS", ROOT / "params" / "mine.yaml"))
+    """The reader's own values for all notebooks; VITLAB_PARAMS names another file, which then has to be there."""
+    return Path(os.environ.get("VITLAB_PARAMS") or ROOT / "params" / "mine.yaml")
 
 
 def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> LabConfig:
@@ -48,18 +49,20 @@ def read_profile(path: Path) -> dict[str, Any]:
         raise LabError(f"no params file {path}: choose one of {have}, or name the path of your own") from None
     except OSError as error:
         raise LabError(f"cannot read {path} ({error.strerror}): name a params file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a text that is no UTF-8, or looks like a date and is none
+        raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}; quote what is text") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise LabError(f"{path} must hold 'name: value' lines")
     values = _flat(values, str(path))
+    if not isinstance(written.get("more"), dict):  # more: null
+        written = {name: text for name, text in written.items() if name != "more"}
     texts = {name: text for name, text in _flat(written, str(path)).items() if LabConfig.is_text(name)}
     return values | {name: "" if values[name] is None else text for name, text in texts.items()}
 
 
 def profile_path(profile: str) -> Path:
     """A profile by its name, which stands for params/<name>.yaml, or by its path."""
-    return Path(profile).expanduser() if profile.endswith((".yaml", ".yml")) else ROOT / "params" / f"{profile}.yaml"
+    return expanded(profile) if profile.endswith((".yaml", ".yml")) else ROOT / "params" / f"{profile}.yaml"
 
 
 def as_profile(params: LabConfig) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     )
 
     def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-        folder = {"dataset": "folder", "data_dir": os.path.abspath(Path(arguments.data).expanduser())}
+        folder = {"dataset": "folder", "data_dir": os.path.abspath(expanded(arguments.data))}
         return overrides_in(arguments.words) | dict(arguments.set) | (folder if arguments.data else {})
 
     return overrides
@@ -120,7 +123,7 @@ def _override(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} holds several parameters: quote each by itself, or none")
     try:
         return name, value if LabConfig.is_text(name) else yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise argparse.ArgumentTypeError(f"the value of {text!r} is not valid YAML") from None
 
 
@@ -143,7 +146,8 @@ def from_notebook(namespace: Mapping[str, Any]) -> LabConfig:
     if "more" not in injected:
         _flat(cell | {"more": own.get("more")}, "the parameters cell")
     changed = {name: value for name, value in cell.items() if name not in defaults or value != defaults[name]}
-    mine = read_profile(own_profile()) if own_profile().is_file() else {}
+    asked = own_profile().is_file() or os.environ.get("VITLAB_PARAMS")
+    mine = read_profile(own_profile()) if asked else {}
     more = _flat({"more": (own | injected).get("more")}, "the parameters cell")
     _tell_of_texts(injected | (more if "more" in injected else {}))
     return parse(LabConfig, mine | changed | more | {name: injected[name] for name in injected if name != "more"})

@@ -5,9 +5,9 @@ import filecmp
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,15 @@ def identity(config: Recipe, digest: str) -> dict[str, Any]:
 
 
 def module_identity(module: nn.Module) -> dict[str, str]:
-    """What tells a module of the reader's own from others: its class, the source of it and its parts, its shapes."""
+    """What tells a module of the reader's own from others: its class, the source of it and its parts, its shapes and
+    settings, which parameters are frozen. The values of its weights don't count.
+    """
     parts = {type(part) for part in module.modules()}
     own = sorted((c for c in parts if not c.__module__.startswith("torch.")), key=lambda c: c.__qualname__)
     shapes = repr(module) + repr([(name, tuple(value.shape)) for name, value in module.state_dict().items()])
     shapes += repr([_settings(part) for part in module.modules()])  # neither of these shows attention's heads
+    frozen = [name for name, value in module.named_parameters() if not value.requires_grad]
+    shapes += repr(frozen) if frozen else ""
     return {
         "class": type(module).__qualname__,
         "source": hashlib.sha256("".join(map(source_digest, own)).encode()).hexdigest()[:12],
@@ -66,14 +70,31 @@ def module_identity(module: nn.Module) -> dict[str, str]:
 
 
 def _settings(part: nn.Module) -> list[tuple[str, Any]]:
-    """The numbers and words, and series of them, that a module has as attributes."""
-    plain = int | float | str
+    """What a module has as attributes: numbers, words, functions, and collections of them."""
     return [
-        (name, value)
+        (name, setting)
         for name, value in sorted(vars(part).items())
         if name != "training" and not name.startswith("_")
-        if isinstance(value, plain) or (isinstance(value, tuple | list) and all(isinstance(v, plain) for v in value))
+        if (setting := _setting(value, type(part))) is not None
     ]
+
+
+def _setting(value: Any, owner: type) -> Any:
+    """An attribute as a run's identity has it, a function by its source; None for modules, tensors and the like."""
+    if isinstance(value, int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        settings = [_setting(one, owner) for one in value]
+        return None if None in settings else value if settings == list(value) else settings
+    if isinstance(value, Mapping):
+        return [(name, _setting(one, owner)) for name, one in value.items()]
+    if isinstance(value, partial):
+        return [_setting(part, owner) for part in (value.func, value.args, value.keywords)]
+    if inspect.isfunction(value) and not value.__module__.startswith("torch."):
+        return _source(value, owner)
+    if inspect.isroutine(value) or isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    return None
 
 
 def source_digest(cls: type) -> str:

@@ -103,7 +103,13 @@ class Lab:
         from vitlab.analysis import typefaces  # here, as nothing else of a training draws
 
         missing = typefaces.note([*self.source.classes, self.data_name, self.params.notes])
-        return [*self.source.notes, *([missing] if missing else [])]
+        notes = [*self.source.notes, *([missing] if missing else [])]
+        if self.params.val_fraction and not len(self.data.val):
+            notes.append(
+                "No image is left for validation, as a class has no two pictures of its own to part: every model keeps "
+                "its last epoch, not its best."
+            )
+        return notes
 
     @property
     def remarks(self) -> str:
@@ -171,7 +177,9 @@ class Lab:
         """The complete run whose weights this one begins with, if there is one."""
         start = Run(self.runs_dir / config.init_from) if config.init_from else None
         if start and not start.complete:
-            raise LabError(f"the run to start from, {config.init_from}, is not in {self.runs_dir}: {how_to_make('02')}")
+            known = (name for name, other in self.plan.configs.items() if self.run_of(other).path == start.path)
+            name = next(known, config.init_from)
+            raise LabError(f"the run to start from, {name!r}, is not in {self.runs_dir}: {how_to_make('02')}")
         return start
 
     def train_one(self, config: RunConfig) -> Run:

@@ -21,7 +21,7 @@ from vitlab.data.folders import evaluated
 from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
-from vitlab.files import absolute
+from vitlab.files import absolute, expanded
 from vitlab.machine import device_of
 from vitlab.models.registry import MODELS
 from vitlab.runs import Run
@@ -37,14 +37,15 @@ def find_run(name: str) -> Run:
     LabError names the nearest run that there is.
     """
     folder = Path(os.environ.get("VITLAB_RUNS") or absolute(LabConfig().runs_dir))
-    for path in (Path(name).expanduser(), folder / name):
+    named = Path(os.path.abspath(expanded(name)))
+    for path in (named, folder / name):
         if Run(path).complete:
             return Run(path)
         if (path / "config.json").exists():
             raise LabError(f"the run {path} is not complete: train it to its end first")
-    for weights in Path(name).expanduser().glob("runs/*/model.safetensors"):  # one in each report
+    for weights in named.glob("runs/*/model.safetensors"):  # one in each report
         return Run(weights.parent)
-    if (Path(name).expanduser() / "report.html").exists():
+    if (named / "report.html").exists():
         raise LabError(f"the report {name} keeps no weights: make it again, or name a run's directory")
     names = sorted(path.parent.name for path in folder.glob("*/summary.json"))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
@@ -71,7 +72,7 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     for the folder that the run learned from, its own test images.
     """
     require_pictures_only(run)
-    root = Path(os.path.abspath(Path(folder).expanduser()))  # a link keeps its name, as in `absolute`
+    root = Path(os.path.abspath(expanded(folder)))  # a link keeps its name, as in `absolute`
     config, copied = run.config, not (run.path / "model.pt").exists()  # a report's copy knows its data by name alone
     if not folder and copied and config.dataset == "folder":
         raise LabError(
@@ -115,7 +116,8 @@ def _logits(run: Run, images: Tensor) -> np.ndarray:
     """(N, classes) for uint8 RGB images (N, 3, S, S)."""
     model, parts = run.model(), []
     for some in images.split(BATCH):
-        pixels = rgb_to_grayscale(some) if run.record["channels"] == 1 else some
+        # in bytes it would cut off what rounding makes of white
+        pixels = rgb_to_grayscale(some.float()).round().byte() if run.record["channels"] == 1 else some
         parts.append(model(to_float(pixels.to(device_of(model)))).float().cpu())
     return torch.cat(parts).numpy()
 
@@ -132,6 +134,7 @@ def _on_own_test_images(run: Run, source: Source) -> tuple[dict, pd.DataFrame, s
 def _rows(run: Run, files: Iterable[str], labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     sure = torch.from_numpy(logits).softmax(1).max(1).values.numpy()
     names = np.array(run.classes)
+    files = [os.fsencode(file).decode("utf-8", "backslashreplace") for file in files]  # a name need not be UTF-8
     return pd.DataFrame({"file": files, "class": names[labels], "answer": names[logits.argmax(1)], "confidence": sure})
 
 
@@ -147,10 +150,17 @@ def confusion(run: Run, scores: dict) -> pd.DataFrame:
 
 
 def analyze(preset: str, models: Sequence[str], changes: dict) -> pd.DataFrame:
-    """Chapter 05's table for some models of a size, measured now: a row a model, formatted."""
+    """Chapter 05's table for some models of a size, measured now: a row a model, formatted.
+
+    For CIFAR-10's shapes, and for the channels and classes of other data where `changes` name them.
+    """
     params = parse(LabConfig, CIFAR | {"preset": preset} | changes)
+    shape = {}
+    if changes.keys() & {"dataset", "data_dir"}:
+        source = load_source(recognised(params))
+        shape = {"channels": source.train.pool.shape[1], "num_classes": len(source.classes)}
     rows, names = {}, list(models or MODELS)
-    costs = complexity.measure([params.run(model=name) for name in names], rounds=params.rounds)  # in turns
+    costs = complexity.measure([params.run(model=name) for name in names], rounds=params.rounds, **shape)  # in turns
     for name, cost in zip(names, costs, strict=True):
         rows[MODELS[name].title] = {
             "parameters": f"{cost['parameters']:,}",

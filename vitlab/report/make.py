@@ -20,7 +20,7 @@ from vitlab.analysis.typefaces import set_typefaces
 from vitlab.config import LabConfig, RunConfig
 from vitlab.errors import LabError
 from vitlab.export import export
-from vitlab.files import copy, reading, require_writable, writing
+from vitlab.files import copy, expanded, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, pace
@@ -45,7 +45,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     path = profile_path(profile)
     profile = path.stem
-    out = Path(folder or ROOT / "reports" / profile).expanduser().resolve()
+    out = expanded(folder or ROOT / "reports" / profile).resolve()
     params = load_params(path, overrides)
     require_writable(out, 16, PLACE)
     lab = check(params)
