@@ -20,13 +20,14 @@ from training import random_data
 from vitlab import machine, neighbours
 from vitlab.analysis.timing import ratio
 from vitlab.config import RunConfig
-from vitlab.errors import told
+from vitlab.errors import LabError, told
 from vitlab.models.registry import build_model
 from vitlab.parameters import load_params
 from vitlab.training.fit import fit
 from vitlab.training.session import Session
 
 BATCH, WARM_UP = 128, 6
+WAIT_SECONDS = 600  # for the others to warm up: one may have been killed
 MODELS = {"tiny": {}, "conv": {"tokenizer": "conv"}, "base": {"dim": 512, "depth": 6, "heads": 8, "optimizer": "adamw"}}
 PROCESSES = multiprocessing.get_context("spawn")
 
@@ -45,7 +46,7 @@ class Window(Session):
 
     def before_step(self, step: int) -> None:
         if step == WARM_UP:
-            self.together.wait()
+            self.together.wait(WAIT_SECONDS)
             self.opened = time.perf_counter()
         elif step > WARM_UP and (spent := time.perf_counter() - self.opened) >= self.seconds:
             raise OverError((step - WARM_UP) * BATCH / spent)
@@ -65,13 +66,15 @@ def rate(config: RunConfig, seconds: float, at_once: int, busy: bool, gives_way:
     """Images a second over `at_once` trainings that share the cores evenly."""
     together, rates = PROCESSES.Barrier(at_once), PROCESSES.Queue()
     args = config, machine.cores() // at_once, gives_way, Window(together, seconds), rates
-    trainings = [PROCESSES.Process(target=train, args=args) for _ in range(at_once)]
+    trainings = [PROCESSES.Process(target=train, args=args, daemon=True) for _ in range(at_once)]
     neighbour = PROCESSES.Process(target=spin, daemon=True)
     for process in [neighbour] * busy + trainings:
         process.start()
-    total = sum(rates.get() for _ in trainings)
     for process in trainings:
-        process.join()
+        process.join()  # one number lies in the queue's pipe without being fetched
+        if process.exitcode:
+            raise LabError(f"a training ended with status {process.exitcode}, most likely for want of memory")
+    total = sum(rates.get() for _ in trainings)
     if busy:
         neighbour.terminate()
         neighbour.join()

@@ -23,7 +23,11 @@ def words(drawing: Drawing) -> list[str]:
 
 def all_of_them() -> dict[str, Drawing]:
     embed = build_model(CONFIG.replace(tokenizer="conv"), 10, 3).embed
+    large = build_model(CONFIG.replace(tokenizer="conv", image_size=224, patch_size=32), 10, 3).embed
     return {
+        "many convolutions": diagrams.conv_tokenizer(large, 224),
+        "many stages": diagrams.fewer_tokens([64, 44, 31, 21, 15, 10], [1, 2, 3, 4, 5], 6),
+        "many tokens": diagrams.fewer_tokens([4096, 2867, 2007], [2, 4], 6),
         "vit": diagrams.vit(CONFIG, 3, 10),
         "conv": diagrams.conv_tokenizer(embed, 32),
         "tokens": diagrams.fewer_tokens([64, 44, 31, 21], [2, 4, 5], 6),
@@ -31,7 +35,7 @@ def all_of_them() -> dict[str, Drawing]:
     }
 
 
-@pytest.mark.parametrize("name", ["vit", "conv", "tokens", "orders"])
+@pytest.mark.parametrize("name", ["vit", "conv", "tokens", "orders", "many convolutions", "many stages", "many tokens"])
 def test_diagram_is_whole_and_legible(name: str) -> None:
     drawing = all_of_them()[name]
     sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", drawing.svg)]
@@ -39,6 +43,9 @@ def test_diagram_is_whole_and_legible(name: str) -> None:
     places = [float(x) for x in re.findall(r' x="([\d.-]+)"', drawing.svg)]
     assert min(places) >= 0
     assert max(places) <= round(drawing.width, 1)
+    assert all(float(wide) > 0 for wide in re.findall(r' width="([\d.-]+)"', drawing.svg))
+    arrows = re.findall(r'<line x1="([\d.-]+)" y1="([\d.-]+)" x2="([\d.-]+)" y2="\2"', drawing.svg)
+    assert all(float(begin) < float(end) for begin, _, end in arrows)  # to the right
 
 
 def test_vit_shows_its_shape() -> None:

@@ -47,6 +47,8 @@ def test_a_model_looks_the_same_in_every_figure_and_no_two_of_one_alike() -> Non
     assert len(set(together.values())) == len(names)
     assert all(theme.looks([name])[name] == together[name] for name in names[:5])
     assert together["ViT, narrower, as DynamicViT"].colour == together["ViT"].colour  # it is a ViT
+    many = [f"ViT of {width}" for width in range(30)]
+    assert len(set(theme.looks(many).values())) == 30
 
 
 def test_text_stays_text_in_the_reports_typeface_and_nothing_is_too_small() -> None:

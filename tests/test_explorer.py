@@ -97,5 +97,6 @@ def test_own_picture_is_converted_and_what_is_none_is_refused_in_a_sentence(expl
     assert controls.remark.value == "The picture was cropped and resized from 30×20 to 8×8 and made grey."
     drawn = len(shown)
     upload(controls, "<b>.png", b"<html>")
-    assert controls.remark.value == "&lt;b&gt;.png is not a readable image: choose a JPEG, PNG or the like"
+    wrong = "&lt;b&gt;.png is not a readable image (cannot identify image file): name a JPEG, PNG or the like"
+    assert controls.remark.value == wrong
     assert len(shown) == drawn

@@ -257,8 +257,17 @@ def test_every_figure_is_shown_in_a_notebook_or_on_page_one() -> None:
 def test_patches_are_numbered_in_the_order_of_the_tokens() -> None:
     image = torch.zeros(1, 4, 4, dtype=torch.uint8)
     image[0, :2, 2:] = 255  # token 2 of 4: top right
-    _, *patches = pictures.patches_as_tokens(image, 2).findobj(plt.matplotlib.image.AxesImage)
-    assert [int(patch.get_array().max()) for patch in patches] == [0, 255, 0, 0]
+    _, patches = pictures.patches_as_tokens(image, 2).findobj(plt.matplotlib.image.AxesImage)
+    grey, opaque = patches.get_array()[..., 0], patches.get_array()[..., 3] > 0
+    assert [int(grey[:2, at : at + 2].max()) for at in range(0, 12, 3)] == [0, 255, 0, 0]  # with gaps of one
+    assert opaque.sum() == 16
+
+
+def test_of_more_patches_than_can_be_seen_the_first_ones_are_drawn() -> None:
+    figure = pictures.patches_as_tokens(torch.zeros(3, 64, 64, dtype=torch.uint8), 2)
+    texts = {text.get_text() for text in figure.findobj(plt.Text)}
+    assert {"tokens 1 – 256 of 1,024", "1 – 16", "241 – 256"} <= texts
+    assert figure.get_figheight() <= paper.IMAGE_BOX[1] / 96
 
 
 def test_pictures_stand_in_the_rows_of_their_classes() -> None:
@@ -309,6 +318,42 @@ def test_one_epoch_is_one_tick() -> None:
     for axis in figure.axes[:2]:
         low, high = axis.get_xlim()
         assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_without_validation_the_clock_has_the_loss() -> None:
+    figure = plots.training_curves({"ViT": HISTORY[["epoch", "seconds", "cls"]]}, {"ViT": 2})
+    panels = data_of(figure).groupby("panel")["y"].first()
+    assert set(panels.index) == {"training cross-entropy over epoch", "training cross-entropy over minutes of training"}
+    assert panels.nunique() == 1
+
+
+def test_names_of_many_classes_are_all_in_the_data_and_every_fifth_along_the_axis() -> None:
+    classes = tuple(f"class {i}" for i in range(100))
+    counts = plots.class_counts({"all": torch.arange(100)}, classes)
+    recalls = plots.recall_by_class({name: np.linspace(0, 1, 100) for name in ("ViT", "a", "b")}, classes)
+    for figure, axis in ((counts, counts.axes[0].xaxis), (recalls, recalls.axes[0].yaxis)):
+        figure.draw_without_rendering()
+        written = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+        assert written == list(classes[::5])
+        assert set(classes) <= {*data_of(figure)["x"], *data_of(figure)["y"]}
+    shares = data_of(plots.confusion(np.eye(100), classes))
+    assert set(shares["x"]) == set(shares["y"]) == set(classes)
+
+
+@pytest.mark.parametrize("others", range(1, 9))
+def test_each_column_of_recalls_has_its_scale(others: int) -> None:
+    names = ["ViT", *(f"model {i}" for i in range(others))]
+    figure = plots.recall_by_class({name: np.linspace(0, 1, 3) for name in names}, CLASSES)
+    figure.draw_without_rendering()
+    scales = [
+        any(label.get_visible() and label.get_text() for label in axis.get_xticklabels()) and axis.axison
+        for axis in figure.axes
+    ]
+    assert sum(scales) == min(3, others)
+
+
+def test_line_across_a_panel_is_no_data() -> None:
+    assert set(data_of(study_plots.remedy_scores(STUDY))["series"]) == {"mean", "one seed"}
 
 
 def test_further_seeds_are_drawn_thin_in_their_models_colour() -> None:
@@ -365,7 +410,7 @@ def test_share_of_an_axis_is_not_rounded() -> None:
 
 def test_curve_of_two_epochs_is_no_guide() -> None:
     values = data_of(plots.training_curves({"ViT": HISTORY[:2]}, {"ViT": 2}))
-    validation = values[values["panel"] == "validation accuracy"]
+    validation = values[values["panel"] == "validation accuracy over epoch"]
     assert validation[["series", "x", "y"]].to_numpy().tolist() == [["ViT", 1, 0.3], ["ViT", 2, 0.6]]
 
 
@@ -382,11 +427,6 @@ def test_attentions_share_one_scale_on_which_a_mean_share_is_one() -> None:
     _, softmax, inline = (axis.images[0] for axis in figure.axes[:3])
     assert softmax.get_array().tolist() == [[1, 1], [1, 1]]
     assert softmax.get_clim() == inline.get_clim() == pytest.approx((-0.4, 2))
-
-
-def test_curves_without_validation_are_drawn_too() -> None:
-    figure = plots.training_curves({"ViT": HISTORY.drop(columns="val_accuracy")}, {"ViT": 3})
-    assert [len(axis.lines) for axis in figure.axes] == [1, 0, 0]
 
 
 def test_cost_is_relative_to_keeping_everything() -> None:

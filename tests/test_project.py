@@ -1,6 +1,7 @@
 """What stands in several places agrees."""
 
 import ast
+import importlib.metadata
 import re
 import shlex
 import tomllib
@@ -43,6 +44,13 @@ def test_exact_versions_are_among_those_that_the_project_asks_for():
     wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
     for requirement in map(Requirement, wanted):
         assert exact[canonicalize_name(requirement.name)] in requirement.specifier, requirement
+
+
+def test_exact_versions_take_the_oldest_python_that_the_project_takes():
+    """They are tried on one Python; another, an older 3.11 say, is told by pip alone, after all other checks."""
+    oldest = f"{PROJECT['requires-python'].removeprefix('>=')}.0"
+    for installed in importlib.metadata.distributions():
+        assert oldest in SpecifierSet(installed.metadata.get("Requires-Python", "")), installed.metadata["Name"]
 
 
 def test_make_installs_the_exact_versions():

@@ -1,6 +1,7 @@
 """The report: what a notebook shows must arrive whole in the HTML and in the PDF."""
 
 import base64
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,33 @@ def test_pdf_failure_keeps_the_html(notebooks: list[Path], tmp_path: Path, monke
     with pytest.raises(PdfError, match=r"unknown variable: x.*typst"):
         render(notebooks, tmp_path / "out", TITLE)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cure"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free some space"),
+        (OSError("No pandoc was found"), "reinstall the packages"),
+        (ImportError("No module named 'typst'"), "reinstall the packages"),
+    ],
+)
+def test_pdf_failure_names_its_own_cure(
+    fault: Exception, cure: str, notebooks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> bytes:
+        raise fault
+
+    monkeypatch.setattr("vitlab.report.render.typeset", fail)
+    with pytest.raises(PdfError, match=cure):
+        render(notebooks, tmp_path / "out", TITLE)
+
+
+def test_fault_of_the_programme_is_not_taken_for_one_of_its_tools(
+    notebooks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitlab.report.render.typeset", lambda *args: {}["figure-9"])
+    with pytest.raises(KeyError):
+        render(notebooks, tmp_path / "out", TITLE)
 
 
 @pytest.mark.slow

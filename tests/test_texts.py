@@ -143,9 +143,9 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_draw_names_of_any_kind_in_moderate_size(name: str) -> None:
     figure = FIGURES[name]()
-    typefaces.set_typefaces(figure)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", dpi=60)  # a formula would raise here
+    with typefaces.typeset(figure):
+        figure.savefig(buffer, format="png", bbox_inches="tight", dpi=60)  # a formula would raise here
     written = "\n".join(text.get_text().replace(r"\$", "$") for text in figure.findobj(Text))
     assert "$10 and $20" in written or "…" in written
     assert "x" * 21 not in written
@@ -158,10 +158,19 @@ def test_letters_get_an_installed_face_that_has_them() -> None:
     figure, axis = plt.subplots()
     axis.set_title("قطة")  # DejaVu Sans, which comes with matplotlib, has them
     axis.set_xticks([0], ["plain"])
-    typefaces.set_typefaces(figure)
+    with typefaces.typeset(figure):
+        assert "DejaVu Sans" in axis.title.get_fontfamily()
     assert typefaces.covering("قطة")[1] == ""
     assert typefaces.note(["قطة", "Ä", "кошка", "plain → ρ ± ½ “…”"]) == ""
-    assert "DejaVu Sans" in axis.title.get_fontfamily()
+    plt.close(figure)
+
+
+def test_letter_that_no_face_has_draws_a_box_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    figure, axis = plt.subplots()
+    axis.set_title("\N{VERY MUCH GREATER-THAN}\U0010fffd")  # of the private planes, which no typeface fills
+    with typefaces.typeset(figure):
+        figure.savefig(io.BytesIO(), format="png")
+    assert not recwarn.list
     plt.close(figure)
 
 
@@ -184,10 +193,10 @@ def test_faces_installed_after_matplotlib_listed_its_fonts_are_found(monkeypatch
     typefaces._register.cache_clear()
     figure, axis = plt.subplots()
     axis.set_title("猫")
-    typefaces.set_typefaces(figure)
     [face] = typefaces.covering("猫")[0]
-    assert face.family in axis.title.get_fontfamily()
-    assert Path(typefaces.font_manager.findfont(face.family)).samefile(face.path)
+    with typefaces.typeset(figure):
+        assert face.family in axis.title.get_fontfamily()
+        assert Path(typefaces.font_manager.findfont(face.family)).samefile(face.path)
     plt.close(figure)
 
 

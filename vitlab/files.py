@@ -110,6 +110,14 @@ def absolute(path: str) -> Path:
     return Path(os.path.abspath(ROOT / expanded(path)))
 
 
+def from_here(path: Path) -> str:
+    """A path as seen from the working directory; whole where it lies on another drive."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:
+        return str(path)
+
+
 def expanded(path: str | Path) -> Path:
     """A path whose ~ is a home directory; LabError where there is none."""
     try:

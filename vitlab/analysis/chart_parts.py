@@ -8,7 +8,7 @@ from matplotlib.artist import Artist
 from matplotlib.axis import Axis
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, Formatter, PercentFormatter
 
 from vitlab.texts import NAME_WIDTH, shortened, signed, width
 
@@ -28,6 +28,23 @@ class Percent(PercentFormatter):
 
     def format_pct(self, x: float, display_range: float) -> str:
         return signed(self.convert_to_pct(x), "z.6g") + self.symbol
+
+
+class Names(Formatter):
+    """Names in place of numbers; `names` has all of them by place, also where an axis writes every second alone."""
+
+    def __init__(self, names: dict[float, str]) -> None:
+        self.names = names
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.names.get(x, "")
+
+
+def name_places(axis: Axis, places: Iterable[float], names: Iterable[str], most: int = MOST_LABELS) -> None:
+    """Write names along an axis, of more than `most` every second, third, …"""
+    named = dict(zip(map(float, places), names, strict=True))
+    axis.set_major_locator(FixedLocator(list(named)[:: -(-len(named) // most)]))
+    axis.set_major_formatter(Names(named))
 
 
 def in_percent(*axes: Axis) -> None:
@@ -74,12 +91,8 @@ def heatmap(
     for edge in axis.spines.values():
         edge.set_visible(False)
     rows, columns = names
-    for set_ticks, labels, most in (
-        (axis.set_yticks, rows, len(rows) if all_rows else MOST_LABELS),
-        (axis.set_xticks, columns, MOST_LABELS),
-    ):
-        every = -(-len(labels) // most)
-        set_ticks(np.arange(len(labels))[::every] + 0.5, labels[::every])
+    name_places(axis.yaxis, np.arange(len(rows)) + 0.5, rows, len(rows) if all_rows else MOST_LABELS)
+    name_places(axis.xaxis, np.arange(len(columns)) + 0.5, columns)
     axis.set_ylim(len(rows), 0)  # the first row on top, also where axes share their rows
     class_axis(axis, columns)
     bright = mesh.to_rgba(values)[..., :3] @ LUMA > 0.5

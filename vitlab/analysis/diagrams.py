@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 POINTS = WIDTH * 72
 LINE = 11.0  # points between lines of text
+MOST_STAGES = 6  # convolutions that are drawn one by one
 INDIGO, ORANGE, GREEN, PURPLE, SKY, *_ = PALETTE
+
+
+def inner(size: float) -> float:
+    """A cell without the gap to the next one."""
+    return size - min(1, 0.15 * size)
 
 
 class Canvas:
@@ -82,7 +88,7 @@ class Canvas:
         for at in range(columns * rows):
             place = f'x="{x + at % columns * size:.1f}" y="{y + at // columns * size:.1f}"'
             fill = f'fill="{colour}" fill-opacity="0.55"' if kept is None or at in kept else 'fill="none"'
-            side = f'width="{size - 1:.1f}" height="{size - 1:.1f}"'
+            side = f'width="{inner(size):.1f}" height="{inner(size):.1f}"'
             self.parts.append(f'<rect {place} {side} {fill} stroke="{RULE}" stroke-width="0.5"/>')
 
     def matrix(self, x: float, y: float, w: float, h: float, name: str, shape: str, colour: str) -> None:
@@ -158,27 +164,30 @@ def vit(config: "RunConfig", channels: int, classes: int) -> Drawing:
 
 
 def conv_tokenizer(embed: nn.Module, image_size: int) -> Drawing:
-    """A convolutional tokenizer: channels and pixels a side after each of its convolutions."""
+    """A convolutional tokenizer: channels and pixels a side after each of its convolutions, of many after each size."""
     stack = [layer for layer in embed.modules() if isinstance(layer, nn.Conv2d)]
-    canvas, step, side = Canvas(134), POINTS / (len(stack) + 1), image_size
-    stages = [(stack[0].in_channels, side, "image")]
+    stages, side = [(stack[0].in_channels, image_size, ["image"])], image_size
     for layer in stack:
         side //= layer.stride[0]
-        kernel = "×".join(map(str, layer.kernel_size))
-        stages.append(
-            (layer.out_channels, side, f"{kernel}{f', stride {layer.stride[0]}' if layer.stride[0] > 1 else ''}")
-        )
-    largest = min(60.0, step - 34)
+        kernel = "×".join(map(str, layer.kernel_size)) + (f", stride {layer.stride[0]}" if layer.stride[0] > 1 else "")
+        again = len(stack) > MOST_STAGES and len(stages) > 1 and side == stages[-1][1]
+        before = stages.pop()[2] if again else []
+        stages.append((layer.out_channels, side, [*before, kernel]))
+    lines, step = max(len(how) for *_, how in stages), POINTS / len(stages)
+    canvas, largest = Canvas(123 + LINE * lines), min(60.0, step - 34)
     for number, (wide, side, how) in enumerate(stages):
-        x, shown = number * step + 4, largest * (0.3 + 0.7 * side / image_size)
+        x, shown = number * step + 8, largest * (0.3 + 0.7 * side / image_size)
         depth = min(14, 3 + 3 * number)
         for at in (depth, depth / 2, 0):
             canvas.box(x + at, 52 - shown / 2 - at / 2, shown, shown, "", SKY if number else INDIGO, fill=at == 0)
         canvas.words(x + largest / 2, 98, f"{wide}×{side}×{side}", size=8.5)
-        canvas.words(x + largest / 2, 109, how, size=8, colour=MUTED)
+        for line, text in enumerate(how):
+            canvas.words(x + largest / 2, 109 + LINE * line, text, size=8, colour=MUTED)
         if number:
             canvas.arrow(x - 16, 52, x - 4, 52)
-    canvas.words(POINTS, 128, f"{side**2} places are {side**2} tokens of {stages[-1][0]} numbers", "end", bold=True)
+    canvas.words(
+        POINTS, canvas.height - 6, f"{side**2} places are {side**2} tokens of {stages[-1][0]} numbers", "end", bold=True
+    )
     return canvas.drawing()
 
 
@@ -188,8 +197,9 @@ def fewer_tokens(left: Sequence[int], blocks: Sequence[int], depth: int) -> Draw
     blocks count from one: a stage stands before its block.
     """
     canvas, grid = Canvas(204), round(left[0] ** 0.5)
-    cell = 64 / grid
     step = POINTS / len(left)
+    side = min(64, step - 38)  # with room for the arrow
+    cell = side / grid
     order = sorted(
         range(grid * grid), key=lambda at: abs(at % grid - grid / 2 + 0.5) ** 2 + abs(at // grid - grid / 2 + 0.5) ** 2
     )
@@ -201,15 +211,15 @@ def fewer_tokens(left: Sequence[int], blocks: Sequence[int], depth: int) -> Draw
         for row in range(grid):  # as evenly as can be
             wide = count // grid + (row < count % grid)
             for at in range(wide):
-                place = f'x="{x + at * 64 / wide:.1f}" y="{120 + row * cell:.1f}"'
-                shape = f'width="{64 / wide - 1:.1f}" height="{cell - 1:.1f}"'
+                place = f'x="{x + at * side / wide:.1f}" y="{120 + row * cell:.1f}"'
+                shape = f'width="{inner(side / wide):.1f}" height="{inner(cell):.1f}"'
                 canvas.parts.append(f'<rect {place} {shape} fill="{GREEN}" fill-opacity="0.55"/>')
         where = f"before block {blocks[number - 1]} of {depth}" if number else "from the image"
-        canvas.words(x + 32, 92, f"{count} of {left[0]}", size=9)
-        canvas.words(x + 32, 196, where, size=8, colour=MUTED)
+        canvas.words(x + side / 2, 92, f"{count} of {left[0]}", size=9)
+        canvas.words(x + side / 2, 196, where, size=8, colour=MUTED)
         if number:
-            canvas.arrow(x - step + 84, 50, x - 10, 50)
-            canvas.arrow(x - step + 84, 152, x - 10, 152)
+            for y in (18, 120):
+                canvas.arrow(x - step + side + 10, y + side / 2, x - 10, y + side / 2)
     return canvas.drawing()
 
 

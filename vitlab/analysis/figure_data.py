@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FuncFormatter
 
+from vitlab.analysis.chart_parts import Names
+
 
 def data_of(figure: Figure) -> pd.DataFrame:
     """A row for each point, bar or cell of a figure: panel, series, x, y, and the ends of its interval if it has one.
@@ -27,7 +29,10 @@ def data_of(figure: Figure) -> pd.DataFrame:
 
 
 def _name(axes: Axes, number: int) -> str:
-    return axes.get_title().replace("\n", " ") or axes.get_ylabel() or axes.get_xlabel() or f"panel {number}"
+    """Its title, or what it shows over what."""
+    sharing = [axes, *axes.get_shared_y_axes().get_siblings(axes)]  # one of which has the label
+    over = [next(filter(None, map(Axes.get_ylabel, sharing)), ""), axes.get_xlabel()]
+    return axes.get_title().replace("\n", " ") or " over ".join(filter(None, over)) or f"panel {number}"
 
 
 def _rows(axes: Axes) -> list[dict]:
@@ -47,8 +52,9 @@ def _rows(axes: Axes) -> list[dict]:
             drawn.update(map(id, [line, *container.lines[1], *bars]))
             rows += _with_ends(line, bars[0] if bars else None, label)
     for line in axes.lines:
-        # a guide has two points and no name
-        if id(line) not in drawn and (_public(line.get_label()) or len(line.get_xdata()) > 2):
+        # a guide has two points and no name, or crosses the whole panel, whose edges are no data
+        named = _public(line.get_label()) or len(line.get_xdata()) > 2
+        if id(line) not in drawn and named and line.get_transform() is axes.transData:
             rows += _with_ends(line, None, line.get_label())
     for artist in axes.collections:
         if id(artist) not in drawn:
@@ -91,15 +97,18 @@ def _public(label: str) -> str:
 
 
 def _named(axes: Axes, rows: list[dict]) -> list[dict]:
-    """Names of ticks in place of their positions, where an axis has names."""
+    """Names in place of positions, where an axis has names."""
     for key, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-        if isinstance(axis.get_major_formatter(), FixedFormatter | FuncFormatter) or axis.have_units():
+        formatter, names = axis.get_major_formatter(), {}
+        if isinstance(formatter, Names):
+            names = {round(place, 6): text.replace("\n", " ") for place, text in formatter.names.items()}
+        elif isinstance(formatter, FixedFormatter | FuncFormatter) or axis.have_units():
             labels = {
                 round(float(p), 6): t.get_text()
                 for p, t in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=False)
             }
             names = {place: text.replace("\n", " ") for place, text in labels.items() if text}
-            for row in rows:
-                if key in row and isinstance(row[key], float | int | np.number):
-                    row[key] = names.get(round(float(row[key]), 6), row[key])
+        for row in rows if names else ():
+            if key in row and isinstance(row[key], float | int | np.number):
+                row[key] = names.get(round(float(row[key]), 6), row[key])
     return rows

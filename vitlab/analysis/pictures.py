@@ -22,11 +22,11 @@ def _row_name(row: np.ndarray, name: str) -> None:
     row[0].text(-0.15, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=SMALLEST)
 
 
-def _picture(axis: plt.Axes, image: Tensor, title: str = "", size: float = SMALLEST) -> None:
+def _picture(axis: plt.Axes, image: Tensor, title: str = "") -> None:
     """Draw a uint8 (C, S, S) image without axes."""
     pixels = image.permute(1, 2, 0).numpy()
     axis.imshow(pixels.squeeze() if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-    axis.set_title(title, fontsize=size)
+    axis.set_title(title, fontsize=SMALLEST)
     axis.set_axis_off()
 
 
@@ -88,24 +88,23 @@ def augmentation_grid(original: Tensor, variants: dict[str, Tensor]) -> Figure:
 
 
 def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
-    """One uint8 (C, S, S) image, and the N patches it is cut into in the order of the tokens."""
+    """One uint8 (C, S, S) image, and the N patches it is cut into in the order of the tokens; the first 256 of more."""
     size = image.shape[-1] // patch_size
     cut = image.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)  # (C, size, size, P, P)
     cut = cut.flatten(1, 2).transpose(0, 1)  # (N, C, P, P)
-    per_row = min(16, len(cut))
-    rows = -(-len(cut) // per_row)
+    shown = cut[:256].split(16)
     use_theme()
-    figure = plt.figure(figsize=(WIDTH, max(1.6, 0.42 * rows + 0.2)), layout="constrained")
+    figure = plt.figure(figsize=(WIDTH, max(1.6, 0.3 * len(shown) + 0.4)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 3.6])
     whole = left.subplots()
     _picture(whole, image, "image")
     for place in range(1, size):
         whole.axhline(place * patch_size - 0.5, color=PALETTE[1], linewidth=0.6)
         whole.axvline(place * patch_size - 0.5, color=PALETTE[1], linewidth=0.6)
-    for axis, i in zip(right.subplots(rows, per_row).flat, range(rows * per_row), strict=True):
-        axis.set_axis_off()
-        if i < len(cut):
-            _picture(axis, cut[i], str(i + 1), size=5)
+    ends = [(16 * row + 1, 16 * row + len(some)) for row, some in enumerate(shown)]
+    patches = right.subplots()
+    _mosaic(patches, shown, [f"{first} – {last}" for first, last in ends])
+    patches.set_title(f"tokens 1 – {ends[-1][1]} of {len(cut):,}", fontsize=SMALLEST)
     return figure
 
 
@@ -140,10 +139,11 @@ def filters_and_positions(filters: Tensor, positions: Tensor, grid: int) -> Figu
 
 def attention_maps(images: Tensor, heads: Tensor, rolled: Tensor, titles: list[str]) -> Figure:
     """Images (M, C, S, S); heads (M, H, G, G) attention to each patch in the last block; rolled (M, G, G) rollout."""
-    figure, axes = canvas(len(images), 2 + heads.shape[1], height=1.15 * len(images))
-    titles = drawable(titles, 16)
-    for i, row in enumerate(axes):
-        _picture(row[0], images[i], titles[i])
+    columns = 2 + heads.shape[1]
+    figure, axes = canvas(len(images), columns, height=len(images) * min(1.05, 0.9 * WIDTH / columns + 0.1))
+    for i, (row, title) in enumerate(zip(axes, drawable(titles, 16), strict=True)):
+        _picture(row[0], images[i])
+        _row_name(row, title)
         for axis, values, name in zip(
             row[1:], [rolled[i], *heads[i]], ["rollout", *(f"head {h + 1}" for h in range(heads.shape[1]))], strict=True
         ):
@@ -182,12 +182,12 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     """Up to twelve wrongly classified images (M, C, S, S) with truth, answer and confidence."""
     columns = 6
     rows = max(1, -(-len(images) // columns))
-    figure, axes = canvas(rows, columns, height=1.75 * rows)
+    figure, axes = canvas(rows, columns, height=1.85 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
     truth, guess = map(_alone, (truth, guess))
     for axis, image, right, wrong, sure in zip(axes.flat, images, truth, guess, confidence, strict=False):
-        _picture(axis, image, f"{right} → {wrong}\n{sure:.0%} sure")
+        _picture(axis, image, f"{right}\n→ {wrong}\n{sure:.0%} sure")  # in a line names would meet those beside them
     return figure
 
 
@@ -213,7 +213,7 @@ def broken(images: Tensor, tokens: Tensor, truth: list[str], guess: list[str]) -
         axis.set_axis_off()
     truth, guess = map(_alone, (truth, guess))
     for image, token, right, wrong, column in zip(images, tokens, truth, guess, axes.T, strict=False):
-        _picture(column[0], image, f"{right}\n→ {wrong}")  # in a line names would meet those of the next picture
+        _picture(column[0], image, f"{right}\n→ {wrong}")
         _tokens(column[1], image, token)
     return figure
 

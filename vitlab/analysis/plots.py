@@ -21,12 +21,15 @@ from vitlab.analysis.chart_parts import (
     in_percent,
     legend_above,
     legend_outside,
+    name_places,
     own_names,
 )
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.theme import DIVERGING, INK, MARKERS, MUTED, PALETTE, canvas, looks
 from vitlab.texts import signed, unit_of_time
 
+FINE = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)  # marks of a logarithmic axis of little more than an octave
+HIGHEST = 5.3  # inches: no higher than the paper has a figure unscaled
 # a part of a model has the same colour in every figure
 COMPONENTS = {
     "tokenizer": PALETTE[7],
@@ -53,6 +56,7 @@ def class_counts(counts: dict[str, Tensor], classes: tuple[str, ...]) -> Figure:
     for container in axis.containers if few else []:
         axis.bar_label(container, fontsize=8, padding=1)
     axis.set(xlabel="class", ylabel="training images")
+    name_places(axis.xaxis, range(len(classes)), classes)
     class_axis(axis, classes)
     axis.grid(visible=False, axis="x")
     legend_above(axis, len(counts))
@@ -67,31 +71,35 @@ def training_curves(
 ) -> Figure:
     """Training loss by epoch, validation accuracy by epoch and by minutes; a ring marks the weights that were kept.
 
-    others: name -> histories of further seeds, drawn thin in the same colour.
+    others: name -> histories of further seeds, drawn thin in the same colour. Without validation the loss stands for
+    the accuracy by minutes.
     """
-    figure, [[loss, accuracy, clock]] = canvas(1, 3, height=2.9, width_ratios=[1, 1, 1])
+    validated = any("val_accuracy" in history for history in histories.values())
+    score = "val_accuracy" if validated else "cls"
+    figure, [[loss, *between, clock]] = canvas(1, 3 if validated else 2, height=2.9)
     look = looks(histories)
     for name, history in histories.items():
         colour, every = look[name].colour, max(1, len(history) // 8)
         style = {"marker": look[name].marker, "markevery": every, "markersize": 4, "linewidth": 1.2, "color": colour}
         style["label"] = name
         loss.plot(history["epoch"], history["cls"], **style)
-        panels = {accuracy: lambda rows: rows["epoch"], clock: lambda rows: rows["seconds"] / 60}
-        for axis, along in panels.items() if "val_accuracy" in history else ():
-            axis.plot(along(history), history["val_accuracy"], **style)
+        panels = dict.fromkeys(between, lambda rows: rows["epoch"]) | {clock: lambda rows: rows["seconds"] / 60}
+        for axis, along in panels.items() if score in history else ():
+            axis.plot(along(history), history[score], **style)
             thin = {"color": colour, "linewidth": 0.6, "alpha": 0.5, "label": f"{name}, another seed"}
             for other in (others or {}).get(name, []):
-                axis.plot(along(other), other["val_accuracy"], **thin)
+                axis.plot(along(other), other[score], **thin)
             row = history[history["epoch"] == chosen[name]]
-            axis.plot(along(row), row["val_accuracy"], "o", markersize=9, fillstyle="none", color=colour)
-    for axis in (loss, accuracy):
+            axis.plot(along(row), row[score], "o", markersize=9, fillstyle="none", color=colour)
+    for axis in (loss, *between):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # one epoch is one tick
         axis.set_xlabel("epoch")
     loss.set_ylabel("training cross-entropy")
-    accuracy.set_ylabel("validation accuracy")
     clock.set_xlabel("minutes of training")
-    clock.sharey(accuracy)
-    in_percent(accuracy.yaxis)
+    clock.sharey((between or [loss])[0])
+    for axis in between:
+        axis.set_ylabel("validation accuracy")
+        in_percent(axis.yaxis)
     legend_outside(figure, loss, 3, "lower")
     return figure
 
@@ -165,7 +173,7 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
     columns = min(3, len(others))
     rows = -(-len(others) // columns)
     height = rows * (0.15 * min(len(classes), MOST_LABELS) + 0.7) + 0.3
-    figure, axes = canvas(rows, columns, height=height, sharex=True, sharey=True)
+    figure, axes = canvas(rows, columns, height=min(height, HIGHEST), sharex=True, sharey=True)
     places = np.arange(len(classes))
     for axis, (name, values) in zip(axes.flat, others, strict=False):
         axis.hlines(places, base, values, color=MUTED)
@@ -175,8 +183,10 @@ def recall_by_class(recalls: dict[str, np.ndarray], classes: tuple[str, ...]) ->
         in_percent(axis.xaxis)
     for axis in axes.flat[len(others) :]:
         axis.set_axis_off()
-    every = -(-len(classes) // MOST_LABELS)
-    axes[0, 0].set_yticks(places[::every], drawable(classes)[::every])
+    for column in range(columns):  # the lowest panel of each has the scale, though a place below may be empty
+        lowest = axes[(len(others) - 1 - column) // columns, column]
+        lowest.xaxis.set_tick_params(labelbottom=True)
+    name_places(axes[0, 0].yaxis, places, drawable(classes))
     axes[0, 0].invert_yaxis()
     figure.supxlabel("test recall", fontsize=9)
     legend_outside(figure, axes[0, 0], 2)
@@ -257,8 +267,8 @@ def hero(frame: pd.DataFrame) -> Figure:
             best[column] / unit, best["accuracy"], color=MUTED, linewidth=1, linestyle=":", zorder=0, label="frontier"
         )
         axis.set(xlabel=label, xscale="log")
-        wide = known[column].max() > 30 * known[column].min()
-        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        wide = known[column].max() / known[column].min()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide > 30 else (1, 2, 5) if wide > 4 else FINE))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.margins(x=0.1)
@@ -324,7 +334,7 @@ def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     classes, [reference_name] = drawable(points.columns), drawable([reference.name], 40)
     recalls = [f"{label}\n{reference[name]:.0%}" for name, label in zip(points.columns, classes, strict=True)]
     points.columns = clear.columns = classes
-    figure, [[axis]] = canvas(height=min(0.36 * len(points) + 1.4, 5.3))  # no higher than the paper has it unscaled
+    figure, [[axis]] = canvas(height=min(0.36 * len(points) + 1.4, HIGHEST))
     texts = points.map(partial(signed, form="+z.0f")) + clear.map({True: "*", False: ""}.get)
     most = points.abs().to_numpy().max()
     mesh = heatmap(

@@ -110,8 +110,9 @@ def recipe(config: "RunConfig") -> str:
 def curves(lab: "Lab") -> str:
     kept = "The ring marks the epoch whose weights were kept; they alone meet the test set."
     seeds = lab.plan.seed_numbers(lab.plan.chapters["02"])
+    what = "Loss and validation accuracy" if len(lab.data.val) else "Loss"
     return (
-        f"Loss and validation accuracy while training, by epoch and by the clock ({len(lab.data.train):,} images, "
+        f"{what} while training, by epoch and by the clock ({len(lab.data.train):,} images, "
         f"{seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
     )
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vitlab.analysis.chart_parts import MOST_LABELS, ONE_SEED, drawable, heatmap, in_percent, legend_outside
+from vitlab.analysis.chart_parts import ONE_SEED, drawable, heatmap, in_percent, legend_outside, name_places
 from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
 from vitlab.analysis.theme import PALETTE, canvas, remedy_looks
@@ -20,8 +20,8 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
         "share": "share of the loss",
         "margin": "margin asked for (logits)",
     }
-    classes = np.array(drawable(frame["class"].unique()))
-    places, look = np.arange(0, len(classes), -(-len(classes) // MOST_LABELS)), remedy_looks(frame["remedy"].unique())
+    classes = drawable(frame["class"].unique())
+    look = remedy_looks(frame["remedy"].unique())
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         for i, (remedy, rows) in enumerate(frame.groupby("remedy", sort=False)):
             colour, marker = look[remedy]
@@ -29,7 +29,8 @@ def remedy_effects(frame: pd.DataFrame) -> Figure:
             style = {"color": colour, "marker": marker, "markersize": size, "linewidth": 1}
             axis.plot(range(len(rows)), rows[column], label=words(remedy), **style)
         axis.set(ylabel=label, yscale="linear" if column == "margin" else "log")
-        axis.set_xticks(places, classes[places], fontsize=7, rotation=90 if max(map(width, classes)) > 3 else 0)
+        name_places(axis.xaxis, range(len(classes)), classes)
+        axis.tick_params(axis="x", rotation=90 if max(map(width, classes)) > 3 else 0)
     axes[0, 0].sharey(axes[1, 0])
     figure.supxlabel("class, commonest first", fontsize=9)
     legend_outside(figure, axes[0, 0], 4)

@@ -6,7 +6,7 @@ drawn in INK, MUTED, RULE, white or a colour of PALETTE changes with the page wh
 
 from collections.abc import Iterable
 from functools import cache
-from itertools import cycle
+from itertools import chain, cycle, product, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,17 +82,18 @@ def remedy_looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Name -> look. Two of one figure never look the same: the second gets another marker of its family's colour."""
+    """Name -> look. Two of one figure never look the same: the second gets another marker of its family's colour, and
+    where these are spent, another colour.
+    """
     found: dict[str, Look] = {}
     spare = cycle(PALETTE)
     for name in names:
         fits = (row for word, *row in FAMILIES if word in own_words(name))
         number, marker = next(fits, (None, MARKERS[0]))
         colour = next(spare) if number is None else PALETTE[number]
-        look, others = Look(colour, marker), iter(MARKERS)
-        while look in found.values() and (other := next(others, None)):
-            look = Look(colour, other)
-        found[name] = look
+        own = [Look(colour, marker), *(Look(colour, other) for other in MARKERS)]
+        free = (look for look in chain(own, starmap(Look, product(PALETTE, MARKERS))) if look not in found.values())
+        found[name] = next(free, own[0])
     return found
 
 

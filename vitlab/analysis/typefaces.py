@@ -1,7 +1,9 @@
 """Typefaces for letters that the usual ones lack: names in Chinese, Arabic, …, in figures and in the PDF."""
 
+import contextlib
 import unicodedata
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -93,8 +95,9 @@ def _kind(character: str) -> str:
     return "symbol" if unicodedata.category(character).startswith("S") else "other"
 
 
-def set_typefaces(figure: Figure) -> None:
-    """Give each text of a figure the faces that have its letters."""
+@contextlib.contextmanager
+def typeset(figure: Figure) -> Iterator[None]:
+    """Give each text of a figure the faces that have its letters, and draw it without a warning for each it lacks."""
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis) if axes.axison else ():
             axis.get_ticklabels()  # they have their texts from now on
@@ -104,6 +107,9 @@ def set_typefaces(figure: Figure) -> None:
             _register(face)
         if faces:
             text.set_fontfamily([*mpl.rcParams["font.family"], *(face.family for face in faces)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the lab's remarks say so, and what to install
+        yield
 
 
 @cache

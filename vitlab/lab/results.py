@@ -280,6 +280,8 @@ class Lab:
         for name, run in runs.items():
             if name in self.plan.names:
                 raise LabError(f"extra_runs: this lab has a run {name!r} of its own: rename the directory")
+            if name.startswith("_"):
+                raise LabError(f"extra_runs: {name} begins with _, and legends leave out such names: rename it")
             if not run.complete:
                 raise LabError(f"extra_runs: {run.path} is no complete run, it has no summary.json")
             same = run.tested_on(self.source.digest, self.source.test.digest)

@@ -112,12 +112,11 @@ class Explorer:
     def _uploaded(self, _: Any) -> None:
         if not self.upload.value:
             return
+        content = io.BytesIO(bytes(self.upload.value[-1]["content"]))
         try:
-            content = io.BytesIO(bytes(self.upload.value[-1]["content"]))
             self.own, self.remark.value = as_pixels(content, self.run.record["channels"], self.run.image_size)
-        except LabError:
-            name = html.escape(self.upload.value[-1]["name"])
-            self.remark.value = f"{name} is not a readable image: choose a JPEG, PNG or the like"
+        except LabError as error:
+            self.remark.value = html.escape(str(error).replace(str(content), self.upload.value[-1]["name"]))
             return
         self._draw()
 

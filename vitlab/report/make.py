@@ -16,11 +16,11 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from vitlab.analysis import plots, tables
-from vitlab.analysis.typefaces import set_typefaces
+from vitlab.analysis.typefaces import typeset
 from vitlab.config import LabConfig, RunConfig
 from vitlab.errors import LabError
 from vitlab.export import export
-from vitlab.files import copy, expanded, reading, require_writable, writing
+from vitlab.files import copy, expanded, from_here, reading, require_writable, writing
 from vitlab.lab.plan import NOTEBOOKS
 from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT, pace
@@ -82,13 +82,12 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
         temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False), encoding="utf-8")
     keep_runs(lab, out / "runs")
     figure = plots.accuracy_against_cost(results, runs)
-    set_typefaces(figure)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
-    with writing(out / "comparison.png", PLACE) as temporary:
+    with writing(out / "comparison.png", PLACE) as temporary, typeset(figure):
         figure.savefig(temporary, format="png", dpi=170, bbox_inches="tight", facecolor="white", metadata=made_of)
     others = [out / name for name in ("results.csv", "pairs.csv", "results.tex", "comparison.png")]
     for path in [*render(executed, out, title_page(lab, profile, results)), *others]:
-        _say(f"made {os.path.relpath(path)}")
+        _say(f"made {from_here(path)}")
 
 
 def _train(lab: Lab) -> None:
@@ -114,12 +113,12 @@ def require_own(lab: Lab, out: Path) -> None:
     path, ours = out / PARAMETERS, result_parameters(lab)
     theirs = ours
     if path.exists():
-        with reading(path, f"delete the folder {os.path.relpath(out)}, or name another one (make: OUT=reports/mine)"):
+        with reading(path, f"delete the folder {from_here(out)}, or name another one (make: OUT=reports/mine)"):
             theirs = LabConfig().model_dump() | dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     other = [name for name, value in ours.items() if theirs.get(name) != value]
     if other:
         raise LabError(
-            f"{os.path.relpath(out)} holds a report with other values of {', '.join(other)}: choose another folder for "
+            f"{from_here(out)} holds a report with other values of {', '.join(other)}: choose another folder for "
             "this one (make: OUT=reports/mine), or delete that one"
         )
 
@@ -166,7 +165,7 @@ def run_notebook(source: Path, target: Path, values: dict[str, Any]) -> None:
     except PapermillExecutionError as error:
         raise LabError(
             f"{source.name} stopped in cell {error.exec_count}: {error.ename}: {error.evalue}. The executed notebook "
-            f"is {os.path.relpath(target)}; finished runs are kept, the same command goes on from there"
+            f"is {from_here(target)}; finished runs are kept, the same command goes on from there"
         ) from None
 
 

@@ -7,7 +7,6 @@ shows it readably and `render` can typeset the same thing for the report without
 import base64
 import inspect
 import io
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ from pygments.lexers import PythonLexer
 
 from vitlab.analysis.drawing import POINT, Drawing, drawing
 from vitlab.analysis.figure_data import data_of
-from vitlab.analysis.typefaces import set_typefaces
+from vitlab.analysis.typefaces import typeset
 from vitlab.kernel import reader
 from vitlab.texts import unmarked, without_formulas
 
@@ -51,9 +50,7 @@ def show_figure(figure: Figure | Drawing, number: str, caption: str, alt: str | 
         data: dict[str, Any] = {"image/svg+xml": shown.on_white()}
     else:
         values = data_of(figure)
-        set_typefaces(figure)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # the lab's remarks say so, and what to install
+        with typeset(figure):
             shown, png = drawing(figure)
         data = {"image/png": base64.b64encode(png).decode()}
     width = round(shown.width * POINT)
@@ -103,8 +100,8 @@ class Picture:
     def draw(self, figure: Figure) -> None:
         """Show this figure instead of the one before."""
         buffer = io.BytesIO()
-        set_typefaces(figure)
-        figure.savefig(buffer, format="png", dpi=140, facecolor="white")
+        with typeset(figure):
+            figure.savefig(buffer, format="png", dpi=140, facecolor="white")
         plt.close(figure)
         image = Image(buffer.getvalue(), format="png", width=round(figure.get_size_inches()[0] * 96))
         if self.handle:

@@ -30,6 +30,7 @@ RAW_TEX = re.compile(r"\$\$|\\[(\[]|\\begin\{")
 CSS_LOAD = re.compile(r"@import|url\(\s*['\"]?(?!data:|#|['\"])", re.IGNORECASE)
 LOADING_ATTRIBUTES = ("src", "srcset", "href", "xlink:href", "poster", "data", "action", "background")
 OVERVIEW = "overview"  # number of the figure on page one
+TOOLS = "reinstall the packages typst and pypandoc_binary"
 PLACE = "OUT=<folder>"  # what names another place for a report
 
 
@@ -81,9 +82,10 @@ def render(notebooks: list[Path], out_dir: Path, title: dict[str, Any], pdf: boo
         return [html_path]
     try:
         document = typeset(tree, title, drawings)
-    except Exception as error:
+    except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: of typst and of pandoc
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        cure = "reinstall the packages typst and pypandoc_binary"
+        of_files = isinstance(error, OSError) and error.errno  # pandoc's, where it is not found, has none
+        cure = "free some space, or check the permissions of the folder for temporary files" if of_files else TOOLS
         raise PdfError(f"no PDF ({reason}): {cure}; {html_path} is complete") from error
     with writing(pdf_path, PLACE) as temporary:
         temporary.write_bytes(document)

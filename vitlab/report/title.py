@@ -9,7 +9,7 @@ from vitlab.analysis import complexity, findings, metrics, plots, sentences, sen
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import Study
-from vitlab.analysis.typefaces import set_typefaces
+from vitlab.analysis.typefaces import typeset
 from vitlab.config import BALANCED, PRESETS, LabConfig
 from vitlab.lab.results import Lab
 from vitlab.machine import commit
@@ -26,9 +26,9 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     results: `tables.by_model(tables.results(lab))`.
     """
     params, figure = lab.params, plots.hero(results)
-    set_typefaces(figure)
     values, n = data_of(figure), int(results["test_images"].iloc[0])
-    shown, _ = drawing(figure)
+    with typeset(figure):
+        shown, _ = drawing(figure)
     caption = (
         f"**The whole lab in a picture.** Accuracy on {n:,} test images, with 95% intervals, over measured speed "
         "(better to the right) and over work (better to the left), on logarithmic axes; dotted: the models that no "
