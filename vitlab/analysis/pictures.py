@@ -92,7 +92,8 @@ def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
     size = image.shape[-1] // patch_size
     cut = image.unfold(1, patch_size, patch_size).unfold(2, patch_size, patch_size)  # (C, size, size, P, P)
     cut = cut.flatten(1, 2).transpose(0, 1)  # (N, C, P, P)
-    shown = cut[:256].split(16)
+    per_row = 8 if len(cut) <= 32 else 16
+    shown = cut[:256].split(per_row)
     use_theme()
     figure = plt.figure(figsize=(WIDTH, max(1.6, 0.3 * len(shown) + 0.4)), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 3.6])
@@ -101,7 +102,7 @@ def patches_as_tokens(image: Tensor, patch_size: int) -> Figure:
     for place in range(1, size):
         whole.axhline(place * patch_size - 0.5, color=PALETTE[1], linewidth=0.6)
         whole.axvline(place * patch_size - 0.5, color=PALETTE[1], linewidth=0.6)
-    ends = [(16 * row + 1, 16 * row + len(some)) for row, some in enumerate(shown)]
+    ends = [(per_row * row + 1, per_row * row + len(some)) for row, some in enumerate(shown)]
     patches = right.subplots()
     _mosaic(patches, shown, [f"{first} – {last}" for first, last in ends])
     patches.set_title(f"tokens 1 – {ends[-1][1]} of {len(cut):,}", fontsize=SMALLEST)
@@ -182,7 +183,7 @@ def mistakes(images: Tensor, truth: list[str], guess: list[str], confidence: lis
     """Up to twelve wrongly classified images (M, C, S, S) with truth, answer and confidence."""
     columns = 6
     rows = max(1, -(-len(images) // columns))
-    figure, axes = canvas(rows, columns, height=1.85 * rows)
+    figure, axes = canvas(rows, columns, height=1.65 * rows)
     for axis in axes.flat:
         axis.set_axis_off()
     truth, guess = map(_alone, (truth, guess))
