@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest, bootstrap
+from scipy.stats import t as student
 from sklearn import metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -264,7 +265,7 @@ def test_comparison_is_antisymmetric_and_finds_nothing_between_equals() -> None:
     assert there["interval"] == pytest.approx([-end for end in back["interval"][::-1]])
     assert there["f1_interval"][0] < there["f1_difference"] < there["f1_interval"][1]
     same = metrics.compare(a, a, labels)
-    assert (same["difference"], same["interval"], same["f1_interval"], same["p"]) == (0, (0, 0), (0, 0), 1)
+    assert (same["difference"], same["f1_difference"], same["p"]) == (0, 0, 1)
 
 
 def test_votes_of_several_seeds_are_tested_exactly() -> None:
@@ -302,32 +303,65 @@ def test_several_seeds_are_compared_within_seeds() -> None:
     assert found["p"] == pytest.approx(one["p"])  # the same answers twice are no more evidence than once
 
 
-def test_mean_of_the_seeds_is_compared_and_the_larger_spread_is_kept() -> None:
+def test_chance_of_training_widens_the_interval_and_the_test() -> None:
     first, second, labels = pair(50, 4, 20, 7)
     n = len(labels)
-    found = metrics.compare(np.stack([first, first]), np.stack([first, second]), labels)
-    assert found["difference"] == pytest.approx(16 / n / 2)
-    assert found["spread"] == pytest.approx(16 / n / math.sqrt(2))  # the deviation of two values
-    assert found["p"] < metrics.LEVEL
-    assert not metrics.shown(found)  # the spread exceeds the difference
+    several = np.stack([first, first]), np.stack([first, second])
+    images = metrics.compare(*several, labels)
+    assert images["difference"] == pytest.approx(16 / n / 2)
+    assert images["spread"] == 0
+    assert metrics.shown(images)
+    for variance, shown in ((1e-8, True), (0.01, False)):
+        found = metrics.compare(*several, labels, noise={"accuracy": (variance, 4), "macro_f1": (variance, 4)})
+        assert found["spread"] == pytest.approx(math.sqrt(2 * variance / 2))
+        assert found["p"] >= images["p"]
+        assert bool(metrics.shown(found)) == shown
+        low, high = found["interval"]
+        assert (low + high) / 2 == pytest.approx(found["difference"])
+        assert (low <= 0 <= high) != shown
+    assert found["p"] == pytest.approx(2 * student.sf(found["difference"] / 0.1, 4), rel=0.05)  # the images' part
+    assert found["f1_interval"][0] < images["f1_interval"][0]
 
 
-def test_difference_is_shown_beyond_images_and_seeds_alone() -> None:
-    frame = pd.DataFrame(
-        {"difference": [0.02, -0.02, 0.02, 0.02], "spread": [0.01, 0.01, 0.03, 0.01], "p": [0.01, 0.01, 0.01, 0.05]}
-    )
-    assert metrics.shown(frame).tolist() == [True, True, False, False]
-    assert [bool(metrics.shown(row)) for row in frame.to_dict("records")] == [True, True, False, False]
-    assert metrics.shown({"difference": 0.01, "p": 0.01})  # of one seed
+def test_of_equal_recipes_few_are_called_different() -> None:
+    """Trainings of one recipe whose accuracies scatter by half a point, on images that many agree on."""
+    rng, called, covered = np.random.default_rng(0), 0, 0
+    for _ in range(200):
+        runs = rng.normal(0.9, 0.005, (4, 3))
+        noise = metrics.training_noise(dict(enumerate(runs)))
+        by_training, by_images = 2 * noise[0] / 3, 0.001**2
+        difference = runs[1].mean() - runs[0].mean() + rng.normal(0, 0.001)
+        called += metrics.p_value(difference, by_training, noise[1], by_images, 0.0) < metrics.LEVEL
+        covered += abs(difference) < metrics.reach(by_training, noise[1], by_images)
+    assert 0.01 < called / 200 < 0.1
+    assert covered == 200 - called
 
 
-def test_pooled_spread_is_that_within_models_by_their_number_of_seeds() -> None:
-    scores = [[1.0, 2.0, 3.0], [10.0, 14.0], [7.0]]
-    variance = (2 * np.var([1, 2, 3], ddof=1) + np.var([10, 14], ddof=1)) / 3
-    assert metrics.pooled_spread(scores) == pytest.approx(math.sqrt(variance))
-    by_class = metrics.pooled_spread([[[1.0, 5.0], [3.0, 5.0]]])
-    assert by_class == pytest.approx([math.sqrt(2), 0])
-    assert metrics.pooled_spread([[0.5], [0.7]]) == 0
+def test_chance_of_training_is_what_models_and_seeds_leave() -> None:
+    table = np.array([[1.0, 2.0], [3.0, 4.5], [2.0, 2.5]])
+    left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    variance, freedom = metrics.training_noise(dict(enumerate(table)))
+    assert (variance, freedom) == (pytest.approx((left**2).sum() / 2), 2)
+    both, freedom = metrics.training_noise(dict(enumerate(np.stack([table, 2 * table], axis=-1))))
+    assert both == pytest.approx([variance, 4 * variance])
+    assert metrics.training_noise({"alone": [1.0, 3.0]}) == (2.0, 1)  # no blocks: all is chance
+    assert metrics.training_noise({"a": [1.0], "b": [2.0]}) == (0, math.inf)
+
+
+def test_models_that_are_right_on_the_same_images_may_differ_on_others() -> None:
+    first, _, labels = pair(50, 4, 20, 7)
+    n = len(labels)
+    low, high = metrics.compare(first, first, labels)["interval"]
+    assert low == -high
+    assert (1 - high) ** n == pytest.approx(0.025)
+    perfect = np.eye(10)[labels]
+    assert metrics.scores(perfect, labels)["f1_interval"] == metrics.wilson(n, n)
+
+
+def test_difference_is_shown_where_p_is_small() -> None:
+    frame = pd.DataFrame({"difference": [0.02, -0.02, 0.02], "p": [0.01, 0.049, 0.05]})
+    assert metrics.shown(frame).tolist() == [True, True, False]
+    assert [bool(metrics.shown(row)) for row in frame.to_dict("records")] == [True, True, False]
 
 
 def test_spread_is_the_sample_deviation_and_nan_for_one_seed() -> None:

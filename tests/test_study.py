@@ -194,13 +194,37 @@ def test_intervals_hold_what_they_promise() -> None:
     rng, wrong = np.random.default_rng(1), 0
     for _ in range(400):
         order, images = rng.normal(0, 0.05, 3), rng.normal(0, 0.01, 6)  # what seeds share; what the test set favours
-        table = order + rng.normal(0, 0.02, (6, 3)) + images[:, None]
+        table = 0.5 + order + rng.normal(0, 0.02, (6, 3)) + images[:, None]
         scores = {str(k): row.tolist() for k, row in enumerate(table)}
         moving = {name: rng.normal(0, 0.01, 200) for name in scores}
         names = [str(k) for k in range(1, 6)]
         frame = metrics.seed_differences(scores, moving, "0", names, metrics.training_noise(scores))
         wrong += bool(((frame["low"] > 0) | (frame["high"] < 0)).any())
     assert 0.01 < wrong / 400 < 0.08
+
+
+def test_no_gain_leaves_what_a_score_can_be() -> None:
+    scores = {"none": [0.9, 0.98], "low": [0.1, 0.0]}
+    flat = dict.fromkeys(scores, np.zeros(10))
+    row = metrics.seed_differences(scores, flat, "none", ["low"], (0.5, 2)).loc["low"]
+    assert (row["low"], row["high"]) == (pytest.approx(-0.94), pytest.approx(0.06))
+
+
+def test_base_that_was_chosen_by_its_score_stands_for_every_pair() -> None:
+    scores = {"none": [0.5, 0.6], "a": [0.7, 0.7], "b": [0.6, 0.7]}
+    drawn = {name: np.linspace(0, 0.001 * k, 9) for k, name in enumerate(scores)}
+    fixed, chosen = (metrics.seed_differences(scores, drawn, "a", ["none", "b"], (1e-4, 2), tests) for tests in (0, 3))
+    assert (chosen["low"] < fixed["low"]).all()
+    assert (chosen["gain"] == fixed["gain"]).all()
+
+
+def test_price_of_imbalance_has_the_chance_of_which_classes_are_rare(drawn: Study) -> None:
+    """Each seed draws them, and the balanced runs have none: what seeds share does not cancel."""
+    of_seeds = {name: drawn._by_seed("macro_f1", name) for name in ("none", BALANCED)}
+    differences = np.subtract(*of_seeds.values())
+    variance, freedom = drawn.noise("macro_f1", ["none", BALANCED])
+    assert (variance, freedom) == (pytest.approx(np.var(differences, ddof=1) / 2), 1)
+    assert drawn.price["gain"] == pytest.approx(-differences.mean())
 
 
 # ---------------------------------------------------------------- sampler and class weights
@@ -261,7 +285,8 @@ def test_single_seed_of_further_class_sizes_has_the_chance_of_training_of_the_fi
     wide, images = further.gains().loc["sampler"], further.resampled
     drawn_anew = [metrics.macro_f1(images[name, 0]) for name in ("sampler", "none")]
     narrow = np.std(drawn_anew[0] - drawn_anew[1], ddof=1)  # what the test images alone leave open
-    assert (wide["high"] - wide["low"]) / 2 > 2 * np.hypot(narrow, np.sqrt(2 * drawn.noise("macro_f1")[0]))
+    off = wide["high"] - wide["gain"] if wide["score"] < 0.5 else wide["gain"] - wide["low"]  # no score leaves 0 to 1
+    assert off > 2 * np.hypot(narrow, np.sqrt(2 * drawn.noise("macro_f1")[0])) or wide["high"] == 1 - wide["score"]
     assert len(study.shapes_table([drawn, further]).columns) == 2
     caption = sentences_data.shapes_table([drawn, further])
     assert caption.endswith(

@@ -114,13 +114,16 @@ def test_models_are_compared_within_seeds(seeds: Lab) -> None:
     found = seeds.compare("ViT", "Linear ViT")
     first, second = ([run.summary["test"]["accuracy"] for run in seeds.load_seeds(m)] for m in ("ViT", "Linear ViT"))
     assert found["difference"] == pytest.approx(np.mean(second) - np.mean(first))
-    assert found["spread"] == pytest.approx(max(np.std(first, ddof=1), np.std(second, ddof=1)))
+    names = [name for name in seeds.plan.names if not seeds.plan.config(name).init_from]  # they begin at the start
+    scores = {name: [run.summary["test"]["accuracy"] for run in seeds.load_seeds(name)] for name in names}
+    variance, freedom = metrics.training_noise(scores)
+    assert found["spread"] == pytest.approx(math.sqrt(2 * variance / 2))
+    assert freedom == len(names) - 1
     assert found["seeds"] == 2
     frame = tables.recall_differences(seeds, "ViT", ["Linear ViT"])
     expected = tables.recalls(seeds, "Linear ViT") - tables.recalls(seeds, "ViT")
     assert frame["difference"].to_numpy() == pytest.approx(expected)
-    assert (frame["spread"] >= 0).all()
-    assert frame["spread"].any()
+    assert frame["p"].between(0, 1).all()
 
 
 @pytest.mark.slow
@@ -129,16 +132,18 @@ def test_models_of_one_seed_in_common_are_compared_by_what_single_runs_differ_by
     first, second = (seeds.load(name).summary["test"]["accuracy"] for name in ("ViT", "Linear ViT"))
     found = some.compare("ViT", "Linear ViT")
     assert found["difference"] == pytest.approx(second - first)  # of the seed that both have
-    several = [run.summary["test"] for run in seeds.load_seeds("ViT")]
-    backbones = [seeds.load_seeds(seeds.plan.backbone), seeds.load_seeds("ViT")]  # DynamicViT's start, repeated too
-    pooled = np.mean([np.var([run.summary["test"]["accuracy"] for run in runs], ddof=1) for runs in backbones])
-    assert found["spread"] == pytest.approx(np.sqrt(2 * pooled))
+    repeated = (seeds.plan.backbone, "ViT")  # the first is DynamicViT's start, repeated too
+    runs = {name: [run.summary["test"]["accuracy"] for run in seeds.load_seeds(name)] for name in repeated}
+    assert found["spread"] == pytest.approx(math.sqrt(2 * metrics.training_noise(runs)[0]))
     assert found["seeds"] == 1
-    assert f"spread of single runs {100 * found['spread']:.1f}" in sentences.verdict("ViT", "Linear ViT", found)
+    assert "; single runs)" in sentences.verdict("ViT", "Linear ViT", found)
     some = Lab(seeds.params.replace(repeated=["ViT"]), few)
-    frame = tables.recall_differences(some, "ViT", ["Linear ViT"])
-    expected = math.sqrt(2) * np.std([test["per_class"]["recall"] for test in several], axis=0, ddof=1)
-    assert frame["spread"].to_numpy() == pytest.approx(expected)
+    variance, freedom = some.training_noise("ViT", "Linear ViT", "recall")
+    recalls = [run.summary["test"]["per_class"]["recall"] for run in seeds.load_seeds("ViT")]
+    assert variance == pytest.approx(np.var(recalls, axis=0, ddof=1))
+    assert freedom == 1
+    exact = tables.recall_differences(Lab(seeds.params.replace(seeds=1), few), "ViT", ["Linear ViT"])["p"]
+    assert (tables.recall_differences(some, "ViT", ["Linear ViT"])["p"] >= exact).all()
 
 
 @pytest.mark.slow
@@ -196,9 +201,9 @@ def test_every_pair_is_tested_once_and_corrected_for_all(done: Lab) -> None:
 def test_pairs_of_many_models_are_a_matrix_of_points(done: Lab) -> None:
     pairs = pd.DataFrame(
         [
-            {"a": "x", "b": "y", "difference": 0.031, "spread": 0.0, "p": 0.01},
-            {"a": "x", "b": "z", "difference": -0.02, "spread": 0.0, "p": 0.2},
-            {"a": "y", "b": "z", "difference": -0.051, "spread": 0.06, "p": 0.01},
+            {"a": "x", "b": "y", "difference": 0.031, "p": 0.01},
+            {"a": "x", "b": "z", "difference": -0.02, "p": 0.2},
+            {"a": "y", "b": "z", "difference": -0.051, "p": 0.06},
         ]
     )
     matrix = tables.pairs_matrix(pairs, ["y", "x", "z"])

@@ -299,7 +299,7 @@ class LabConfig(Common):
     cluster: str = ""  # address of a Ray cluster whose machines train the runs: auto, HOST:6379 or ray://HOST:10001
     runs_dir: str = "runs"  # where runs are kept, and found again
     measurement: CountOrZero = 0  # another number measures all times anew
-    rounds: Count = 2  # in which all that a table compares is timed in turns, at least; more where they disagree
+    rounds: Count = 3  # in which all that a table compares is timed in turns, at least; more where they disagree
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well
     notes: str = ""  # what a reader of the report has to know beside its numbers
     data_name: str = ""  # what the report calls the data; empty: the data set's or the folder's name

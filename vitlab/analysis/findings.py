@@ -1,7 +1,7 @@
 """The answers of page one: a sentence a question, each by a rule from what was measured.
 
 results: `tables.by_model`; pairs: `tables.pairs`; speed: `Lab.speed`. A difference counts where `metrics.shown` says
-so; a gain where its interval leaves zero out; a model is faster where it is so by more than the spread over the rounds.
+so; a gain where its interval leaves zero out; a model is faster where its lead exceeds what the rounds leave open.
 """
 
 import math
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from vitlab.analysis.complexity import EQUAL_COST
 from vitlab.analysis.metrics import best_gain, shown
 from vitlab.analysis.sentences import named
 from vitlab.analysis.theme import own_words
@@ -44,19 +45,26 @@ def ahead(pairs: pd.DataFrame, one: str, other: str) -> str:
     return pair["b"] if pair["difference"] > 0 else pair["a"]
 
 
+def behind_at_most(pairs: pd.DataFrame, one: str, other: str) -> float:
+    """By how much of accuracy `other` may be behind `one`, as the interval of their difference in `pairs` has it."""
+    [pair] = pairs[pairs["a"].isin([one, other]) & pairs["b"].isin([one, other])].itertuples()
+    low, high = pair.interval
+    return -low if pair.b == other else high
+
+
 def recommended(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> pd.Series:
     """The row of the model to take: the fastest in batches of those that are as good as the most accurate one.
 
     As good: within one standard error of its accuracy (Breiman et al. 1984, the rule of one standard error), and not
-    shown to be behind it. The most accurate one where none of them is `FASTER` beyond the spread, or where its speed
-    is unknown, as of a module of the reader's own.
+    shown to be behind it. The most accurate one where none of them is shown to be `FASTER`, or where its speed is
+    unknown, as of a module of the reader's own.
     """
     best = results.loc[results["accuracy"].idxmax()]
     error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
     near = results[results["accuracy"] >= best["accuracy"] - error]
     good = near[[ahead(pairs, best["model"], name) != best["model"] for name in near["model"]]]
     times = {i: speed(name, best["model"]) for i, name in good["model"].items()}
-    faster = {i: ratio for i, (ratio, spread) in times.items() if ratio > max(FASTER, 1 + spread)}
+    faster = {i: ratio for i, (ratio, off) in times.items() if ratio > max(FASTER, 1 + off)}
     return good.loc[max(faster, key=faster.get)] if faster else best
 
 
@@ -122,31 +130,37 @@ def _points(row: pd.Series) -> str:
 def tokens(
     results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str], left: tuple[int, int]
 ) -> str:
-    """How many tokens can go: with the most accurate of the models that drop tokens without a loss that can be shown.
+    """How many tokens can go: with the best of the models that drop tokens without a loss that can be shown.
 
-    pairs: of each of these models with `reference`, the one trained as long with all its tokens; reduced: those with
-    fewer tokens; left: tokens after the last stage, and all.
+    The best by its difference to `reference`, which is of the seeds that both have. pairs: of each of these models with
+    `reference`, the one trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
+    last stage, and all.
     """
     rows = results.set_index("model")
     base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
     tried = rows.loc[[name for name in reduced if name in rows.index]]
     free = [name for name in tried.index if ahead(pairs, reference, name) != reference]
-    row = tried.loc[free or list(tried.index)]
-    row = row.loc[row["accuracy"].idxmax()]
-    saves = f"saves {1 - row['macs'] / base['macs']:.0%} of the multiply-adds"
-    pair = pairs[pairs["a"].isin([reference, row.name]) & pairs["b"].isin([reference, row.name])].iloc[0]
-    points = 100 * pair["difference"] * (1 if pair["b"] == row.name else -1)
+    gains = {name: -loss(pairs, reference, name) for name in free or tried.index}
+    best = max(gains, key=gains.get)
+    saved, points = 1 - tried.loc[best, "macs"] / base["macs"], 100 * gains[best]
+    saves = f"saves {saved:.0%} of the multiply-adds" if saved > 0 else f"needs {-saved:.0%} more multiply-adds"
     if free:
-        return f"{text} *{row.name}* {saves} without a loss that shows against *{reference}* ({signed(points)} points)."
+        return f"{text} *{best}* {saves} without a loss that shows against *{reference}* ({signed(points)} points)."
     loses = f"loses {-points:.1f} points against *{reference}*"
-    return f"{text} none does it without a loss; the best, *{row.name}*, {saves} and {loses}."
+    return f"{text} none does it without a loss; the best, *{best}*, {saves} and {loses}."
+
+
+def loss(pairs: pd.DataFrame, reference: str, name: str) -> float:
+    """The accuracy of `reference` minus that of another model, as `pairs` has their difference."""
+    [pair] = pairs[pairs["a"].isin([reference, name]) & pairs["b"].isin([reference, name])].itertuples()
+    return -pair.difference if pair.b == name else pair.difference
 
 
 def beside_smaller(
     light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed
 ) -> tuple[str, str, float, float]:
     """The most accurate of the ViTs built `smaller`, which of it and `light` is shown to be ahead ("": neither), and
-    its images a second over those of `light`, with the spread over rounds.
+    its images a second over those of `light`, with how far off that may be.
     """
     other = results.set_index("model").loc[smaller, "accuracy"].idxmax()
     return other, ahead(pairs, light, other), *speed(other, light)
@@ -154,26 +168,37 @@ def beside_smaller(
 
 def built_as_small(light: str, smaller: list[str], results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     """Whether tokens had to go for that: a ViT that was built `smaller`, beside the model `light`."""
-    other, better, times, spread = beside_smaller(light, smaller, results, pairs, speed)
-    text = f"A ViT built as small, *{other}* ({results.set_index('model').loc[other, 'accuracy']:.1%}),"
+    other, better, times, off = beside_smaller(light, smaller, results, pairs, speed)
+    rows = results.set_index("model")
+    more = rows.loc[other, "macs"] / rows.loc[light, "macs"] - 1
+    than = f"with {abs(more):.0%} {'more' if more > 0 else 'fewer'} multiply-adds than it, "
+    small = "as small" if abs(more) <= EQUAL_COST else "small"
+    text = f"A ViT built {small}, *{other}* ({than if small == 'small' else ''}{rows.loc[other, 'accuracy']:.1%}),"
     if better:
         return f"{text} is {'behind' if better == light else 'ahead of'} it."
-    pace = f"is {times:.2f} times as fast" if abs(times - 1) > spread else "not by its speed either"
+    pace = f"is {times:.2f} times as fast" if abs(times - 1) > off else "not by its speed either"
     return f"{text} cannot be told from it by its accuracy, and {pace}."
 
 
 def linear(
-    against: dict[str, dict], speed: Speed, crossovers: dict[str, float], longest: int, width: int, here: int
+    against: dict[str, dict],
+    speed: Speed,
+    crossovers: dict[str, float],
+    measured: tuple[int, int],
+    width: int,
+    here: int,
 ) -> str:
     """When linear attention pays: by accuracy at the size of the lab, and by the clock from how many tokens on.
 
     against: linear attention -> `metrics.compare` with the ViT; crossovers: kind of attention -> tokens from which a
-    layer of this width is faster than softmax, inf if it is not up to `longest`; here: tokens of the lab's models.
+    layer of this width is faster than softmax, inf if it is at none of those `measured`, from the fewest to the most;
+    here: tokens of the lab's models, the class token among them.
     """
+    fewest, longest = measured
     text = f"**When does linear attention pay?** As a layer of width {width} alone,"
     times = {name: speed(name, "ViT") for name in against}
-    faster = [name for name, (ratio, spread) in times.items() if ratio - 1 > spread]
-    slower = [name for name, (ratio, spread) in times.items() if 1 - ratio > spread]
+    faster = [name for name, (ratio, off) in times.items() if ratio - 1 > off]
+    slower = [name for name, (ratio, off) in times.items() if 1 - ratio > off]
     worse = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     if faster:
         pace = f"{_names(faster)} {_s('beat', faster)} softmax in batches"
@@ -186,6 +211,8 @@ def linear(
     finite = {kind: at for kind, at in crossovers.items() if math.isfinite(at)}
     first = min(finite, key=finite.get, default="")
     clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
+    if finite and finite[first] <= fewest:
+        clock = f"at every size measured, from {fewest:,} tokens (*{first}*)"
     return f"{text} {clock}; in the lab's own models, of {here} tokens, {pace}, {loses}."
 
 
@@ -198,8 +225,8 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
     text, lighter = "**What is a multiply-add worth?**", []
     for reference, names in beside.items():
         for name in (name for name in names if name in macs.index and macs[name] <= (1 - LIGHTER) * macs[reference]):
-            (gain, gain_spread), (wait, wait_spread) = speed(name, reference), speed(name, reference, "latency")
-            faster = gain - 1 > gain_spread, 1 - wait > wait_spread
+            (gain, gain_off), (wait, wait_off) = speed(name, reference), speed(name, reference, "latency")
+            faster = gain - 1 > gain_off, 1 - wait > wait_off
             lighter.append((name, macs[name] / macs[reference], 1 / gain, wait, *faster))
     frame = pd.DataFrame(lighter, columns=["model", "work", "batch", "one", "quick", "prompt"])
     if frame.empty:
@@ -210,7 +237,7 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
     return (
         f"{text} Models with at least {LIGHTER:.1%} less work than the ViT beside them ({len(frame)} here{built}) "
         f"have, in the median, {shares[0]:.0%} of it, {shares[1]:.0%} of its time in batches and {shares[2]:.0%} for "
-        f"one image. Faster by more than the spread over rounds: {quick} in batches, {prompt} for one image."
+        f"one image. Shown to be faster: {quick} in batches, {prompt} for one image."
     )
 
 

@@ -1,12 +1,12 @@
 """Scores from predictions, their uncertainty, and paired tests between two models on the same images."""
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from scipy.special import gammaln, ndtri, softmax, stdtrit
+from scipy.special import gammaln, ndtri, softmax, stdtr, stdtrit
 
 Key = TypeVar("Key", bound=Hashable)
 LEVEL = 0.05  # a difference is claimed where it would be this rare by chance
@@ -26,7 +26,7 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
         }
         for name, row in per_class.items()
     }
-    correct = int(counted[0].sum())
+    correct, drawn = int(counted[0].sum()), macro_f1(resampled(logits, labels))
     return {
         "n": len(labels),
         "accuracy": correct / len(labels),
@@ -34,7 +34,8 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> dict:
         "top_2": top_k(logits, labels, 2),
         "balanced_accuracy": float(mean_recall(counted)),
         **overall,
-        "f1_interval": interval(macro_f1(resampled(logits, labels))),
+        # drawn from images that are all right, or all wrong, no other score can come
+        "f1_interval": interval(drawn) if np.ptp(drawn) else wilson(correct, len(labels)),
         "per_class": {name: row.tolist() for name, row in per_class.items()},
         "calibration_error": calibration_error(logits, labels),
         "confusion": np.bincount(labels * classes + answers, minlength=classes**2).reshape(classes, classes).tolist(),
@@ -202,32 +203,72 @@ def _convolved(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    logits_a: np.ndarray, logits_b: np.ndarray, labels: np.ndarray, draw: Callable[..., np.ndarray] = resampled
+    logits_a: np.ndarray,
+    logits_b: np.ndarray,
+    labels: np.ndarray,
+    draw: Callable[..., np.ndarray] = resampled,
+    noise: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict:
     """Two models on the same images: differences b − a of accuracy and macro F1, their intervals, McNemar's test.
 
-    Logits (N, C), or (S, N, C) of S seeds: then the differences are those of the means, and `spread` is the larger
-    standard deviation over seeds of the two accuracies (0 for one seed, which says nothing about it: `pooled_spread`
-    of other models may). `draw` is `resampled`, or one that remembers.
+    Logits (N, C), or (S, N, C) of S seeds: then the differences are those of the means. `draw` is `resampled`, or one
+    that remembers. noise: "accuracy" and "macro_f1" -> `training_noise` of such models; then intervals and p hold over
+    trainings as well as images (`reach`, `p_value`), and `spread` is the standard deviation of the accuracies'
+    difference by the chance of training. Without, they are of these very runs, and spread is 0.
     """
     a, b = (logits.reshape(-1, *logits.shape[-2:]) for logits in (logits_a, logits_b))
     whole = [np.stack([tally(one, labels) for one in seeds], axis=1) for seeds in (a, b)]  # (3, S, C)
     drawn = [np.stack([draw(one, labels) for one in seeds], axis=2) for seeds in (a, b)]  # (3, resamples, S, C)
-    found = {}
+    found: dict = {"seeds": len(a)} | mcnemar(logits_a, logits_b, labels)
     for name, score in {"": accuracy, "f1_": macro_f1}.items():
         (one, other), (draws, others) = ([score(tallies) for tallies in both] for both in (whole, drawn))
-        found[f"{name}difference"] = float(other.mean() - one.mean())
-        found[f"{name}interval"] = interval(others.mean(-1) - draws.mean(-1))
-    spread = max(mean_and_spread(list(accuracy(tallies)))[1] for tallies in whole) if len(a) > 1 else 0.0
-    return found | {"seeds": len(a), "spread": float(spread)} | mcnemar(logits_a, logits_b, labels)
+        variance, freedom = (noise or {}).get(score.__name__, (0.0, math.inf))
+        by_training, by_images = 2 * variance / len(a), others.mean(-1) - draws.mean(-1)
+        found[f"{name}difference"] = difference = float(other.mean() - one.mean())
+        if by_training:
+            off = reach(by_training, freedom, float(by_images.var(ddof=1)))
+            found[f"{name}interval"] = difference - off, difference + off
+        else:
+            found[f"{name}interval"] = of_one_mind(len(labels)) if not np.ptp(by_images) else interval(by_images)
+        if not name:
+            found["spread"] = math.sqrt(by_training)
+            found["p"] = p_value(difference, by_training, freedom, float(by_images.var(ddof=1)), found["p"])
+    return found
+
+
+def _error(by_training: float, freedom: float, by_images: float) -> tuple[float, float]:
+    """Standard error of a difference, and its degrees of freedom (Satterthwaite 1946, Welch 1947): of its variance by
+    the chance of training, which is known with so many, and of that by the choice of images.
+    """
+    together = by_training + by_images
+    return math.sqrt(together), freedom * (together / by_training) ** 2 if by_training else math.inf
+
+
+def reach(by_training: float, freedom: float, by_images: float, level: float = LEVEL) -> float:
+    """Half the interval of a difference over trainings and images (`_error`)."""
+    error, freedom = _error(by_training, freedom, by_images)
+    return float(stdtrit(freedom, 1 - level / 2)) * error
+
+
+def p_value(difference: float, by_training: float, freedom: float, by_images: float, exact: float) -> float:
+    """Two-sided p-value of a difference over trainings and images (`_error`); at least the `exact` one of images alone,
+    which holds for few of them too, and is all there is where nothing tells of the chance of training.
+    """
+    error, freedom = _error(by_training, freedom, by_images)
+    return max(exact, float(2 * stdtr(freedom, -abs(difference) / error))) if by_training else exact
+
+
+def of_one_mind(images: int) -> tuple[float, float]:
+    """95% interval of a difference where both models are right on the same ones of so many images: what share of images
+    that tell them apart would go unseen in them.
+    """
+    unseen = 1 - (LEVEL / 2) ** (1 / images)
+    return -unseen, unseen
 
 
 def shown(comparison: dict | pd.DataFrame) -> bool | pd.Series:
-    """Whether a difference may be claimed: beyond the choice of images, p < LEVEL, and beyond the spread over seeds.
-
-    Of `compare`, or of a table with its columns difference, p and spread.
-    """
-    return (comparison["p"] < LEVEL) & (abs(comparison["difference"]) > comparison.get("spread", 0.0))
+    """Whether a difference may be claimed, p < LEVEL; of `compare`, or of a table with its columns."""
+    return comparison["p"] < LEVEL
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -249,16 +290,6 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def pooled_spread(scores: Iterable[Sequence]) -> np.ndarray:
-    """Standard deviation over seeds of a score, pooled over models; 0 where none has several seeds.
-
-    scores: of each model those of its seeds, each a number or an array, as of (C,) recalls; the deviation is one too.
-    """
-    several = [np.asarray(seeds) for seeds in scores if len(seeds) > 1]
-    squares = sum(np.square(seeds - seeds.mean(0)).sum(0) for seeds in several)
-    return np.sqrt(squares / max(1, sum(len(seeds) - 1 for seeds in several)))
-
-
 def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
     """(models,) bool: whether no other model has a higher accuracy at no more, or as high a one at less, of `cost`.
 
@@ -273,19 +304,24 @@ def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
 # ---------------------------------------------------------------- over seeds and test images
 
 
-def training_noise(scores: dict[str, list[float]]) -> tuple[float, float]:
-    """Variance of a score by the chance of training alone, and its degrees of freedom; name -> score of each seed.
+def training_noise(scores: Mapping[str, Sequence]) -> tuple[Any, float]:
+    """Variance of a score by the chance of training alone, and its degrees of freedom.
 
-    Seeds are blocks: the models of one share its images and its rare classes. What is left of the scores once the
-    means of names and of seeds are taken out is chance; its variance is pooled over the names (randomised blocks,
-    Fisher 1935). Of a single seed nothing is left: 0, and no limit to the degrees of freedom.
+    scores: name -> of each seed a number, or an array as of (C,) recalls; the variance is one too. Seeds are blocks:
+    the models of one share its images and its rare classes. What is left of the scores once the means of names and of
+    seeds are taken out is chance; its variance is pooled over the names (randomised blocks, Fisher 1935). Of a single
+    name the seeds are no blocks, but all that tells of chance. Of a single seed nothing is left: 0, and no limit to the
+    degrees of freedom.
     """
     table = np.array(list(scores.values()))
-    freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-    if not freedom:
-        return 0.0, math.inf
-    left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    return float((left**2).sum() / freedom), freedom
+    names, seeds = table.shape[:2]
+    if seeds < 2:
+        return np.zeros(table.shape[2:])[()], math.inf
+    left = table - table.mean(1, keepdims=True)
+    freedom = (max(names, 2) - 1) * (seeds - 1)
+    if names > 1:
+        left = left - table.mean(0) + table.mean((0, 1))
+    return (left**2).sum((0, 1)) / freedom, freedom
 
 
 def seed_differences(
@@ -294,22 +330,21 @@ def seed_differences(
     base: str,
     names: list[str],
     noise: tuple[float, float],
+    tests: int = 0,
 ) -> pd.DataFrame:
     """Of each of `names`: score, its mean over seeds; gain over `base`; low, high, the gain's 95% interval.
 
-    The interval is one over seeds and test images, and holds for all of `names` at once (Bonferroni). scores: name ->
-    score of each seed; resampled_scores: name -> (resamples,) the seeds' mean on test images drawn anew; noise:
-    `training_noise`, s² with f degrees of freedom. A gain has the variance 2 s²/seeds plus that of the test images,
-    and the degrees of freedom of Welch and Satterthwaite.
+    The interval is one over seeds and test images (`reach`), and holds for all of `names` at once, or for so many
+    `tests` where `base` was chosen by these very scores (Bonferroni). No score leaves 0 to 1. scores: name -> score of
+    each seed; resampled_scores: name -> (resamples,) the seeds' mean on images drawn anew; noise: `training_noise`.
     """
-    variance_of_seeds = 2 * noise[0] / len(scores[base])
-    rows = {}
+    by_training, level = 2 * noise[0] / len(scores[base]), LEVEL / max(tests, len(names), 1)
+    start, rows = float(np.mean(scores[base])), {}
     for name in names:
-        gain = float(np.mean(scores[name]) - np.mean(scores[base]))
-        variance = variance_of_seeds + float(np.var(resampled_scores[name] - resampled_scores[base], ddof=1))
-        freedom = noise[1] * (variance / variance_of_seeds) ** 2 if variance_of_seeds else math.inf
-        reach = float(stdtrit(freedom, 1 - LEVEL / 2 / len(names))) * math.sqrt(variance)
-        rows[name] = float(np.mean(scores[name])), gain, gain - reach, gain + reach
+        score = float(np.mean(scores[name]))
+        by_images = float(np.var(resampled_scores[name] - resampled_scores[base], ddof=1))
+        off, gain = reach(by_training, noise[1], by_images, level), score - start
+        rows[name] = score, gain, max(gain - off, -start), min(gain + off, 1 - start)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "gain", "low", "high"])
 
 

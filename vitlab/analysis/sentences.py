@@ -15,22 +15,22 @@ def p_text(p: float) -> str:
 def verdict(a: str, b: str, comparison: dict) -> str:
     """One sentence on what `compare` found: b or a is ahead only where `metrics.shown` says so.
 
-    That is where McNemar's p is below 0.05 and, where seeds tell it, the difference exceeds the spread over them.
+    It says whether these are differences of single runs, of which another seed may tell otherwise: where no model has
+    several seeds, intervals and tests are of images alone.
     """
     points = comparison["difference"] * 100
     low, high = (end * 100 for end in comparison["interval"])
-    several = comparison.get("seeds", 1) > 1
-    of = f"over {comparison['seeds']} seeds" if several else "of single runs"
-    over = f", spread {of} {100 * comparison['spread']:.1f}" if several or comparison.get("spread") else ""
+    runs = f"{seeds} seeds" if (seeds := comparison.get("seeds", 1)) > 1 else "single runs"
+    if not comparison.get("spread"):
+        runs += ", images alone"
     if not shown(comparison):
-        them = "these test images and seeds" if over else "this test set"
         return (
-            f"between {a} and {b} there is no difference that {them} can show "
-            f"({signed(points)} points, 95% interval {signed(low)} to {signed(high)}, {p_text(comparison['p'])}{over})"
+            f"between {a} and {b} no difference can be shown ({signed(points)} points, 95% interval {signed(low)} to "
+            f"{signed(high)}, {p_text(comparison['p'])}; {runs})"
         )
     if points < 0:
         a, b, points, low, high = b, a, -points, -high, -low
-    figures = f"95% interval {low:.1f} to {high:.1f}, {p_text(comparison['p'])}{over}"
+    figures = f"95% interval {signed(low)} to {signed(high)}, {p_text(comparison['p'])}; {runs}"
     return f"{b} is ahead of {a} by {points:.1f} points ({figures})"
 
 

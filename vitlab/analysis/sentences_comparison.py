@@ -6,10 +6,19 @@ import pandas as pd
 
 from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.complexity import COURSE
-from vitlab.analysis.findings import NONE_AS_GOOD, Speed, ahead, beside_smaller, near_the_best, recommended
+from vitlab.analysis.findings import (
+    NONE_AS_GOOD,
+    Speed,
+    ahead,
+    behind_at_most,
+    beside_smaller,
+    near_the_best,
+    recommended,
+)
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
 from vitlab.analysis.sentences_linear import LINEAR
+from vitlab.analysis.tokens import LOSS
 from vitlab.texts import markdown
 
 if TYPE_CHECKING:
@@ -22,13 +31,13 @@ MOST_LISTED = 12  # pairs that are named one by one
 def verdicts(pairs: pd.DataFrame) -> str:
     """What the tests can say of `tables.pairs`: the pairs with a difference or, if fewer, those without."""
     clear = shown(pairs)
-    rest = f"In {(~clear).sum()} of {len(pairs)} pairs there is no difference that this test set can show"
+    rest = f"In {(~clear).sum()} of {len(pairs)} pairs no difference can be shown"
     if min(clear.sum(), (~clear).sum()) > MOST_LISTED:
         return f"In {clear.sum()} of {len(pairs)} pairs it is shown which of the two is ahead, in the others not."
     if clear.sum() <= len(pairs) / 2:
         lines = [f"* {verdict(named([row.a]), named([row.b]), row._asdict())}." for row in pairs[clear].itertuples()]
         return "\n".join([*lines, f"* {rest}."] if lines else [f"{rest}."])
-    found = f"In {clear.sum()} of {len(pairs)} pairs this test set shows which of the two is ahead."
+    found = f"In {clear.sum()} of {len(pairs)} pairs it is shown which of the two is ahead."
     alike = "; ".join(f"{named([row.a])} and {named([row.b])}" for row in pairs[~clear].itertuples())
     return f"{found} {rest}: {alike}." if alike else found
 
@@ -37,7 +46,7 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """Sentences on the most accurate model, and on the one of fewest MACs that the tests cannot tell from it.
 
     results: model, accuracy, accuracy_low, accuracy_high, macs; pairs: a, b, difference, p, corrected for the number of
-    tests, and of several seeds spread.
+    tests.
     """
     best = results.loc[results["accuracy"].idxmax()]
     first = results.loc[results["accuracy"] == best["accuracy"], "model"]
@@ -50,7 +59,7 @@ def leaders(results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if peers.empty:
         return f"{text} It differs significantly from every other model."
     it = "it" if len(first) == 1 else named(first[:1])
-    text += f" This test set can show no difference between {it} and {named(peers['model'])}"
+    text += f" Tested in all {len(pairs)} pairs, no difference is shown between {it} and {named(peers['model'])}"
     lighter = peers[peers["macs"] < best["macs"]]  # without those of unknown cost
     if lighter.empty:
         needs = "needs" if results["macs"].notna().all() else "is known to need"
@@ -78,8 +87,8 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     """One sentence, by rule: take the lighter model, or rather a smaller ViT that costs as little?
 
     light: the model; smaller: names of the ViTs of its cost, of which the most accurate is compared. The lighter model
-    is worth its machinery only where it is ahead; where no difference can be shown the plain ViT is the better choice,
-    having nothing to explain, unless it is slower by more than the spread over the rounds.
+    is worth its machinery only where it is ahead; where the plain ViT is behind by `LOSS` at most it is the better
+    choice, having nothing to explain, unless it is slower. That no difference is shown decides nothing alone.
     """
     rows = results.set_index("model")
     other, better, times, spread = beside_smaller(light, smaller, results, pairs, speed)
@@ -94,18 +103,27 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     if better == other:
         return f"A smaller ViT, **{other}**, is a better choice than *{light}*: {cost}."
     neither = f"Between *{light}* and a smaller ViT, *{other}*, no difference in accuracy is shown"
-    if 1 - times > spread:
+    pace = "slower" if 1 - times > spread else "faster" if times - 1 > spread else "not shown to be slower"
+    if (behind := behind_at_most(pairs, light, other)) > LOSS:
+        return (
+            f"{neither}, but *{other}* may be up to {100 * behind:.1f} points behind; it is {pace}. Which is the "
+            f"better choice is open ({cost})."
+        )
+    if pace == "slower":
         return f"{neither}, and *{other}* is slower: **{light}** is the better choice where throughput counts ({cost})."
-    pace = "faster" if times - 1 > spread else "not shown to be slower"
-    return f"{neither}, and *{other}* is {pace}: it is the better choice ({cost})."
+    return (
+        f"{neither}, *{other}* is at most {100 * max(behind, 0):.1f} points behind and {pace}: it is the better choice "
+        f"({cost})."
+    )
 
 
 def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """One sentence, by rule: when is the convolutional network `cnn` the better choice?
 
-    results: of models that were trained for as long; those of unknown cost are left out. It is the better choice where
-    no model that needs fewer multiply-adds is as good as far as the tests show. Models that are ahead of it, for more
-    work, are named with what they cost, but where a lighter one is as good.
+    results: of models that were trained for as long; pairs: of `cnn` with each of them, corrected for these tests
+    alone; models of unknown cost are left out. It is the better choice where it is shown to be ahead of every model
+    that needs fewer multiply-adds, and not where such a one is ahead, or behind by `LOSS` at most; else it is open.
+    Models that are ahead of it, for more work, are named with what they cost.
     """
     rows = results.dropna(subset=["macs"]).set_index("model")
     own = rows.loc[cnn]
@@ -120,12 +138,22 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     )
     if lighter:
         return f"{what} is not the better choice: ahead of it, for no more work, is {named(lighter)}."
-    beats = f"It is ahead of {named(behind)}." if behind else "It is shown to be ahead of none of them."
-    if ties := [name for name, w in winner.items() if not w and rows.loc[name, "macs"] < own["macs"]]:
+    alone = f" (corrected for these {len(winner)} tests)"
+    beats = f"It is ahead of {named(behind)}{alone}." if behind else f"It is shown to be ahead of none of them{alone}."
+    ties = {n: behind_at_most(pairs, cnn, n) for n, w in winner.items() if not w and rows.loc[n, "macs"] < own["macs"]}
+    if alike := [name for name, points in ties.items() if points <= LOSS]:
+        light = min(alike, key=rows["macs"].get)
+        return (
+            f"{what} is not the better choice where work counts: *{markdown(light)}* is at most "
+            f"{100 * max(ties[light], 0):.1f} points behind it, and needs {rows.loc[light, 'macs'] / own['macs']:.0%} "
+            f"of its multiply-adds. {beats}"
+        )
+    if ties:
         light = min(ties, key=rows["macs"].get)
         return (
-            f"{what} is not the better choice where work counts: from it *{markdown(light)}* cannot be told, which "
-            f"needs {rows.loc[light, 'macs'] / own['macs']:.0%} of its multiply-adds. {beats}"
+            f"{what} is not shown to be ahead of *{markdown(light)}*, which needs "
+            f"{rows.loc[light, 'macs'] / own['macs']:.0%} of its multiply-adds and may be up to "
+            f"{100 * ties[light]:.1f} points behind: which is the better choice where work counts is open. {beats}"
         )
     if better:
         more = min(rows.loc[name, "macs"] for name in better) / own["macs"]
@@ -171,29 +199,29 @@ def against_cost(images: int) -> str:
 def paired(lab: "Lab", pairs: int, images: int) -> str:
     """Caption of the pairs: listed one by one, or at a glance."""
     text = f"All {pairs} pairs of models on the same {images:,} test images,"
-    common = " (of pairs with one run each: what single runs differ by)" if lab.params.repeated or lab.extra else ""
+    if lab.params.seeds > 1:
+        over = "over images and the chance of training"
+    else:
+        over = "over images alone: these are single runs"
     if len(lab.compared) <= FEW_MODELS:
-        spread = f" Spread: over seeds{common}." if lab.params.seeds > 1 else ""
         return (
-            f"{text} differences in points with 95% intervals, images that only one model gets right, and the exact "
-            f"McNemar test's p, two-sided, corrected after Holm.{spread}"
+            f"{text} differences in points with 95% intervals, images that only one model gets right, and p, "
+            f"two-sided, corrected after Holm; intervals and p are {over}."
         )
-    spread = f", and beyond the spread over seeds{common}" if lab.params.seeds > 1 else ""
     return (
-        f"{text} by how many points of accuracy the row's model is above the column's. A star: shown by the exact "
-        f"McNemar test, two-sided, corrected after Holm{spread}. Intervals and p-values of all pairs stand beside the "
-        "report, in `pairs.csv`."
+        f"{text} by how many points of accuracy the row's model is above the column's. A star: shown, p two-sided "
+        f"{over}, corrected after Holm. Intervals and p-values of all pairs stand beside the report, in `pairs.csv`."
     )
 
 
 def by_class(differences: pd.DataFrame) -> str:
     """differences: `tables.recall_differences`; of many classes the figure writes no numbers."""
     text = "Recall of each class by each model minus that of the ViT, in points"
-    tests = "(McNemar within the class, Holm over the figure)"
+    tests = "(within the class, Holm over the figure)"
     found = f"{shown(differences).sum()} of {len(differences)}"
     if differences["class"].nunique() > MOST_LABELS:
         return f"{text}. Shown by tests {tests}: {found}."
-    stars = f"A star marks a difference that the test set can show {tests}: {found}."
+    stars = f"A star marks a difference that is shown {tests}: {found}."
     return f"{text}; the ViT's recall stands below the class. {stars}"
 
 
@@ -241,4 +269,4 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     else:
         times, _ = speed(take["model"], best["model"])
         why = f"{near_the_best(take, best)}, it classifies {times:.1f} times as many images a second"
-    return f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}.** On these test images {real}."
+    return f"**Take {markdown(take['model'])}, {take['accuracy']:.1%}: {why}.** {real[0].upper()}{real[1:]}."

@@ -108,7 +108,7 @@ def components(attention: float, tokens: int) -> str:
 def times(batch: int, rounds: int) -> str:
     return (
         f"Time and memory. Latency at batch 1 and throughput in batches of {batch}, medians over {rounds} rounds or "
-        "more; ratios taken within each round, in brackets half the distance of their quartiles; peak memory of a "
+        "more; ratios taken within each round, in brackets how far off they may be (95%); peak memory of a "
         f"batch of {MEMORY_BATCH}, weights not counted."
     )
 
@@ -216,10 +216,10 @@ def where_it_pays(crossed: dict[str, float], fewest: int, width: int, mib: pd.Se
     for kind, at in crossed.items():
         where = "at no size measured" if math.isinf(at) else f"from {at:,.0f} tokens on"
         told.append(f"{kind} {'at every size measured' if at == fewest else where}")
-    saves = "none of them" if mib["softmax"] < mib.drop("softmax").min() else "at least one of them"
+    saves = "none of them saves any" if mib["softmax"] < mib.drop("softmax").min() else "at least one of them saves"
     return (
-        f"Linear attention pays by the clock, for a layer of width {width}, {', '.join(told)}; in peak memory, with "
-        f"softmax fused, {saves} at {longest:,} tokens."
+        f"By the clock, for a layer of width {width}, linear attention is faster than softmax: {', '.join(told)}; in "
+        f"peak memory, with softmax fused, {saves} at {longest:,} tokens."
     )
 
 

@@ -183,20 +183,21 @@ def shapes_table(studies: list["Study"]) -> str:
     )
 
 
-def rare_answers(matrices: dict[str, np.ndarray], few: int) -> str:
+def rare_answers(matrices: dict[str, np.ndarray], few: int, rare: pd.Series) -> str:
     """How many images of the `few` rarest classes are taken for a commoner one, without and with the best remedy.
 
-    matrices: two names -> `Study.confusion`, the commonest class first.
+    matrices: two names -> `Study.confusion`, the commonest class first; rare: what the remedy changes in the recall of
+    these classes, a row of `metrics.seed_differences`.
     """
     shares = [
         sum(matrix[row, :row].sum() for row in range(len(matrix) - few, len(matrix))) / max(matrix[-few:].sum(), 1)
         for matrix in matrices.values()
     ]
     _, best = matrices
-    change = "it keeps rare images from being lost" if shares[1] < shares[0] else "it does not help them"
+    change = "gain" if rare["low"] > 0 else "lose" if rare["high"] < 0 else "are not shown to gain"
     return (
         f"Without a remedy {shares[0]:.1%} of the images of the {few} rarest classes are taken for a commoner class, "
-        f"under {words(best)} {shares[1]:.1%}: {change}, as measured."
+        f"under {words(best)} {shares[1]:.1%}; in recall these classes {change} ({points(rare)})."
     )
 
 
@@ -210,12 +211,9 @@ def sureness(scores: pd.DataFrame) -> str:
     best, least = f1.idxmax(), errors.idxmin()
     text = f"Of *none* and the remedies *{words(least)}* has the smallest calibration error ({errors[least]:.3f})"
     if best == least:
-        return f"{text} and the best macro F1: here answering better and knowing better go together."
+        return f"{text} and the best macro F1."
     none = f", and *none* has {errors['none']:.3f}" if "none" not in (best, least) else ""
-    return (
-        f"{text}; *{words(best)}*, of the best macro F1, has {errors[best]:.3f}{none}: to answer better is not to know "
-        "better."
-    )
+    return f"{text}; *{words(best)}*, of the best macro F1, has {errors[best]:.3f}{none}."
 
 
 def still_rising(curves: dict[str, pd.DataFrame]) -> str:
@@ -297,7 +295,9 @@ def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few:
     """
     better = gains.index[gains["low"] > 0]
     if better.empty:
-        return "Where no remedy gains, nobody has to pay."
+        all_paying = common[common["high"] < 0]
+        costs = f", but the commonest classes pay under {_with_gains(all_paying)}" if len(all_paying) else ""
+        return f"No remedy is shown to gain{costs}."
     paying = [name for name in better if common.loc[name, "high"] < 0]
     best = best_gain(gains).name
     text = (

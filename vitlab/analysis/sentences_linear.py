@@ -22,8 +22,8 @@ TWO_ORDERS = (
 )
 STEPS = (
     "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
-    "(McNemar, Holm over all of this chapter's comparisons) and the spread say so: over seeds, or, of models with one "
-    "run each, what single runs differ by where others have several."
+    "says so, corrected for all of this chapter's comparisons (Holm). Interval and p hold over images, and over the "
+    "chance of training where models have several seeds."
 )
 INJECTIVE = "injective normalisation"
 # from, to, what is exchanged
@@ -89,7 +89,7 @@ def steps_table(found: dict[str, dict]) -> pd.DataFrame:
             "points": signed(100 * c["difference"]),
             "95% interval": f"{signed(100 * c['interval'][0])} to {signed(100 * c['interval'][1])}",
             "p": p_text(c["p"]),
-            "spread": f"{100 * c['spread']:.1f}" if c["seeds"] > 1 or c["spread"] else "–",
+            "seeds": str(c["seeds"]),
             "shown": "yes" if shown(c) else "no",
         }
         for what, c in found.items()
@@ -156,7 +156,7 @@ def by_class(images: int, classes: int) -> str:
 def noticed(differences: pd.DataFrame) -> str:
     """Which classes notice; differences: `tables.recall_differences`."""
     clear = differences[shown(differences)]
-    tests = "the tests (McNemar within the class, Holm over all)"
+    tests = "the tests (within the class, Holm over all)"
     text = f"Of these {len(differences)} differences to the ViT {tests} can show "
     if clear.empty:
         return f"{text}none."
@@ -170,13 +170,13 @@ def noticed(differences: pd.DataFrame) -> str:
 def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], tokens: int) -> str:
     """The chapter's question in one sentence: what the linear cost does to accuracy, and whether it pays here.
 
-    against: linear attention -> `metrics.compare` with softmax; speed: its throughput over softmax's and the spread of
-    that over the rounds, as of `Costs.ratio`, which a gain has to exceed.
+    against: linear attention -> `metrics.compare` with softmax; speed: its throughput over softmax's and how far off
+    that may be, as of `Costs.ratio`, which a gain has to exceed.
     """
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     faster = [name for name in against if speed[name][0] - 1 > speed[name][1]]
     if not lost:
-        cost = "The linear cost takes no accuracy that these test images can show"
+        cost = "The linear cost takes no accuracy that these runs can show"
     elif len(lost) == len(against):
         cost = "The linear cost takes accuracy, whichever attention has it"
     else:
@@ -184,7 +184,7 @@ def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], toke
     pays = (
         f"{named(faster)} {'is' if len(faster) == 1 else 'are'} faster than softmax"
         if faster
-        else "none is faster than softmax by more than the spread over rounds"
+        else "none is shown to be faster than softmax"
     )
     return f"**{cost}; at our {tokens} tokens {pays}.**"
 

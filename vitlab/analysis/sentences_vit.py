@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.metrics import confident_mistakes, wilson
-from vitlab.analysis.sentences import expected, named, verdict
+from vitlab.analysis.sentences import named, verdict
 from vitlab.texts import listed, markdown, signed
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ BY_CLASS = (
 )
 MCNEMAR = (
     "The exact McNemar test asks how likely so uneven a split would be if both models were equally good; of several "
-    "seeds an image counts for what all of them say of it, and a difference is claimed only where it exceeds the "
-    "spread over seeds as well. Chapter 6 corrects for all its pairs: there a difference seen here may not stand."
+    "seeds an image counts for what all of them say of it. Where models were trained with several seeds, interval and p"
+    " hold over the chance of training as well; images alone can't tell what another seed would bring. Chapter 6 "
+    "corrects for all its pairs: there a difference seen here may not stand."
 )
 
 
@@ -132,13 +133,13 @@ def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame], im
     then = f"*{other}* has after epoch {there.iloc[0]}" if len(there) else f"*{other}* never has"
     when = f"the first {early} epochs" if early > 1 else "the first epoch"
     if max(ahead, behind) > early / 2:
-        how = "faster" if ahead > behind else "more slowly"
-        text = f"{expected(ahead > behind)}, *{other}* learns {how} than *{first}*, by validation images of {when}"
+        how = "faster, as expected," if ahead > behind else "more slowly, against the expectation,"
+        text = f"In these two runs *{other}* learnt {how} than *{first}*, by validation images of {when}"
     else:
-        text = f"Over {when} it is not shown which of *{other}* and *{first}* learns faster"
+        text = f"Over {when} these two runs do not show which of *{other}* and *{first}* learns faster"
     return (
-        f"{text} (beyond chance ahead in {ahead}, behind in {behind}). What *{first}* reaches in the end, "
-        f"{slow.iloc[-1]:.1%}, {then}."
+        f"{text} (ahead in {ahead}, behind in {behind}, by more than the choice of images explains). What *{first}* "
+        f"reaches in the end, {slow.iloc[-1]:.1%}, {then}."
     )
 
 
@@ -210,8 +211,10 @@ def how_sure(run: "Run") -> str:
 
 def confident(confidence: float, accuracy: float, within: bool = False) -> str:
     """One sentence on mean confidence against accuracy; within: of what chance allows."""
-    if within or abs(confidence - accuracy) < AS_GOOD:
+    if abs(confidence - accuracy) < AS_GOOD:
         what = "it is about as good as it says"
+    elif within:
+        what = "these images cannot show a difference"
     else:
         what = "it is better than it says" if accuracy > confidence else "it says more than it knows"
     return f"On average the ViT is {confidence:.1%} sure and {accuracy:.1%} right: {what}."

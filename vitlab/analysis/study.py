@@ -162,32 +162,46 @@ class Study:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def noise(self, score: str) -> tuple[float, float]:
-        """`metrics.training_noise` of the score over `none` and the remedies that are trained.
+    def noise(self, score: str, names: list[str] | None = None) -> tuple[float, float]:
+        """`metrics.training_noise` of the score over `names`, by default `none` and the remedies that are trained.
 
         A single seed cannot tell it: then that of the lab's first study, where it has more. Post hoc, which shares the
         training of `none`, counts only where there is no other remedy.
         """
         first = next(iter(self.lab.plan.studies))
         if len(self.seeds) == 1 and self.shape != first:
-            return Study(self.lab, first).noise(score)
+            return Study(self.lab, first).noise(score, names)
         trained = [name for name in ("none", *self.remedies) if name != POST_HOC]
-        names = trained if len(trained) > 1 else ("none", *self.remedies)
+        names = names or (trained if len(trained) > 1 else ["none", *self.remedies])
         return metrics.training_noise({name: self._by_seed(score, name) for name in names})
 
     def _by_seed(self, score: str, name: str) -> list[float]:
         return [float(self.statistics()[score](self.tallies[name, seed])) for seed in self.seeds]
 
-    def gains(self, score: str = "macro_f1", names: list[str] | None = None, base: str = "none") -> pd.DataFrame:
+    def gains(
+        self, score: str = "macro_f1", names: list[str] | None = None, base: str = "none", tests: int = 0
+    ) -> pd.DataFrame:
         """`metrics.seed_differences` of the score between each of `names`, by default all remedies, and `base`.
 
-        The chance of training is that of all remedies (`noise`), whichever are compared.
+        The chance of training is that of all remedies (`noise`), whichever are compared; but between `balanced` and
+        another that of these two alone: which classes are rare, as a seed may draw it, is nothing to `balanced`.
         """
         statistic = self.statistics()[score]
         seeds = {name: self._by_seed(score, name) for name in self.names}
         drawn = {n: np.mean([statistic(self.resampled[n, seed]) for seed in self.seeds], 0) for n in self.names}
         names = [name for name in self.remedies if name != base] if names is None else names
-        return metrics.seed_differences(seeds, drawn, base, names, self.noise(score))
+        noise = self.noise(score, [base, BALANCED] if BALANCED in names else None)
+        return metrics.seed_differences(seeds, drawn, base, names, noise, tests)
+
+    def behind_the_best(self) -> pd.DataFrame:
+        """`gains` of all remedies against the best one: chosen by these scores, it stands for every pair of them."""
+        tried = len(self.remedies) + 1
+        return self.gains(base=metrics.best_gain(self.gains()).name, tests=tried * (tried - 1) // 2)
+
+    @property
+    def price(self) -> pd.Series | None:
+        """What `balanced` gains over `none`, a row of `gains`; None where the study has no such runs."""
+        return self.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in self.names else None
 
     def confusion(self, name: str) -> np.ndarray:
         """(C, C) test images of all seeds by true class (rows) and answer, the commonest class first."""
@@ -218,7 +232,7 @@ def conclusion(study: Study) -> list[str]:
     gains, counts = study.gains(), study.counts[study.seeds[0]]
     best = metrics.best_gain(gains).name
     common, rare = study.gains("recall_common"), study.gains("recall_rare")
-    gap = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
+    gap = study.price
     missing = 0
     if gap is not None:
         run = study.runs[BALANCED, study.seeds[0]]
@@ -226,7 +240,7 @@ def conclusion(study: Study) -> list[str]:
     told = [sentences_data.answer(float(counts.max() / counts.min()), gap, gains, missing)]
     told.append(sentences_data.best_remedy(gains, len(study.seeds)))
     if len(gains) > 1:
-        told.append(sentences_data.as_good(best, study.gains(base=best)))
+        told.append(sentences_data.as_good(best, study.behind_the_best()))
     told.append(sentences_data.who_pays(gains, common, rare, study.group))
     if POST_HOC in gains.index:
         trained = gains.drop(POST_HOC)

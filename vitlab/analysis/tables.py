@@ -144,7 +144,7 @@ def flat(pairs: pd.DataFrame) -> pd.DataFrame:
 def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:
     """A row for each way to fewer tokens, compared with the ViT trained on without: model, accuracy, saved, `compare`.
 
-    accuracy: the mean over its seeds, where the difference is that of the seeds which both have; saved: the share of
+    accuracy: the mean over its seeds, while difference is that of the seeds which both have; saved: the share of
     all multiply-adds; p is corrected for the number of ways (Holm).
     """
     whole, rows = sum(lab.costs.macs(lab.plan.config(unreduced)).values()), []
@@ -170,7 +170,7 @@ def attentions(lab: "Lab") -> dict[tuple[str, str], dict]:
 def speeds(lab: "Lab", names: list[str], reference: str) -> pd.DataFrame:
     """The clock of models that are measured together, a row each: images_per_second and latency_ms, medians.
 
-    speed_up and latency_ratio are relative to `reference`, within each round, and with _spread their spread.
+    speed_up and latency_ratio are relative to `reference`, within each round, and with _spread how far off they may be.
     """
     rows = {}
     for name in names:
@@ -183,24 +183,22 @@ def speeds(lab: "Lab", names: list[str], reference: str) -> pd.DataFrame:
 
 
 def recall_differences(lab: "Lab", reference: str, names: list[str] | None = None) -> pd.DataFrame:
-    """Model, class, recall's difference to `reference`'s, and McNemar's p within the class, Holm over the table; the
-    spread over seeds as `Lab.compare` has it.
-
-    Of the models `names`, or of all that are compared.
+    """Model, class, recall's difference to `reference`'s, and its p within the class as of `metrics.compare`, Holm over
+    the table. Of the models `names`, or of all that are compared.
     """
     rows = []
     for name in names or lab.compared:
         base, logits, labels = lab.paired(reference, name)
-        single = np.zeros(len(lab.source.classes))
-        if len(base) == 1:
-            single += lab.spread_of_single_runs(reference, name, lambda test: test["per_class"]["recall"])
+        variance, freedom = lab.training_noise(reference, name, "recall")
+        by_training = np.broadcast_to(2 * variance / len(base), len(lab.source.classes))
         for k, title in enumerate(lab.source.classes if name != reference else ()):
-            of_class = labels == k
-            two = metrics.mcnemar(base[:, of_class], logits[:, of_class], labels[of_class])
-            recalls = [(part[:, of_class].argmax(-1) == k).mean(1) for part in (base, logits)]  # (S,) each
-            spread = max(np.std(seeds, ddof=1) for seeds in recalls) if len(base) > 1 else single[k]
-            difference = float(recalls[1].mean() - recalls[0].mean())
-            rows.append({"model": name, "class": title, "difference": difference, "spread": spread, "p": two["p"]})
+            first, second = (part[:, labels == k] for part in (base, logits))
+            exact = metrics.mcnemar(first, second, labels[labels == k])["p"]
+            gains = ((second.argmax(-1) == k).astype(float) - (first.argmax(-1) == k)).mean(0)  # of each image
+            by_images = gains.var(ddof=1) / len(gains) if len(gains) > 1 else 0.0
+            difference = float(gains.mean())
+            p = metrics.p_value(difference, float(by_training[k]), freedom, by_images, exact)
+            rows.append({"model": name, "class": title, "difference": difference, "p": p})
     frame = pd.DataFrame(rows)
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))
 
@@ -330,17 +328,13 @@ def readme_table(results: pd.DataFrame) -> str:
 
 
 def pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """`pairs` for reading: differences B − A in points, each with the paired bootstrap's 95% interval; of several
-    seeds also the spread over them.
-    """
-    several = ((pairs.get("seeds", pd.Series(1)) > 1) | (pairs.get("spread", pd.Series(0.0)) > 0)).any()
+    """`pairs` for reading: differences B − A in points, each with its 95% interval."""
     rows = [
         {
             "A": row.a,
             "B": row.b,
             "accuracy, B − A": signed(100 * row.difference),
             "95% interval": f"{signed(100 * row.interval[0])} to {signed(100 * row.interval[1])}",
-            **({"spread": f"{100 * row.spread:.1f}"} if several else {}),
             "macro F1, B − A": signed(100 * row.f1_difference),
             "its interval": f"{signed(100 * row.f1_interval[0])} to {signed(100 * row.f1_interval[1])}",
             "only A right": row.only_a,

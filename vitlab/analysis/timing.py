@@ -1,10 +1,11 @@
 """Wall time, compared fairly: what a table compares takes turns, so that whatever slows the machine slows all alike.
 
-A ratio is taken within each round and its median over the rounds is quoted, with the distance of its quartiles as the
-spread. Rounds are added while a ratio spreads too far, up to half as many again.
+A ratio is taken within each round and its median over the rounds is quoted; a model is called faster where the rounds
+leave no doubt (`ratio`). Rounds are added while the quartiles of a ratio are too far apart, up to half as many again.
 """
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import stdtrit
 
 from vitlab.machine import keep_freed_memory, synchronize
 
@@ -52,7 +54,7 @@ def in_turns(
             order = list(works)[:: -1 if len(table) % 2 else 1]
             table.append(_round({key: works[key] for key in order}))
             frame = pd.DataFrame(table, columns=list(works))
-            spread = max(ratio(frame[key], frame.iloc[:, 0])[1] for key in works)
+            spread = max(_quartiles_apart(frame[key] / frame.iloc[:, 0]) for key in works)
             last = len(frame) >= MORE * rounds or time.perf_counter() >= end
             if len(frame) >= rounds and (last or (spread <= SPREAD and holds(frame))):
                 return frame
@@ -81,10 +83,28 @@ def _round(works: Mapping[Key, Callable[[], object]]) -> dict[Key, float]:
     return {key: statistics.median(times) for key, times in calls.items()}
 
 
-def ratio(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
-    """Median over rounds of values / reference, and its spread: the distance of the quartiles over the median."""
-    low, middle, high = np.quantile(np.asarray(values) / np.asarray(reference), [0.25, 0.5, 0.75])
-    return float(middle), float((high - low) / middle)
+def ratio(values: Sequence[float], reference: Sequence[float], together: bool = True) -> tuple[float, float]:
+    """Median of values / reference, (R,) each, and how far off it may be as a share of it, with 95% confidence.
+
+    Within rounds in which both took turns; else, not `together`, of every round of one to every round of the other.
+    How far: by the t interval of the mean logarithm, times √(π/2), as a median scatters so much more; of one round inf.
+    """
+    one, other = (np.log(np.asarray(times, float)) for times in (values, reference))
+    if together:
+        logs, parts = one - other, [one - other]
+    else:
+        logs, parts = (one[:, None] - other).ravel(), [one, other]
+    freedom = min(map(len, parts)) - 1
+    if not freedom:
+        return float(np.exp(np.median(logs))), math.inf
+    error = math.sqrt(math.pi / 2 * sum(part.var(ddof=1) / len(part) for part in parts))
+    return float(np.exp(np.median(logs))), float(np.expm1(stdtrit(freedom, 0.975) * error))
+
+
+def _quartiles_apart(values: pd.Series) -> float:
+    """The distance of the quartiles over the median."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return (high - low) / middle
 
 
 def level(rounds: pd.DataFrame) -> pd.DataFrame:

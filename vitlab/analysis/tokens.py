@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vitlab.runs import Run
 
 LOSS = 0.005  # that is thought small: half a point of accuracy
+ROUNDING = 1e-9  # by which shares of equally many images may differ
 TRACED = 100  # images at once whose attention is kept, of all blocks
 OUTSIDE = ("tokenizer", "head")  # the components of a model's cost that no reduction can lower
 
@@ -82,11 +83,11 @@ def saving_at(curve: pd.DataFrame, unreduced: pd.Series, loss: float = LOSS) -> 
     whole = curve["keep_ratio"] == 1
     rows = curve[~whole].sort_values("block_macs", ascending=False)
     saved, lost = 0.0, float(unreduced["accuracy"] - curve.loc[whole, "accuracy"].max()) if whole.any() else 0.0
-    if lost > loss:
+    if lost > loss + ROUNDING:
         return 0.0, True
     for row in rows.itertuples():
         more, worse = 1 - row.block_macs / unreduced["block_macs"], unreduced["accuracy"] - row.accuracy
-        if worse > loss:  # which no row before did: lost <= loss
+        if worse > loss + ROUNDING:  # which no row before did: lost <= loss
             return max(0.0, saved + (loss - lost) / (worse - lost) * (more - saved)), True
         saved, lost = more, worse
     return max(0.0, saved), False

@@ -125,17 +125,15 @@ class Costs:
         return self._place("models", self._shapes(config), config.device)[0]
 
     def ratio(self, config: RunConfig, reference: RunConfig, what: str, only_read: bool = False) -> tuple[float, float]:
-        """`what`, "latency" or "images_per_second", over that of another model, and its spread: `timing.ratio` within
-        each round, or, of two that were not measured together, of every round of one to every round of the other; NaN
-        of two that were measured on different machines.
+        """`timing.ratio` of `what`, "latency" or "images_per_second", to another model's, within rounds if both were
+        measured together; NaN of two that were measured on different machines.
         """
         name = "latency_rounds_ms" if what == "latency" else "images_per_second_rounds"
         one, other = (np.array(self.of(of, only_read)[name]) for of in (config, reference))
-        if self._shapes(config) != self._shapes(reference):
-            if self.where(config) != self.where(reference):
-                return math.nan, math.nan
-            one, other = (values.ravel() for values in np.broadcast_arrays(one[:, None], other))
-        return timing.ratio(one, other)
+        together = self._shapes(config) == self._shapes(reference)
+        if not together and self.where(config) != self.where(reference):
+            return math.nan, math.nan
+        return timing.ratio(one, other, together)
 
     def macs(self, config: RunConfig) -> dict[str, int]:
         """MACs of one image by component."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,6 +34,11 @@ from vitlab.training.progress import Budget
 from vitlab.training.session import RunSession
 
 Key = TypeVar("Key")
+SCORES = {  # of a run's summary["test"]
+    "accuracy": lambda test: test["accuracy"],
+    "macro_f1": lambda test: test["f1"]["macro"],
+    "recall": lambda test: test["per_class"]["recall"],
+}
 DATA_NAMES = {"digits": "handwritten digits (scikit-learn)", "cifar10": "CIFAR-10"}
 
 
@@ -296,32 +301,34 @@ class Lab:
         return [*self.plan.names, *self.extra]
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
-        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed.
-
-        Where they have but one seed in common, the spread is `spread_of_single_runs`.
-        """
+        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed."""
         first, second, labels = self.paired(a, b)
-        found = metrics.compare(first, second, labels, self._draw)
-        if found["seeds"] == 1:
-            found["spread"] = float(self.spread_of_single_runs(a, b, lambda test: test["accuracy"]))
-        return found
+        noise = {score: self.training_noise(a, b, score) for score in ("accuracy", "macro_f1")}
+        return metrics.compare(first, second, labels, self._draw, noise)
 
-    def spread_of_single_runs(self, a: str, b: str, score: Callable[[dict], Any]) -> np.ndarray:
-        """Standard deviation, by the chance of training, of what single runs of models a and b differ by.
+    def training_noise(self, a: str, b: str, score: str) -> tuple[Any, float]:
+        """`metrics.training_noise` of a score, "accuracy", "macro_f1" or "recall" (C,), for models like a and b.
 
-        √2 times `metrics.pooled_spread` over those models of chapter 02, from which the others come, and of their own
-        chapters that have several seeds; 0 where none has.
-        score: of a run's `summary["test"]`, a number or an array.
+        Pooled over the models with several seeds that begin as these do, at the start or from another run's weights;
+        over all that have several where none of these has.
         """
-        own = {"02", *(self.plan.chapter_of(name) for name in (a, b) if name not in self.extra)}
-        several = [
-            self.load_seeds(name)
-            for chapter, runs in self.plan.chapters.items()
-            for name in runs
-            if len(self.plan.repeats[name]) > 1 and (chapter in own or {a, b} & self.extra.keys())
-        ]
-        pooled = metrics.pooled_spread([score(run.summary["test"]) for run in runs] for runs in several)
-        return math.sqrt(2) * pooled
+        kinds = frozenset(self._goes_on(name) for name in (a, b))
+        if (kinds, score) not in self._noise:
+            several = [name for name in self.plan.names if len(self.plan.repeats[name]) > 1]
+            alike = [name for name in several if self._goes_on(name) in kinds] or several
+            tests = {name: [run.summary["test"] for run in self.load_seeds(name)] for name in alike}
+            of_seeds = {name: [SCORES[score](test) for test in seeds] for name, seeds in tests.items()}
+            self._noise[kinds, score] = metrics.training_noise(of_seeds) if of_seeds else (0.0, math.inf)
+        return self._noise[kinds, score]
+
+    def _goes_on(self, name: str) -> bool:
+        """Whether a model's training begins with another run's weights."""
+        config = self.extra[name].config if name in self.extra else self.plan.config(name)
+        return bool(getattr(config, "init_from", ""))
+
+    @cached_property
+    def _noise(self) -> dict[tuple[frozenset[bool], str], tuple[Any, float]]:
+        return {}
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""

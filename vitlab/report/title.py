@@ -5,12 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis import complexity, findings, metrics, plots, sentences, sentences_linear, sentences_tokens, tables
+from vitlab.analysis import complexity, findings, plots, sentences, sentences_linear, sentences_tokens, tables
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import Study
 from vitlab.analysis.typefaces import typeset
-from vitlab.config import BALANCED, PRESETS, LabConfig
+from vitlab.config import PRESETS, LabConfig
 from vitlab.lab.results import Lab
 from vitlab.machine import commit
 from vitlab.models.registry import MODELS, reductions
@@ -73,8 +73,9 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     width = PRESETS["tiny"]["dim"]  # of the layer that chapter 5's conclusion speaks of
     growth = lab.costs.latest("growth", dim=width)
     kinds = [kind for kind in growth["attention"].unique() if kind != "softmax"]
-    longest = int(growth["tokens"].max())
+    measured = int(growth["tokens"].min()), int(growth["tokens"].max())
     crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
+    config = lab.plan.config("ViT")
     way, as_small = sentences_tokens.best_way(ways.rename(columns={"b": "model"})), ""
     pairs_of_cost = [(MODELS[model].chapter, name) for model, name in lab.plan.equal_cost]
     smaller = {n: [name for chapter, name in pairs_of_cost if chapter == n] for n in of_chapter}  # built as small
@@ -85,7 +86,7 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
         findings.best_model(results, pairs, lab.speed),
         imbalance(lab),
         findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab)) + as_small,
-        findings.linear(linear, lab.speed, crossed, longest, width, lab.plan.config("ViT").num_tokens),
+        findings.linear(linear, lab.speed, crossed, measured, width, config.num_tokens + (config.pool == "cls")),
         findings.worth(results, {b: of_chapter[n] + smaller[n] for b, n in ((whole, "03"), ("ViT", "04"))}, lab.speed),
     ]
     return "\n".join([question, "", *(f"* {sentence}" for sentence in found), "", markdown(lab.params.notes)])
@@ -94,10 +95,10 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
 def imbalance(lab: Lab) -> str:
     """`findings.imbalance` of the lab's first study."""
     study = Study(lab)
-    price = study.gains(names=[BALANCED]).loc[BALANCED] if BALANCED in study.names else None
+    price = study.price
     counts = study.counts[study.seeds[0]]
     gains = study.gains()
-    others = study.gains(base=metrics.best_gain(gains).name) if len(gains) > 1 else gains[:0]
+    others = study.behind_the_best() if len(gains) > 1 else gains[:0]
     alike = int(((others["low"] <= 0) & (others["high"] >= 0)).sum())
     images, ratio = (int(counts.sum()), len(lab.data.train)), float(counts.max() / counts.min())
     return findings.imbalance(ratio, images, price, gains.rename(index=sentences.words), alike)
