@@ -202,14 +202,14 @@ def paired(lab: "Lab", pairs: int, images: int) -> str:
     if lab.params.seeds > 1:
         over = "over images and the chance of training"
     else:
-        over = "over images alone: these are single runs"
+        over = "over images alone, as these are single runs"
     if len(lab.compared) <= FEW_MODELS:
         return (
             f"{text} differences in points with 95% intervals, images that only one model gets right, and p, "
             f"two-sided, corrected after Holm; intervals and p are {over}."
         )
     return (
-        f"{text} by how many points of accuracy the row's model is above the column's. A star: shown, p two-sided "
+        f"{text} by how many points of accuracy the row's model is above the column's. A star: shown, by a two-sided p "
         f"{over}, corrected after Holm. Intervals and p-values of all pairs stand beside the report, in `pairs.csv`."
     )
 
