@@ -109,9 +109,9 @@ def main() -> None:
         print(f"\n{name}: {table.shape[0]} rounds")
         for way in ways:
             quiet = "one a core, quiet" if way == "one a core, busy" else "one, quiet"
-            middle, spread = ratio(table[way], table[quiet])
+            middle, off = ratio(table[way], table[quiet])
             print(
-                f"  {way:18s} {table[way].median():6.0f} images/s, {middle:.2f} ± {spread:.2f} of {quiet!r}", flush=True
+                f"  {way:18s} {table[way].median():6.0f} images/s, {middle:.2f} (± {off:.1%}) of {quiet!r}", flush=True
             )
 
 

@@ -42,7 +42,7 @@ def of_budget(profile: Path, overrides: dict, epochs: int) -> list[Study]:
         print("\n".join(conclusion(study)))
     main = studies[0]
     if {"sampler", "class_weights"} <= {*main.remedies}:
-        print(sentences_data.same_gradient(main.gains(base="sampler").loc["class_weights"], gradient_noise(lab)))
+        print(sentences_data.same_gradient(main.against("sampler").loc["class_weights"], gradient_noise(lab)))
     if BALANCED in main.names:
         vit = lab.train_one(lab.plan.config("ViT")).summary
         balanced = metrics.mean_and_spread([main.runs[BALANCED, s].summary["test"]["accuracy"] for s in main.seeds])[0]

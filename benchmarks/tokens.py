@@ -98,7 +98,7 @@ def speeds(models: dict[str, nn.Module], images: Tensor) -> pd.DataFrame:
     """Time of float32 models by name, in rounds that take turns: batch 1 and all images (B, C, S, S) at once.
 
     Columns latency_ms and images_per_second (medians), and latency_ratio and speed_up, relative to the first model: the
-    medians over the rounds, and with _spread their spread (`timing.ratio`).
+    medians over the rounds, and with _spread how far off they may be (`timing.ratio`).
     """
     one, many = (
         timing.in_turns({n: call_of(m, batch.to(device_of(m))) for n, m in models.items()}, rounds=ROUNDS)

@@ -39,7 +39,7 @@ def found(difference: float, p: float) -> dict:
         "p": p,
         "interval": (difference - 0.02, difference + 0.02),
         "seeds": 1,
-        "spread": 0.0,
+        "trained": False,
     }
 
 

@@ -296,7 +296,7 @@ def test_several_seeds_are_compared_within_seeds() -> None:
     first, second, labels = pair(50, 4, 20, 7)
     found = metrics.compare(np.stack([first, first]), np.stack([second, second]), labels)
     one = metrics.compare(first, second, labels)
-    assert (found["seeds"], found["spread"], one["seeds"], one["spread"]) == (2, 0, 1, 0)
+    assert (found["seeds"], found["trained"], one["seeds"], one["trained"]) == (2, False, 1, False)
     assert (found["only_a"], found["only_b"]) == (2 * one["only_a"], 2 * one["only_b"])
     assert found["difference"] == pytest.approx(one["difference"])
     assert found["interval"] == pytest.approx(one["interval"])
@@ -309,11 +309,10 @@ def test_chance_of_training_widens_the_interval_and_the_test() -> None:
     several = np.stack([first, first]), np.stack([first, second])
     images = metrics.compare(*several, labels)
     assert images["difference"] == pytest.approx(16 / n / 2)
-    assert images["spread"] == 0
     assert metrics.shown(images)
     for variance, shown in ((1e-8, True), (0.01, False)):
         found = metrics.compare(*several, labels, noise={"accuracy": (variance, 4), "macro_f1": (variance, 4)})
-        assert found["spread"] == pytest.approx(math.sqrt(2 * variance / 2))
+        assert found["trained"]
         assert found["p"] >= images["p"]
         assert bool(metrics.shown(found)) == shown
         low, high = found["interval"]
@@ -342,10 +341,27 @@ def test_chance_of_training_is_what_models_and_seeds_leave() -> None:
     left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     variance, freedom = metrics.training_noise(dict(enumerate(table)))
     assert (variance, freedom) == (pytest.approx((left**2).sum() / 2), 2)
-    both, freedom = metrics.training_noise(dict(enumerate(np.stack([table, 2 * table], axis=-1))))
-    assert both == pytest.approx([variance, 4 * variance])
+    classes, freedom = metrics.training_noise(dict(enumerate(np.stack([table, 2 * table], axis=-1))))
+    assert (classes, freedom) == (pytest.approx(2.5 * variance), 2)  # the mean of 1 and 4 times as much
+    seeds_too = metrics.training_noise(dict(enumerate(table)), blocks=False)
+    assert seeds_too == (pytest.approx(np.var(table, axis=1, ddof=1).mean()), 3)
     assert metrics.training_noise({"alone": [1.0, 3.0]}) == (2.0, 1)  # no blocks: all is chance
     assert metrics.training_noise({"a": [1.0], "b": [2.0]}) == (0, math.inf)
+
+
+def test_model_that_goes_on_has_the_chance_of_its_start_as_well() -> None:
+    """Of equal models few are called different, whichever of the two goes on from another one."""
+    rng, called = np.random.default_rng(1), 0
+    for _ in range(300):
+        starts = rng.normal(0, 0.01, (6, 3))
+        backbone = starts[0]
+        on = backbone + rng.normal(0, 0.003, (4, 3))
+        noise = [metrics.training_noise(dict(enumerate(scores))) for scores in (starts, on)]
+        variance, freedom = metrics.mixed_noise(*noise)
+        difference = float(on[0].mean() - starts[1].mean())
+        called += metrics.p_value(difference, 2 * variance / 3, freedom, 1e-12, 0.0) < metrics.LEVEL
+    assert called / 300 < 0.08
+    assert metrics.mixed_noise((0.0, 4), (0.0, 2)) == (0.0, 2)
 
 
 def test_models_that_are_right_on_the_same_images_may_differ_on_others() -> None:
@@ -354,6 +370,9 @@ def test_models_that_are_right_on_the_same_images_may_differ_on_others() -> None
     low, high = metrics.compare(first, first, labels)["interval"]
     assert low == -high
     assert (1 - high) ** n == pytest.approx(0.025)
+    all_wrong = np.eye(10)[(labels + 1) % 10]
+    apart = metrics.compare(np.eye(10)[labels], all_wrong, labels)["interval"]
+    assert apart == (pytest.approx(-1 - high), pytest.approx(-1 + high))
     perfect = np.eye(10)[labels]
     assert metrics.scores(perfect, labels)["f1_interval"] == metrics.wilson(n, n)
 

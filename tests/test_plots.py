@@ -109,7 +109,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         lambda: study_plots.accuracy_against_calibration(STUDY),
         1, ["none", "class weights", "test accuracy: up is better"],
     ),
-    "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 5, ["image", "1", "2", "3", "4"]),
+    "patches_as_tokens": (lambda: pictures.patches_as_tokens(IMAGES[0], 4), 2, ["image", "1 – 4", "tokens 1 – 4 of 4"]),
     "filters_and_positions": (
         lambda: pictures.filters_and_positions(torch.randn(4, 3, 2, 2), torch.randn(4, 8), 2),
         6, ["1, 2", "cosine similarity"],
@@ -142,7 +142,7 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         7, ["softmax", "InLine", "bee", "weight over the mean weight"],
     ),
     "mistakes": (
-        lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant → cat\n99% sure"],
+        lambda: pictures.mistakes(IMAGES[:2], ["ant", "bee"], ["cat", "cat"], [0.99, 0.5]), 6, ["ant\n→ cat\n99% sure"],
     ),
     "token_groups": (
         lambda: pictures.token_groups(

@@ -30,11 +30,12 @@ def test_verdict_names_the_better_model_and_by_how_much() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "spread", "runs"), [(3, 0.01, "3 seeds"), (1, 0.01, "single runs"), (1, 0.0, "single runs, images alone")]
+    ("seeds", "trained", "runs"),
+    [(3, True, "3 seeds"), (1, True, "single runs"), (1, False, "single runs, images alone")],
 )
-def test_verdict_says_what_it_rests_on(seeds: int, spread: float, runs: str) -> None:
+def test_verdict_says_what_it_rests_on(seeds: int, trained: bool, runs: str) -> None:
     for p in (0.001, 0.5):
-        assert f"; {runs})" in sentences.verdict("A", "B", found(0.031, p) | {"seeds": seeds, "spread": spread})
+        assert f"; {runs})" in sentences.verdict("A", "B", found(0.031, p) | {"seeds": seeds, "trained": trained})
 
 
 def test_names_are_apart_by_semicolons_and_never_read_as_markup() -> None:
@@ -434,6 +435,13 @@ def test_loss_is_claimed_where_it_is_shown() -> None:
     assert "A loss against" not in text
     text = sentences_tokens.which_reduction(rows.assign(p=0.04), "the ViT")
     assert text.endswith("A loss against *the ViT* is shown for *A* (−1.0 points).")
+
+
+def test_where_no_way_saves_work_none_is_said_to_lose() -> None:
+    rows = pd.DataFrame([way("A", 0.0, 1.0, 0.9) | {"saved": 0.0}, way("B", -0.03, 0.001, 0.87)])
+    text = sentences_tokens.which_reduction(rows, "the ViT")
+    assert text.startswith("At this keep ratio no way to fewer tokens saves work without a loss that is shown.")
+    assert text.endswith("is shown for *B* (−3.0 points).")
 
 
 def test_gain_is_no_loss_however_clear() -> None:

@@ -141,6 +141,14 @@ def test_ratio_is_taken_round_by_round() -> None:
     assert ratio([3.0], [1.0]) == (pytest.approx(3.0), math.inf)  # one round shows nothing
 
 
+def test_faster_one_way_is_slower_the_other_way() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        one, other = rng.lognormal(0.05, 0.1, 5), rng.lognormal(0, 0.1, 5)
+        assert timing.above(*ratio(one, other)) == timing.below(*ratio(other, one))
+    assert timing.below(0.4, 1.2)
+
+
 def test_times_that_were_not_taken_together_are_compared_over_all_pairs() -> None:
     middle, off = ratio([8.0, 8.0], [1.0, 2.0, 4.0], together=False)
     assert middle == pytest.approx(4.0)  # of 8, 4, 2, twice each
@@ -152,5 +160,5 @@ def test_of_equally_fast_models_few_are_called_faster(rounds: int) -> None:
     rng, called = np.random.default_rng(rounds), 0
     for _ in range(400):
         middle, off = ratio(rng.lognormal(0, 0.02, rounds), rng.lognormal(0, 0.02, rounds))
-        called += abs(middle - 1) > off
+        called += timing.above(middle, off) or timing.below(middle, off)
     assert called / 400 < 0.07

@@ -14,6 +14,7 @@ from vitlab.analysis.complexity import EQUAL_COST
 from vitlab.analysis.metrics import best_gain, shown
 from vitlab.analysis.sentences import named
 from vitlab.analysis.theme import own_words
+from vitlab.analysis.timing import above, below
 from vitlab.texts import signed, unit_of_time
 
 MOST_ROWS = 7  # of page one's table
@@ -89,7 +90,7 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     if behind == len(others):
         return f"{text}, ahead of each of the other {behind} by the paired tests of chapter 6."
     it = "it" if len(first) == 1 else _names(first[:1])
-    text += f"; {behind or 'none'} of the other {len(others)} can be told from {it} on these images. "
+    text += f"; {behind or 'none'} of the other {len(others)} can be told from {it}. "
     if take["model"] == best["model"]:
         return f"{text}Take {it}: {NONE_AS_GOOD}."
     times, _ = speed(take["model"], best["model"])
@@ -130,7 +131,7 @@ def _points(row: pd.Series) -> str:
 def tokens(
     results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str], left: tuple[int, int]
 ) -> str:
-    """How many tokens can go: with the best of the models that drop tokens without a loss that can be shown.
+    """How many tokens can go: with the best of the models that save work without a loss that can be shown.
 
     The best by its difference to `reference`, which is of the seeds that both have. pairs: of each of these models with
     `reference`, the one trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
@@ -139,11 +140,14 @@ def tokens(
     rows = results.set_index("model")
     base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
     tried = rows.loc[[name for name in reduced if name in rows.index]]
-    free = [name for name in tried.index if ahead(pairs, reference, name) != reference]
-    gains = {name: -loss(pairs, reference, name) for name in free or tried.index}
+    saving = tried.index[tried["macs"] < base["macs"]]
+    if not len(saving):
+        return f"{text} at this keep ratio none saves any work against *{reference}*."
+    free = [name for name in saving if ahead(pairs, reference, name) != reference]
+    gains = {name: -loss(pairs, reference, name) for name in free or saving}
     best = max(gains, key=gains.get)
-    saved, points = 1 - tried.loc[best, "macs"] / base["macs"], 100 * gains[best]
-    saves = f"saves {saved:.0%} of the multiply-adds" if saved > 0 else f"needs {-saved:.0%} more multiply-adds"
+    saves = f"saves {1 - tried.loc[best, 'macs'] / base['macs']:.0%} of the multiply-adds"
+    points = 100 * gains[best]
     if free:
         return f"{text} *{best}* {saves} without a loss that shows against *{reference}* ({signed(points)} points)."
     loses = f"loses {-points:.1f} points against *{reference}*"
@@ -176,7 +180,8 @@ def built_as_small(light: str, smaller: list[str], results: pd.DataFrame, pairs:
     text = f"A ViT built {small}, *{other}* ({than if small == 'small' else ''}{rows.loc[other, 'accuracy']:.1%}),"
     if better:
         return f"{text} is {'behind' if better == light else 'ahead of'} it."
-    pace = f"is {times:.2f} times as fast" if abs(times - 1) > off else "not by its speed either"
+    known = above(times, off) or below(times, off)
+    pace = f"is {times:.2f} times as fast" if known else "not by its speed either"
     return f"{text} cannot be told from it by its accuracy, and {pace}."
 
 
@@ -197,8 +202,8 @@ def linear(
     fewest, longest = measured
     text = f"**When does linear attention pay?** As a layer of width {width} alone,"
     times = {name: speed(name, "ViT") for name in against}
-    faster = [name for name, (ratio, off) in times.items() if ratio - 1 > off]
-    slower = [name for name, (ratio, off) in times.items() if 1 - ratio > off]
+    faster = [name for name, time in times.items() if above(*time)]
+    slower = [name for name, time in times.items() if below(*time)]
     worse = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     if faster:
         pace = f"{_names(faster)} {_s('beat', faster)} softmax in batches"
@@ -225,9 +230,9 @@ def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> 
     text, lighter = "**What is a multiply-add worth?**", []
     for reference, names in beside.items():
         for name in (name for name in names if name in macs.index and macs[name] <= (1 - LIGHTER) * macs[reference]):
-            (gain, gain_off), (wait, wait_off) = speed(name, reference), speed(name, reference, "latency")
-            faster = gain - 1 > gain_off, 1 - wait > wait_off
-            lighter.append((name, macs[name] / macs[reference], 1 / gain, wait, *faster))
+            gain, wait = speed(name, reference), speed(name, reference, "latency")
+            shares = macs[name] / macs[reference], 1 / gain[0], wait[0]
+            lighter.append((name, *shares, above(*gain), below(*wait)))
     frame = pd.DataFrame(lighter, columns=["model", "work", "batch", "one", "quick", "prompt"])
     if frame.empty:
         return f"{text} No model here needs {LIGHTER:.1%} less work than the one that it is compared with."

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -212,9 +212,8 @@ def compare(
     """Two models on the same images: differences b − a of accuracy and macro F1, their intervals, McNemar's test.
 
     Logits (N, C), or (S, N, C) of S seeds: then the differences are those of the means. `draw` is `resampled`, or one
-    that remembers. noise: "accuracy" and "macro_f1" -> `training_noise` of such models; then intervals and p hold over
-    trainings as well as images (`reach`, `p_value`), and `spread` is the standard deviation of the accuracies'
-    difference by the chance of training. Without, they are of these very runs, and spread is 0.
+    that remembers. noise: "accuracy" and "macro_f1" -> `training_noise` of such models; where it is known, `trained`,
+    intervals and p hold over trainings as well as images (`reach`, `p_value`), else they are of these very runs.
     """
     a, b = (logits.reshape(-1, *logits.shape[-2:]) for logits in (logits_a, logits_b))
     whole = [np.stack([tally(one, labels) for one in seeds], axis=1) for seeds in (a, b)]  # (3, S, C)
@@ -223,16 +222,17 @@ def compare(
     for name, score in {"": accuracy, "f1_": macro_f1}.items():
         (one, other), (draws, others) = ([score(tallies) for tallies in both] for both in (whole, drawn))
         variance, freedom = (noise or {}).get(score.__name__, (0.0, math.inf))
-        by_training, by_images = 2 * variance / len(a), others.mean(-1) - draws.mean(-1)
+        by_training, drawn_anew = 2 * variance / len(a), others.mean(-1) - draws.mean(-1)
+        by_images = float(drawn_anew.var(ddof=1))
         found[f"{name}difference"] = difference = float(other.mean() - one.mean())
-        if by_training:
-            off = reach(by_training, freedom, float(by_images.var(ddof=1)))
+        if by_training or not by_images:
+            off = reach(by_training, freedom, by_images) or unseen(len(labels))
             found[f"{name}interval"] = difference - off, difference + off
         else:
-            found[f"{name}interval"] = of_one_mind(len(labels)) if not np.ptp(by_images) else interval(by_images)
+            found[f"{name}interval"] = interval(drawn_anew)
         if not name:
-            found["spread"] = math.sqrt(by_training)
-            found["p"] = p_value(difference, by_training, freedom, float(by_images.var(ddof=1)), found["p"])
+            found["trained"] = math.isfinite(freedom)
+            found["p"] = p_value(difference, by_training, freedom, by_images, found["p"])
     return found
 
 
@@ -258,12 +258,11 @@ def p_value(difference: float, by_training: float, freedom: float, by_images: fl
     return max(exact, float(2 * stdtr(freedom, -abs(difference) / error))) if by_training else exact
 
 
-def of_one_mind(images: int) -> tuple[float, float]:
-    """95% interval of a difference where both models are right on the same ones of so many images: what share of images
-    that tell them apart would go unseen in them.
+def unseen(images: int) -> float:
+    """The largest share of images of some kind of which none need be among so many (95%, two-sided): half the interval
+    of a difference that does not vary, as of models that are right on the same images.
     """
-    unseen = 1 - (LEVEL / 2) ** (1 / images)
-    return -unseen, unseen
+    return 1 - (LEVEL / 2) ** (1 / images)
 
 
 def shown(comparison: dict | pd.DataFrame) -> bool | pd.Series:
@@ -304,24 +303,36 @@ def on_frontier(results: pd.DataFrame, cost: str) -> pd.Series:
 # ---------------------------------------------------------------- over seeds and test images
 
 
-def training_noise(scores: Mapping[str, Sequence]) -> tuple[Any, float]:
+def training_noise(scores: Mapping[str, Sequence], blocks: bool = True) -> tuple[float, float]:
     """Variance of a score by the chance of training alone, and its degrees of freedom.
 
-    scores: name -> of each seed a number, or an array as of (C,) recalls; the variance is one too. Seeds are blocks:
+    scores: name -> of each seed a number, or (C,) of the classes, over which the variance is a mean. Seeds are blocks:
     the models of one share its images and its rare classes. What is left of the scores once the means of names and of
-    seeds are taken out is chance; its variance is pooled over the names (randomised blocks, Fisher 1935). Of a single
-    name the seeds are no blocks, but all that tells of chance. Of a single seed nothing is left: 0, and no limit to the
+    seeds are taken out is chance; its variance is pooled over the names (randomised blocks, Fisher 1935). Without
+    `blocks`, and of a single name, seeds are chance as well. Of a single seed nothing is left: 0, and no limit to the
     degrees of freedom.
     """
     table = np.array(list(scores.values()))
     names, seeds = table.shape[:2]
     if seeds < 2:
-        return np.zeros(table.shape[2:])[()], math.inf
-    left = table - table.mean(1, keepdims=True)
-    freedom = (max(names, 2) - 1) * (seeds - 1)
-    if names > 1:
-        left = left - table.mean(0) + table.mean((0, 1))
-    return (left**2).sum((0, 1)) / freedom, freedom
+        return 0.0, math.inf
+    left, freedom = table - table.mean(1, keepdims=True), names * (seeds - 1)
+    if blocks and names > 1:
+        left, freedom = left - table.mean(0) + table.mean((0, 1)), (names - 1) * (seeds - 1)
+    return float((left**2).sum((0, 1)).mean() / freedom), freedom
+
+
+def mixed_noise(start: tuple[float, float], on: tuple[float, float]) -> tuple[float, float]:
+    """`training_noise` of which twice the variance is that of a difference between a model that was trained from the
+    start and one that goes on from such a model: the second has the chance of both trainings.
+
+    start, on: the noise of models of either kind.
+    """
+    parts = start[0], on[0] / 2
+    together = sum(parts)
+    if not together:
+        return 0.0, min(start[1], on[1])
+    return together, together**2 / sum(part**2 / f for part, (_, f) in zip(parts, (start, on), strict=True))
 
 
 def seed_differences(
@@ -335,16 +346,16 @@ def seed_differences(
     """Of each of `names`: score, its mean over seeds; gain over `base`; low, high, the gain's 95% interval.
 
     The interval is one over seeds and test images (`reach`), and holds for all of `names` at once, or for so many
-    `tests` where `base` was chosen by these very scores (Bonferroni). No score leaves 0 to 1. scores: name -> score of
+    `tests` where `base` was chosen by these very scores (Bonferroni). No gain leaves −1 to 1. scores: name -> score of
     each seed; resampled_scores: name -> (resamples,) the seeds' mean on images drawn anew; noise: `training_noise`.
     """
     by_training, level = 2 * noise[0] / len(scores[base]), LEVEL / max(tests, len(names), 1)
-    start, rows = float(np.mean(scores[base])), {}
+    rows = {}
     for name in names:
         score = float(np.mean(scores[name]))
         by_images = float(np.var(resampled_scores[name] - resampled_scores[base], ddof=1))
-        off, gain = reach(by_training, noise[1], by_images, level), score - start
-        rows[name] = score, gain, max(gain - off, -start), min(gain + off, 1 - start)
+        off, gain = reach(by_training, noise[1], by_images, level), score - float(np.mean(scores[base]))
+        rows[name] = score, gain, max(gain - off, -1.0), min(gain + off, 1.0)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "gain", "low", "high"])
 
 

@@ -323,7 +323,7 @@ def accuracy_against_cost(frame: pd.DataFrame, runs: pd.DataFrame | None = None)
 def recall_differences(frame: pd.DataFrame, reference: pd.Series) -> Figure:
     """Map of each model's recall minus the reference's by class, * where it is shown.
 
-    frame: model, class, difference, spread, p, as of `tables.recall_differences`; reference: class -> recall of the
+    frame: model, class, difference, p, as of `tables.recall_differences`; reference: class -> recall of the
     model that the others are compared with, written below the classes where they are few.
     """
     points = frame.pivot(index="model", columns="class", values="difference") * 100

@@ -21,7 +21,7 @@ def verdict(a: str, b: str, comparison: dict) -> str:
     points = comparison["difference"] * 100
     low, high = (end * 100 for end in comparison["interval"])
     runs = f"{seeds} seeds" if (seeds := comparison.get("seeds", 1)) > 1 else "single runs"
-    if not comparison.get("spread"):
+    if not comparison.get("trained"):
         runs += ", images alone"
     if not shown(comparison):
         return (

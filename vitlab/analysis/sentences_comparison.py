@@ -18,6 +18,7 @@ from vitlab.analysis.findings import (
 from vitlab.analysis.metrics import on_frontier, shown
 from vitlab.analysis.sentences import named, verdict
 from vitlab.analysis.sentences_linear import LINEAR
+from vitlab.analysis.timing import above, below
 from vitlab.analysis.tokens import LOSS
 from vitlab.texts import markdown
 
@@ -91,19 +92,19 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     choice, having nothing to explain, unless it is slower. That no difference is shown decides nothing alone.
     """
     rows = results.set_index("model")
-    other, better, times, spread = beside_smaller(light, smaller, results, pairs, speed)
+    other, better, *time = beside_smaller(light, smaller, results, pairs, speed)
     scores = (f"*{name}* {rows.loc[name, 'accuracy']:.1%}" for name in (other, light))
     work = (f"{rows.loc[name, 'macs'] / 1e6:,.2f}" for name in (other, light))
     cost = (
         f"{', '.join(scores)}, at {' and '.join(work)} million multiply-adds; in batches *{other}* classifies "
-        f"{times:.2f} times as many images a second"
+        f"{time[0]:.2f} times as many images a second"
     )
     if better == light:
         return f"**{light}** is a better choice than a smaller ViT, *{other}*: {cost}."
     if better == other:
         return f"A smaller ViT, **{other}**, is a better choice than *{light}*: {cost}."
     neither = f"Between *{light}* and a smaller ViT, *{other}*, no difference in accuracy is shown"
-    pace = "slower" if 1 - times > spread else "faster" if times - 1 > spread else "not shown to be slower"
+    pace = "slower" if below(*time) else "faster" if above(*time) else "not shown to be slower"
     if (behind := behind_at_most(pairs, light, other)) > LOSS:
         return (
             f"{neither}, but *{other}* may be up to {100 * behind:.1f} points behind; it is {pace}. Which is the "

@@ -7,6 +7,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import shown
 from vitlab.analysis.sentences import named, p_text, verdict
+from vitlab.analysis.timing import above
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], toke
     that may be, as of `Costs.ratio`, which a gain has to exceed.
     """
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
-    faster = [name for name in against if speed[name][0] - 1 > speed[name][1]]
+    faster = [name for name in against if above(*speed[name])]
     if not lost:
         cost = "The linear cost takes no accuracy that these runs can show"
     elif len(lost) == len(against):

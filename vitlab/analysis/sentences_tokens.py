@@ -8,6 +8,7 @@ import pandas as pd
 from vitlab import texts
 from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, named, p_text, verdict
+from vitlab.analysis.timing import above, below
 from vitlab.analysis.tokens import TRACED
 from vitlab.texts import signed
 
@@ -81,8 +82,8 @@ def is_it_faster(speed: pd.DataFrame) -> str:
 
     speed: `tables.speeds` of the ways; what a ratio differs from 1 by counts where it may not be as far off.
     """
-    quick = speed["speed_up"] - 1 > speed["speed_up_spread"]
-    prompt = 1 - speed["latency_ratio"] > speed["latency_ratio_spread"]
+    quick = above(speed["speed_up"], speed["speed_up_spread"])
+    prompt = below(speed["latency_ratio"], speed["latency_ratio_spread"])
 
     def told(faster: pd.Series) -> str:
         return "all of them" if faster.all() else named(speed.index[faster]) or "none of them"
@@ -216,6 +217,8 @@ def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     lost, best = rows[shown(rows) & (rows["difference"] < 0)], best_way(rows)
     which = "; ".join(f"*{row.model}* ({signed(100 * row.difference)} points)" for row in lost.itertuples())
     losses = f" A loss against *{unreduced}* is shown for {which}." if len(lost) else ""
+    if best is None and len(lost) < len(rows):
+        return f"At this keep ratio no way to fewer tokens saves work without a loss that is shown.{losses}"
     if best is None:
         return f"Every way to fewer tokens loses against *{unreduced}*, by a difference that is shown.{losses}"
     others = "; ".join(f"*{name}*" for name in rows["model"].drop([*lost.index, best.name]))

@@ -193,10 +193,14 @@ class Study:
         noise = self.noise(score, [base, BALANCED] if BALANCED in names else None)
         return metrics.seed_differences(seeds, drawn, base, names, noise, tests)
 
-    def behind_the_best(self) -> pd.DataFrame:
-        """`gains` of all remedies against the best one: chosen by these scores, it stands for every pair of them."""
+    def against(self, base: str) -> pd.DataFrame:
+        """`gains` of all remedies over one of them, corrected for every pair: the best was chosen by these scores."""
         tried = len(self.remedies) + 1
-        return self.gains(base=metrics.best_gain(self.gains()).name, tests=tried * (tried - 1) // 2)
+        return self.gains(base=base, tests=tried * (tried - 1) // 2)
+
+    def behind_the_best(self) -> pd.DataFrame:
+        """`against` the best remedy."""
+        return self.against(metrics.best_gain(self.gains()).name)
 
     @property
     def price(self) -> pd.Series | None:
@@ -245,7 +249,7 @@ def conclusion(study: Study) -> list[str]:
     if POST_HOC in gains.index:
         trained = gains.drop(POST_HOC)
         top = metrics.best_gain(trained).name if len(trained) else None
-        free = study.gains(base=top).loc[POST_HOC].rename(top) if top else None
+        free = study.against(top).loc[POST_HOC].rename(top) if top else None
         told.append(sentences_data.what_is_free(gains, free))
     if gap is not None:
         told.append(sentences_data.price_of_imbalance(gap, gains, missing))

@@ -190,14 +190,13 @@ def recall_differences(lab: "Lab", reference: str, names: list[str] | None = Non
     for name in names or lab.compared:
         base, logits, labels = lab.paired(reference, name)
         variance, freedom = lab.training_noise(reference, name, "recall")
-        by_training = np.broadcast_to(2 * variance / len(base), len(lab.source.classes))
         for k, title in enumerate(lab.source.classes if name != reference else ()):
             first, second = (part[:, labels == k] for part in (base, logits))
             exact = metrics.mcnemar(first, second, labels[labels == k])["p"]
             gains = ((second.argmax(-1) == k).astype(float) - (first.argmax(-1) == k)).mean(0)  # of each image
             by_images = gains.var(ddof=1) / len(gains) if len(gains) > 1 else 0.0
             difference = float(gains.mean())
-            p = metrics.p_value(difference, float(by_training[k]), freedom, by_images, exact)
+            p = metrics.p_value(difference, 2 * variance / len(base), freedom, by_images, exact)
             rows.append({"model": name, "class": title, "difference": difference, "p": p})
     frame = pd.DataFrame(rows)
     return frame.assign(p=metrics.holm(frame["p"].to_numpy()))

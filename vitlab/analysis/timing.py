@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -99,6 +99,16 @@ def ratio(values: Sequence[float], reference: Sequence[float], together: bool = 
         return float(np.exp(np.median(logs))), math.inf
     error = math.sqrt(math.pi / 2 * sum(part.var(ddof=1) / len(part) for part in parts))
     return float(np.exp(np.median(logs))), float(np.expm1(stdtrit(freedom, 0.975) * error))
+
+
+def above(ratio: Any, off: Any) -> Any:
+    """Whether a ratio, which may be `off` by so much of it, is above 1; of numbers or columns."""
+    return ratio > 1 + off
+
+
+def below(ratio: Any, off: Any) -> Any:
+    """Whether it is below 1."""
+    return ratio * (1 + off) < 1
 
 
 def _quartiles_apart(values: pd.Series) -> float:

@@ -306,20 +306,30 @@ class Lab:
         noise = {score: self.training_noise(a, b, score) for score in ("accuracy", "macro_f1")}
         return metrics.compare(first, second, labels, self._draw, noise)
 
-    def training_noise(self, a: str, b: str, score: str) -> tuple[Any, float]:
-        """`metrics.training_noise` of a score, "accuracy", "macro_f1" or "recall" (C,), for models like a and b.
+    def training_noise(self, a: str, b: str, score: str) -> tuple[float, float]:
+        """`metrics.training_noise` of a score, "accuracy", "macro_f1" or "recall", for models like a and b.
 
-        Pooled over the models with several seeds that begin as these do, at the start or from another run's weights;
-        over all that have several where none of these has.
+        Pooled over the models with several seeds, of chapter 02 and of theirs, that begin as these do: at the start, or
+        from another run's weights (`metrics.mixed_noise` of one and the other). A run from elsewhere has a seed of its
+        own, so that seeds are no blocks.
         """
-        kinds = frozenset(self._goes_on(name) for name in (a, b))
-        if (kinds, score) not in self._noise:
-            several = [name for name in self.plan.names if len(self.plan.repeats[name]) > 1]
-            alike = [name for name in several if self._goes_on(name) in kinds] or several
-            tests = {name: [run.summary["test"] for run in self.load_seeds(name)] for name in alike}
-            of_seeds = {name: [SCORES[score](test) for test in seeds] for name, seeds in tests.items()}
-            self._noise[kinds, score] = metrics.training_noise(of_seeds) if of_seeds else (0.0, math.inf)
-        return self._noise[kinds, score]
+        chapters = frozenset({"02", *(self.plan.chapter_of(name) for name in (a, b) if name not in self.extra)})
+        kinds, blocks = {self._goes_on(name) for name in (a, b)}, not {a, b} & self.extra.keys()
+        found = [self._noise_of(goes_on, chapters, score, blocks) for goes_on in sorted(kinds)]
+        known = [noise for noise in found if math.isfinite(noise[1])]
+        return metrics.mixed_noise(*known) if len(known) > 1 else (known or found)[0]
+
+    def _noise_of(self, goes_on: bool, chapters: frozenset[str], score: str, blocks: bool) -> tuple[float, float]:
+        key = goes_on, chapters, score, blocks
+        if key not in self._noise:
+            names = [name for chapter in sorted(chapters) for name in self.plan.chapters[chapter]]
+            several = [n for n in names if len(self.plan.repeats[n]) > 1 and self._goes_on(n) == goes_on]
+            scores = {
+                name: [SCORES[score](run.summary["test"]) for run in self.load_seeds(name)]
+                for name in dict.fromkeys(several)
+            }
+            self._noise[key] = metrics.training_noise(scores, blocks) if scores else (0.0, math.inf)
+        return self._noise[key]
 
     def _goes_on(self, name: str) -> bool:
         """Whether a model's training begins with another run's weights."""
@@ -327,7 +337,7 @@ class Lab:
         return bool(getattr(config, "init_from", ""))
 
     @cached_property
-    def _noise(self) -> dict[tuple[frozenset[bool], str], tuple[Any, float]]:
+    def _noise(self) -> dict[tuple, tuple[float, float]]:
         return {}
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
