@@ -90,7 +90,7 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     if behind == len(others):
         return f"{text}, ahead of each of the other {behind} by the paired tests of chapter 6."
     it = "it" if len(first) == 1 else _names(first[:1])
-    text += f"; {behind or 'none'} of the other {len(others)} can be told from {it}. "
+    text += f"; {behind or 'none'} of the other {len(others)} can be told from {it} where all pairs are tested. "
     if take["model"] == best["model"]:
         return f"{text}Take {it}: {NONE_AS_GOOD}."
     times, _ = speed(take["model"], best["model"])
