@@ -89,6 +89,20 @@ def test_command_trains_the_run_that_the_chapter_asks_for(
     assert run.history["loss"].tolist() == alone.load("ViT").history["loss"].tolist()
 
 
+def test_command_trains_on_the_cluster_that_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All runs at once, and none here."""
+
+    def train(params: LabConfig, runs_dir: Path, tasks: list, images: int, view: object) -> None:
+        raise LabError(f"{params.cluster} was asked for {len(tasks)} runs")
+
+    monkeypatch.setattr("vitlab.lab.cluster.train", train)
+    names = ["--run", "ViT", "Linear ViT", "--set", "cluster=nowhere:1"]
+    code, _, err = command(capsys, monkeypatch, tmp_path, *names)
+    assert (code, err) == (1, "vitlab: nowhere:1 was asked for 2 runs\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
