@@ -142,20 +142,16 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     alone = f" (corrected for these {len(winner)} tests)"
     beats = f"It is ahead of {named(behind)}{alone}." if behind else f"It is shown to be ahead of none of them{alone}."
     ties = {n: behind_at_most(pairs, cnn, n) for n, w in winner.items() if not w and rows.loc[n, "macs"] < own["macs"]}
-    if alike := [name for name, points in ties.items() if points <= LOSS]:
-        light = min(alike, key=rows["macs"].get)
-        return (
-            f"{what} is not the better choice where work counts: *{markdown(light)}* is at most "
-            f"{100 * max(ties[light], 0):.1f} points behind it, and needs {rows.loc[light, 'macs'] / own['macs']:.0%} "
-            f"of its multiply-adds. {beats}"
-        )
     if ties:
-        light = min(ties, key=rows["macs"].get)
-        return (
-            f"{what} is not shown to be ahead of *{markdown(light)}*, which needs "
-            f"{rows.loc[light, 'macs'] / own['macs']:.0%} of its multiply-adds and may be up to "
-            f"{100 * ties[light]:.1f} points behind: which is the better choice where work counts is open. {beats}"
-        )
+        alike = [name for name, points in ties.items() if points <= LOSS]
+        light = min(alike or ties, key=rows["macs"].get)
+        needs = f"needs {rows.loc[light, 'macs'] / own['macs']:.0%} of its multiply-adds"
+        far = f"{100 * max(ties[light], 0):.1f} points behind"
+        if alike:
+            whole = f"{what} is not the better choice where work counts: *{markdown(light)}* is at most {far} it, and"
+            return f"{whole} {needs}. {beats}"
+        whole = f"{what} is not shown to be ahead of *{markdown(light)}*, which {needs} and may be up to {far}"
+        return f"{whole}: which is the better choice where work counts is open. {beats}"
     if better:
         more = min(rows.loc[name, "macs"] for name in better) / own["macs"]
         return (

@@ -324,10 +324,7 @@ class Lab:
         if key not in self._noise:
             names = [name for chapter in sorted(chapters) for name in self.plan.chapters[chapter]]
             several = [n for n in names if len(self.plan.repeats[n]) > 1 and self._goes_on(n) == goes_on]
-            scores = {
-                name: [SCORES[score](run.summary["test"]) for run in self.load_seeds(name)]
-                for name in dict.fromkeys(several)
-            }
+            scores = {n: [SCORES[score](run.summary["test"]) for run in self.load_seeds(n)] for n in several}
             self._noise[key] = metrics.training_noise(scores, blocks) if scores else (0.0, math.inf)
         return self._noise[key]
 
