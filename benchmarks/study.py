@@ -1,12 +1,12 @@
 """How long the imbalance study has to train: python benchmarks/study.py PROFILE EPOCHS [EPOCHS …] [--set name=value …]
 
-Trains chapter 01's study of a profile (quick, cifar10_cpu, …, or a path) for each number of epochs, and the profile's
-ViT of chapter 02. Says for each budget what the remedies gain, how far the balanced reference is from that ViT and what
-parts sampler and class weights, and at the end whether the ranking of one budget is that of the next. A budget is long
-enough where the reference is within two points of the ViT, or the ranking no longer changes. --data and --set as
-`vitlab report` takes them. On CIFAR-10, 10:1, what the profile's budget is to be set from:
+Trains chapter 01's study of a profile (quick, cifar10_cpu, …, or a path) for each number of epochs, and chapter 02's
+ViT of the same tokenizer. Says for each budget what the remedies gain, how far the balanced reference is from that ViT
+and what parts sampler and class weights, and at the end whether the ranking of one budget is that of the next. A budget
+is long enough where the reference is within two points of the ViT, or the ranking no longer changes. --data and --set
+as `vitlab report` takes them. On CIFAR-10, 10:1, what the profile's budget is to be set from:
 
-    python benchmarks/study.py cifar10_cpu 9 18 --set tokenizer=conv cutout=0.25 \\
+    python benchmarks/study.py cifar10_cpu 9 18 --set study_tokenizer=conv cutout=0.25 \\
         "study_remedies=sampler, class_weights, logit_adjustment, ldam_drw, post_hoc"
 
 Runs are kept in runs/, as the chapter's are: the command can be interrupted and repeated, and the chapter of the same
@@ -32,6 +32,7 @@ NEAR = 0.02  # of the ViT's accuracy
 def of_budget(profile: Path, overrides: dict, epochs: int) -> list[Study]:
     """The studies of all class sizes, trained for so many epochs, reported."""
     lab = check(load_params(profile, overrides | {"study_epochs": epochs}))
+    reference = lab.plan.config(lab.plan.study_vit)  # or a sentence, before any work
     lab.train(lab.plan.study_configs)
     studies = [Study(lab, shape) for shape in lab.plan.studies]
     print(f"\n# {epochs} epochs, {studies[0].steps:,} steps\n")
@@ -44,12 +45,12 @@ def of_budget(profile: Path, overrides: dict, epochs: int) -> list[Study]:
     if {"sampler", "class_weights"} <= {*main.remedies}:
         print(sentences_data.same_gradient(main.against("sampler").loc["class_weights"], gradient_noise(lab)))
     if BALANCED in main.names:
-        vit = lab.train_one(lab.plan.config("ViT")).summary
+        vit = lab.train_one(reference).summary
         balanced = metrics.mean_and_spread([main.runs[BALANCED, s].summary["test"]["accuracy"] for s in main.seeds])[0]
         apart = balanced - vit["test"]["accuracy"]
         print(
-            f"The balanced reference reaches {balanced:.1%} after {main.steps:,} steps, the ViT of chapter 02 "
-            f"{vit['test']['accuracy']:.1%} after {vit['steps']:,}: {100 * apart:+.1f} points, "
+            f"The balanced reference reaches {balanced:.1%} after {main.steps:,} steps, {lab.plan.study_vit} of "
+            f"chapter 02 {vit['test']['accuracy']:.1%} after {vit['steps']:,}: {100 * apart:+.1f} points, "
             f"{'near enough' if apart >= -NEAR else 'too far'}."
         )
     return studies

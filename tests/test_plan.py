@@ -286,6 +286,14 @@ def test_validation_chooses_nothing_in_the_study(few: Source) -> None:
     assert plan.config("ViT").keep_epoch == "best"
 
 
+@pytest.mark.parametrize(("tokenizer", "name"), [("patch", "ViT"), ("conv", "ViT, conv tokenizer")])
+def test_study_has_a_tokenizer_of_its_own(few: Source, tokenizer: str, name: str) -> None:
+    plan = Plan(SMALL.replace(study_tokenizer=tokenizer), few)
+    assert {config.tokenizer for config in plan.study.values()} == {tokenizer}
+    assert plan.study_vit == name
+    assert differing(plan.study[BALANCED, 0], plan.config(name)) == {"keep_epoch", "epochs", "steps"}
+
+
 def test_study_of_further_class_sizes_differs_in_these_alone(few: Source) -> None:
     plan = Plan(SMALL.replace(study_more="exponential 9, linear 4", study_more_seeds=2), few)
     assert list(plan.studies) == ["linear 2:1", "exponential 9:1", "linear 4:1"]

@@ -152,8 +152,7 @@ class Common(Training):
     heads: Count | None = None  # of attention
     mlp_ratio: Positive | None = None  # hidden width of a block's MLP over dim
     patch_size: Count = 4  # pixels a side of what becomes one token
-    # patch, conv, or light, a third of conv's work: how patches become tokens
-    tokenizer: Tokenizer = "patch"
+    tokenizer: Tokenizer = "patch"  # patch, conv, or light, a third of conv's work: how patches become tokens
     pool: Literal["cls", "mean"] = "cls"  # cls or mean: the class token is classified, or the mean of the patches
     positions: Literal["learned", "sincos"] = "learned"  # learned, or sincos: fixed sines and cosines
     init: Literal["xavier", "small"] = "xavier"  # small, deviation 0.02, suits muon: where Q, K, V and MLPs begin
@@ -281,6 +280,7 @@ class LabConfig(Common):
     study_more: str = ""  # further class sizes of that study, as "linear 10, exponential 100"
     study_more_seeds: Seeds = 1  # seeds of each run of these
     study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
+    study_tokenizer: Tokenizer = "patch"  # patch, conv or light: of the ViT of that study
     study_epochs: Count = 8  # of each run of the imbalance study
     study_seeds: Seeds = 3  # seeds of each run of that study
     seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on

@@ -156,8 +156,8 @@ def scores(study: "Study", batch: int) -> str:
     few, seeds = study.group, len(study.seeds)
     others = ", the other" if len(study.class_names) > 2 * few else ""
     return (
-        f"Test scores by remedy, seeds: {seeds}, {study.steps:,} steps of batch {batch}. Recall is that of the {few} "
-        f"commonest{others} and the {few} rarest classes: the first shows who pays, the last who gains."
+        f"Test scores by remedy ({study.lab.plan.study_vit}), seeds: {seeds}, {study.steps:,} steps of batch {batch}. "
+        f"Recall: of the {few} commonest{others} and the {few} rarest classes; the first may pay, the last gain."
     )
 
 

@@ -104,6 +104,12 @@ class Plan:
         return {own: "ViT"} | {name: f"ViT, {name} tokenizer" for name in self.params.tokenizers if name != own}
 
     @property
+    def study_vit(self) -> str:
+        """What the model of the imbalance study is called: the name of chapter 02's run with its tokenizer."""
+        name = self.params.study_tokenizer
+        return self.tokenizers.get(name, f"ViT, {name} tokenizer")
+
+    @property
     def longer(self) -> dict[str, str]:
         """Name of a longer training of chapter 02 -> name of the shorter one that it is compared with."""
         if not self.params.long_epochs:
@@ -185,14 +191,14 @@ class Plan:
             shaped = {"imbalance": imbalance, "imbalance_ratio": ratio, "imbalance_order": p.study_order}
             size = self.num_train(p.run(**shaped))
             steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
-            budget = {"steps": steps, "patience": 0, "keep_epoch": "last"}
+            common = {"tokenizer": p.study_tokenizer, "steps": steps, "patience": 0, "keep_epoch": "last"}
             configs = {}
             for seed in range(p.seed, p.seed + repeats):
                 if imbalance != "none":  # a folder that comes imbalanced has no balanced twin
-                    configs[BALANCED, seed] = p.run(seed=seed, **budget)
+                    configs[BALANCED, seed] = p.run(seed=seed, **common)
                 for remedy in p.remedies:
                     if remedy != POST_HOC:
-                        configs[remedy, seed] = p.run(remedy=remedy, seed=seed, **budget, **shaped)
+                        configs[remedy, seed] = p.run(remedy=remedy, seed=seed, **common, **shaped)
             studies["as they come" if imbalance == "none" else f"{imbalance} {ratio:g}:1"] = configs
         return studies
 
