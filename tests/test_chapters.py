@@ -80,8 +80,11 @@ def test_remedy_that_helps_most_is_one_that_is_shown_to() -> None:
     ("classes", "words"), [(10, "3 commonest, the other and the 3 rarest"), (6, "3 commonest and the 3 rarest")]
 )
 def test_other_classes_are_named_where_there_are_any(classes: int, words: str) -> None:
-    study = SimpleNamespace(group=3, seeds=[0], steps=100, class_names=[*"abcdefghij"[:classes]])
-    assert f"Recall is that of the {words} " in sentences_data.scores(study, 32)
+    lab = SimpleNamespace(plan=SimpleNamespace(study_vit="ViT, conv tokenizer"))
+    study = SimpleNamespace(lab=lab, group=3, seeds=[0], steps=100, class_names=[*"abcdefghij"[:classes]])
+    text = sentences_data.scores(study, 32)
+    assert "by remedy (ViT, conv tokenizer), seeds: 1" in text
+    assert f"Recall: of the {words} classes" in text
 
 
 @pytest.mark.parametrize(
