@@ -56,9 +56,11 @@ def test_each_gpu_takes_one_run_at_a_time(gpus: int, two_threads: None, monkeypa
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="one run fills a GPU")
 def test_runs_trained_side_by_side_are_those_trained_one_by_one(tmp_path: Path, two_threads: None) -> None:
+    """On as many threads: two of them add up in another order, which some CPUs round otherwise."""
     one, many = (Lab.of(SMALL.replace(runs_dir=str(tmp_path / name), epochs=1)) for name in ("one", "many"))
     configs = {name: one.plan.config(name) for name in ("ViT", "ViT, conv tokenizer", "Linear ViT")}
     done = many.train(configs)
+    torch.set_num_threads(1)
     for name, config in configs.items():
         assert done[name].path.parent == tmp_path / "many"
         assert_same_run(done[name], one.train_one(config))
@@ -71,6 +73,7 @@ def test_a_run_that_goes_on_from_another_waits_for_it(tmp_path: Path, two_thread
     todo = many.missing(many.plan.config(name) for name in ("ToMe", "ViT, fine-tuned", one.plan.backbone))
     many.train_at_once(todo)
     assert not many.missing(todo)
+    torch.set_num_threads(1)  # as in the processes
     for config in sorted(todo, key=lambda config: config.init_from):  # "" is first
         assert_same_run(many.run_of(config), one.train_one(config))
 
