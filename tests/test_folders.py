@@ -84,6 +84,37 @@ def test_link_to_a_folder_above_ends_and_brings_no_image_into_another_class(link
     assert f"1 links to a folder above ({link})" in " ".join(source.notes)
 
 
+def test_link_to_a_folder_above_hides_no_part(tmp_path: Path) -> None:
+    classes(tmp_path / "data" / "train")
+    (tmp_path / "data" / "again").symlink_to(tmp_path)
+    assert load(tmp_path / "data").classes == ("cat", "dog")
+
+
+def test_folders_that_links_join_in_a_circle_are_read_once(tmp_path: Path) -> None:
+    root, names = classes(tmp_path / "data"), [f"batch{i}" for i in range(4)]
+    classes(root / "cat", tuple(names), n=1, first=50)
+    for name in names:
+        for other in names:
+            (root / "cat" / name / f"to {other}").symlink_to(root / "cat" / other)
+    source = load(root)
+    assert total(source) == 12 + 4
+    assert "folders that were read by way of a link (cat/batch" in " ".join(source.notes)
+
+
+@pytest.mark.parametrize("link", ["cat/self", "self", "cat/deep/self"])
+def test_link_to_itself_is_passed_over_unless_it_is_called_an_image(link: str, tmp_path: Path) -> None:
+    root = classes(tmp_path / "data")
+    (root / "cat" / "deep").mkdir()
+    (root / link).symlink_to(root / link)
+    assert total(load(root)) == 12
+    assert f"({link})" in notes(root)
+    (root / link).with_suffix(".png").symlink_to((root / link).with_suffix(".png"))
+    if "/" in link:
+        assert f"{link}.png (Too many levels of symbolic links): repair this image or remove it" in fault(root)
+    else:
+        assert f"1 images beside the class folders ({link}.png)" in notes(root)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -519,6 +550,7 @@ ODDITIES: dict[str, Callable[[Path, np.random.Generator], object]] = {
     "system": lambda r, g: classes(r / "lost+found", n=1),
     "report": lambda r, g: add(r, "old report/parameters.yaml", b"seed: 0"),
     "loop": lambda r, g: (some_class(r, g) / "loop").symlink_to(r),
+    "circle": lambda r, g: (some_class(r, g) / "circle").symlink_to("circle"),
     "dead link": lambda r, g: (some_class(r, g) / "dead.png").symlink_to("/nowhere"),
     "pipe": lambda r, g: os.mkfifo(some_class(r, g) / "pipe.png"),
 }
@@ -526,7 +558,8 @@ ODDITIES: dict[str, Callable[[Path, np.random.Generator], object]] = {
 
 # with any of these together a folder is read
 HARMLESS = {
-    *("nested", "hidden", "bare", "loose", "empty", "float", "alpha", "palette", "thin", "system", "report", "loop")
+    *("nested", "hidden", "bare", "loose", "empty", "float", "alpha", "palette", "thin", "system", "report", "loop"),
+    "circle",
 }
 
 
