@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitlab.data.decode import Rule
+from vitlab.data.decode import Rule, upright
 from vitlab.errors import LabError
 
 GREY, RGB = 1, 3  # channels
@@ -25,10 +25,10 @@ def as_pixels(picture: Any, channels: int, size: int) -> tuple[Tensor, str]:
     width, height = image.size
     cropped = "" if width == height else "cropped and "
     changed = [] if width == height == size else [f"{cropped}resized from {width}×{height} to {size}×{size}"]
-    image, rule = ImageOps.exif_transpose(image), Rule()
+    (image, wide), rule = upright(image), Rule()
     grey = image.getbands()[0] in ("1", "L", "I", "F")
     try:
-        rule.learn(image, wide=False)
+        rule.learn(image, wide)
     except ValueError as error:
         raise LabError(f"the picture cannot be shown: {error}") from None
     image = rule.rgb(image)
