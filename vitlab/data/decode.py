@@ -110,13 +110,18 @@ class Rule:
             return Image.alpha_composite(ground, image).convert("RGB")
         return image.convert("RGB")
 
+    @property
+    def dark(self) -> bool:
+        """Whether colours of 16 bits fill less than half of their range: of what Pillow gives little can be seen."""
+        return self.counts["16-bit colour"] > 0 and self.upper_byte < 128
+
     def notes(self) -> list[str]:
         """The rules that were needed; LabError where what Pillow gives of the images is not what they hold."""
         notes = []
-        if (wide := self.counts["16-bit colour"]) and self.upper_byte < 128:
+        if self.dark:
             raise LabError(
-                f"{wide:,} images have 16 bits a colour and fill less than half of that range; Pillow reads only the "
-                "upper 8 bits, which would leave them dark: save them with 8 bits a colour"
+                f"{self.counts['16-bit colour']:,} images have 16 bits a colour and fill less than half of that range; "
+                "Pillow reads only the upper 8 bits, which would leave them dark: save them with 8 bits a colour"
             )
         for kind in self.lowest:
             low, high = self.bounds(kind)
@@ -126,6 +131,11 @@ class Rule:
         if keys := self.counts["16-bit key"]:
             notes.append(f"{keys:,} of them name a transparent colour of 16 bits, of which the upper 8 are compared.")
         return notes
+
+
+def draft(image: Image.Image, size: int) -> None:
+    """Have a large JPEG, not loaded yet, decoded at no more than it needs."""
+    image.draft("RGB", (2 * size, 2 * size))
 
 
 def upright(image: Image.Image) -> tuple[Image.Image, bool]:
@@ -178,15 +188,15 @@ def decode(
                 with _opened(content) as image:
                     resized[i] = image.size != (size, size)
                     several += getattr(image, "is_animated", False)
-                    image.draft("RGB", (2 * size, 2 * size))  # a large JPEG is decoded at no more than it needs
-                    _require_memory(image)
+                    draft(image, size)
+                    require_memory(image)
                     image, wide = upright(image)
                     if rule.learn(image, wide):
                         waiting.append(i)
                     else:
                         images[i] = _fitted(rule.rgb(image), size)
             except Exception as error:  # Pillow's decoders raise all kinds
-                broken.setdefault(paths[i], _reason(error))
+                broken.setdefault(paths[i], reason(error))
         _refuse(broken)
         notes = rule.notes()
         for i, content in zip(waiting, _contents([paths[i] for i in waiting]), strict=True):
@@ -227,7 +237,8 @@ def _opened(content: bytes | OSError) -> Image.Image:
     return Image.open(io.BytesIO(content))
 
 
-def _require_memory(image: Image.Image) -> None:
+def require_memory(image: Image.Image) -> None:
+    """ValueError for an image, not loaded yet, that would not fit."""
     needed = 16 * image.width * image.height  # as RGBA, and while that is turned and resized
     if needed > max(free_memory(torch.device("cpu")), 2**24):
         raise ValueError(f"{image.width:,}×{image.height:,} pixels need more memory than is free: make it smaller")
@@ -240,7 +251,7 @@ def _fitted(rgb: Image.Image, size: int) -> np.ndarray:
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return shown(text.split(" <_io")[0].splitlines()[0])
 

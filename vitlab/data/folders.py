@@ -254,14 +254,26 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 @cache
-def _extensions() -> set[str]:
-    """Of the formats that Pillow reads pixels of: not those it only writes, or knows by their header alone."""
-    with contextlib.suppress(ImportError):  # HEIC, where its plugin is installed
+def register_plugins() -> None:
+    """Have Pillow read HEIC and JPEG XL, where their plugins are installed."""
+    with contextlib.suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     with contextlib.suppress(ImportError):
         import pillow_jxl  # noqa: F401 - registers itself
+
+
+def missing_plugin(path: str) -> str:
+    """What pip installs for Pillow to read a file of this name; "" where nothing is missing, or nothing is known."""
+    extension = os.path.splitext(path)[1].lower()
+    return "" if extension in _extensions() else PLUGINS.get(extension, "")
+
+
+@cache
+def _extensions() -> set[str]:
+    """Of the formats that Pillow reads pixels of: not those it only writes, or knows by their header alone."""
+    register_plugins()
     readable = {*_signed(), *(name for name, (_, accept) in Image.OPEN.items() if accept is None), "MPO"}
     return {extension for extension, name in Image.registered_extensions().items() if name in readable - _unread()}
 
