@@ -2,7 +2,9 @@
 
 import gc
 import os
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -132,6 +134,21 @@ def train(few: Source, tmp_path: Path) -> Callable[..., Run]:
         return fit_run(Run.of(runs_dir, config, source.digest), config, split(source, config), start, session)
 
     return run
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def save_png(path: Path, pixels: np.ndarray, bits: int = 16, key: tuple[int, ...] = ()) -> None:
+    """A PNG (H, W, 1 to 4) as Pillow reads it and does not write it: key is the colour that is transparent."""
+    height, width, channels = pixels.shape
+    unpacked = np.unpackbits(pixels.astype(">u2").reshape(height, -1, 1).view(np.uint8), axis=2)[..., -bits:]
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in unpacked)
+    header = struct.pack(">IIBBBBB", width, height, bits, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    transparent = [(b"tRNS", np.array(key, ">u2").tobytes())] if key else []
+    chunks = [(b"IHDR", header), *transparent, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    made = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
 
 
 # ---------------------------------------------------------------- sessions that look on or interfere

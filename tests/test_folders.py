@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import save_png
 from PIL import Image
 
 from vitlab.config import RunConfig
@@ -82,6 +83,37 @@ def test_link_to_a_folder_above_ends_and_brings_no_image_into_another_class(link
     assert total(source) == 12
     assert source.classes == ("cat", "dog")
     assert f"1 links to a folder above ({link})" in " ".join(source.notes)
+
+
+def test_link_to_a_folder_above_hides_no_part(tmp_path: Path) -> None:
+    classes(tmp_path / "data" / "train")
+    (tmp_path / "data" / "again").symlink_to(tmp_path)
+    assert load(tmp_path / "data").classes == ("cat", "dog")
+
+
+def test_folders_that_links_join_in_a_circle_are_read_once(tmp_path: Path) -> None:
+    root, names = classes(tmp_path / "data"), [f"batch{i}" for i in range(4)]
+    classes(root / "cat", tuple(names), n=1, first=50)
+    for name in names:
+        for other in names:
+            (root / "cat" / name / f"to {other}").symlink_to(root / "cat" / other)
+    source = load(root)
+    assert total(source) == 12 + 4
+    assert "folders that were read by way of a link (cat/batch" in " ".join(source.notes)
+
+
+@pytest.mark.parametrize("link", ["cat/self", "self", "cat/deep/self"])
+def test_link_to_itself_is_passed_over_unless_it_is_called_an_image(link: str, tmp_path: Path) -> None:
+    root = classes(tmp_path / "data")
+    (root / "cat" / "deep").mkdir()
+    (root / link).symlink_to(root / link)
+    assert total(load(root)) == 12
+    assert f"({link})" in notes(root)
+    (root / link).with_suffix(".png").symlink_to((root / link).with_suffix(".png"))
+    if "/" in link:
+        assert f"{link}.png (Too many levels of symbolic links): repair this image or remove it" in fault(root)
+    else:
+        assert f"1 images beside the class folders ({link}.png)" in notes(root)
 
 
 @pytest.mark.parametrize(
@@ -247,27 +279,15 @@ def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     assert "bad.tif (some of its pixels are no finite numbers)" in fault(root)
 
 
-def colours_of_sixteen_bits(path: Path, pixels: np.ndarray) -> None:
-    """A PNG of three 16-bit colours, which Pillow reads and does not write."""
-    import struct
-    import zlib
-
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    made = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(made))
-
-
 @pytest.mark.parametrize(("scale", "readable"), [(257, True), (1, False)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_sixteen_bit_colours_are_read_only_where_the_upper_byte_tells_them(
-    scale: int, readable: bool, tmp_path: Path
+    mode: str, scale: int, readable: bool, tmp_path: Path
 ) -> None:
     root = classes(tmp_path / "data")
     for path in root.glob("*/*.png"):
-        colours_of_sixteen_bits(
-            path, np.asarray(picture(*path.parent.name.encode(), *path.name.encode())).astype(np.uint16) * scale
-        )
+        pixels = picture(*path.parent.name.encode(), *path.name.encode()).convert(mode)
+        save_png(path, np.asarray(pixels).astype(np.uint16) * scale)
     if readable:
         assert load(root).train.images.float().mean() > 100
     else:
@@ -287,6 +307,41 @@ def test_what_is_drawn_in_the_alpha_channel_is_seen(ink: int, ground: int, mode:
     assert source.train.images.unique().tolist() == [0, 255]
     assert (source.train.images == ink).float().mean() == pytest.approx(9 / 64)
     assert f"stand on {'white' if ground else 'black'}" in " ".join(source.notes)
+
+
+@pytest.mark.parametrize("ink", [0, 1])
+@pytest.mark.parametrize(
+    ("channels", "bits", "key"),
+    [(2, 16, ()), (4, 16, ()), (3, 16, (0x8000,) * 3), (1, 16, (0x8000,)), (1, 4, (8,)), (1, 2, (2,))],
+)
+def test_what_is_drawn_in_other_than_eight_bits_is_seen(
+    channels: int, bits: int, key: tuple[int, ...], ink: int, tmp_path: Path
+) -> None:
+    root, full = tmp_path / "data", 2**bits - 1
+    for k, name in enumerate(("cat", "dog")):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.full((8, 8, channels), key or full * ink, np.int64)
+            pixels[..., -1:] *= bool(key)  # alpha
+            pixels[k : k + 3, i : i + 3] = full * ink
+            pixels[k, i] = full * (1 - ink)  # the range is known by both ends
+            if not key:
+                pixels[k : k + 3, i : i + 3, -1] = full
+            save_png(root / name / f"{i}.png", pixels, bits, key)
+    source = load(root)
+    assert source.train.images.unique().tolist() == [0, 255]
+    assert (source.train.images == 255 * ink).float().mean() == pytest.approx(8 / 64)
+    told = " ".join(source.notes)
+    assert f"8 images are transparent in places and stand on {('white', 'black')[ink]}." in told
+    assert ("of which the upper 8 are compared" in told) == (channels == 3)
+
+
+def test_transparent_pixels_have_no_say_in_the_range(tmp_path: Path) -> None:
+    root = classes(tmp_path / "data")
+    for i, path in enumerate(root.glob("*/*.png")):
+        pixels = np.random.default_rng(i).permutation(np.linspace(0, 4000, 64).round()).reshape(8, 8, 1)
+        save_png(path, np.vstack([pixels, np.full((1, 8, 1), 65535)]), key=(65535,))
+    assert "12 16-bit or 32-bit images were scaled from 0 – 4000 to black – white." in notes(root)
 
 
 def test_opaque_images_are_not_told_of(tmp_path: Path) -> None:
@@ -519,6 +574,7 @@ ODDITIES: dict[str, Callable[[Path, np.random.Generator], object]] = {
     "system": lambda r, g: classes(r / "lost+found", n=1),
     "report": lambda r, g: add(r, "old report/parameters.yaml", b"seed: 0"),
     "loop": lambda r, g: (some_class(r, g) / "loop").symlink_to(r),
+    "circle": lambda r, g: (some_class(r, g) / "circle").symlink_to("circle"),
     "dead link": lambda r, g: (some_class(r, g) / "dead.png").symlink_to("/nowhere"),
     "pipe": lambda r, g: os.mkfifo(some_class(r, g) / "pipe.png"),
 }
@@ -526,7 +582,8 @@ ODDITIES: dict[str, Callable[[Path, np.random.Generator], object]] = {
 
 # with any of these together a folder is read
 HARMLESS = {
-    *("nested", "hidden", "bare", "loose", "empty", "float", "alpha", "palette", "thin", "system", "report", "loop")
+    *("nested", "hidden", "bare", "loose", "empty", "float", "alpha", "palette", "thin", "system", "report", "loop"),
+    "circle",
 }
 
 

@@ -1,10 +1,13 @@
 """A training that is killed for real, by SIGKILL and by a full disk, ends as if nothing had happened."""
 
 import contextlib
+import os
 import random
 import resource
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
@@ -17,6 +20,7 @@ from conftest import assert_same_run
 from vitlab.config import RunConfig
 from vitlab.data.sources import load_source
 from vitlab.data.splits import split
+from vitlab.files import writing
 from vitlab.runs import Run
 from vitlab.training.fit import fit_run
 from vitlab.training.session import RunSession
@@ -115,3 +119,42 @@ def test_write_that_fails_for_lack_of_space_keeps_the_last_good_checkpoint(conte
     assert run.load_checkpoint()["progress"]["step"] >= before
     assert live(context, tmp_path) == 0
     assert_same_run(run, whole)
+
+
+@contextlib.contextmanager
+def begun(path: Path) -> Iterator[None]:
+    """Meanwhile a process writes a file; then it is killed."""
+    ready, tell = os.pipe()
+    if not (process := os.fork()):
+        try:
+            with writing(path) as temporary:
+                temporary.write_text("half")
+                os.write(tell, b".")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.read(ready, 1)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def test_next_writer_removes_what_a_killed_one_left_and_nothing_of_a_living_one(tmp_path: Path) -> None:
+    path, others = tmp_path / "data.pt", {tmp_path / ".data.pt.mine.tmp", tmp_path / ".data.pt.01234567.tmp.pt"}
+
+    def left() -> int:
+        with writing(path) as temporary:
+            temporary.write_text("whole")
+        assert path.read_text() == "whole"
+        assert others < {*tmp_path.iterdir()}
+        return len(list(tmp_path.iterdir())) - 3
+
+    for other in others:
+        other.touch()
+    with begun(path):
+        with begun(path):
+            assert left() == 2
+        assert left() == 1
+    assert left() == 0

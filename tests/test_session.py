@@ -292,6 +292,31 @@ def test_complete_training_of_a_module_of_ones_own_is_loaded(data: Data, tmp_pat
     assert run.config == RECIPE
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_session_is_for_what_it_was_opened_for(
+    complete: bool, data: Data, few: Source, tiny: RunConfig, tmp_path: Path, watched: Any
+) -> None:
+    run = Run.of_module(tmp_path, net(), RECIPE, data)
+    if complete:
+        fit(net(), data, RECIPE, RunSession(run))
+    session, before = watched(run), sorted(tmp_path.rglob("*"))
+    less = split(few, tiny.replace(imbalance="linear", imbalance_ratio=2.0))
+    wrong = [(Other(), data, RECIPE), (net(heads=4), data, RECIPE), (net(), less, RECIPE)]
+    for module, images, recipe in [
+        *wrong,
+        (net(), data, RECIPE.replace(lr=0.1)),
+        (net(), data, RECIPE.replace(seed=1)),
+    ]:
+        weights = {name: value.clone() for name, value in module.state_dict().items()}
+        with pytest.raises(
+            LabError, match=r"another module, recipe or data .*: open one with lab\.session\(net, recipe"
+        ):
+            fit(module, images, recipe, session)
+        torch.testing.assert_close(module.state_dict(), weights, rtol=0, atol=0)
+    assert watched.steps == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_directory_of_a_module_of_ones_own_is_named_by_what_decides_its_result(data: Data) -> None:
     def name(module: nn.Module | None = None, data: Data = data, **changes: Any) -> str:
         return Run.of_module(Path("runs"), module or net(), RECIPE.replace(**changes), data).path.name

@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import glob
 import os
 import pickle
+import secrets
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +17,11 @@ from yaml import YAMLError
 
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and renames no file that is open
+    fcntl = None
 
 # what readers of JSON, YAML, CSV, NumPy's, torch's and safetensors' files raise when they are cut short
 DAMAGE = (
@@ -35,16 +42,18 @@ WRITERS_OF_TORCH = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 def writing(path: Path, elsewhere: str = "runs_dir") -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; on success it replaces `path`, on failure it is removed.
 
+    Those of writers that were killed are removed by the next one of the same path.
     elsewhere: what names another place, told to the user where this one takes no file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # a name of its own, never used again
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()  # torch.save says in no sentence that it may not write
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        _remove_leftovers(path)
+        with _made(temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WRITERS_OF_TORCH):
             raise
@@ -52,6 +61,29 @@ def writing(path: Path, elsewhere: str = "runs_dir") -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _made(temporary: Path) -> Iterator[None]:
+    """Make a file, and hold its lock for as long as this process lives and writes to it."""
+    with contextlib.ExitStack() as stack:
+        while not temporary.exists():  # or it was taken for a leftover before it was locked
+            file = stack.enter_context(temporary.open("ab"))  # torch.save says in no sentence that it may not write
+            if fcntl:
+                with contextlib.suppress(OSError):  # a disk without locks: there no leftover is removed either
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            else:
+                stack.close()
+        yield
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of writers of `path` that were killed: whose lock nobody holds."""
+    pattern = f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"
+    for leftover in path.parent.glob(pattern) if fcntl else ():
+        with contextlib.suppress(OSError), leftover.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from vitlab.models.registry import MODELS, SHARED, build_model
 # preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
 IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last", "device"}
 SMALL_FILES = ("split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
+OWN = "own-"  # what the directories of modules of the reader's own begin with
 LOCK_SECONDS = 5  # that a killed process may take to die
 
 
@@ -162,7 +163,15 @@ class Run:
     def of_module(cls, runs_dir: Path, module: nn.Module, recipe: Recipe, data: Data) -> "Run":
         """The directory of a module of the reader's own, trained by this recipe on these very images."""
         what = identity(recipe, data.digest) | {"module": module_identity(module), "train": data.train.digest}
-        return cls(runs_dir / f"own-{type(module).__name__}-seed{recipe.seed}-{_hash(what)}")
+        return cls(runs_dir / f"{OWN}{type(module).__name__}-seed{recipe.seed}-{_hash(what)}")
+
+    def require_of_module(self, module: nn.Module, recipe: Recipe, data: Data) -> None:
+        """LabError for a directory that `of_module` has named, but for another module, recipe or data."""
+        if self.path.name.startswith(OWN) and self != Run.of_module(self.path.parent, module, recipe, data):
+            raise LabError(
+                f"the session of {self.path.name} was opened for another module, recipe or data than fit was given: "
+                "open one with lab.session(net, recipe), then call fit(net, lab.data, recipe, session)"
+            )
 
     @property
     def complete(self) -> bool:

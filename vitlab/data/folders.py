@@ -141,13 +141,13 @@ def _classes(found: Folder, place: Path) -> dict[str, list[Row]]:
     classes: dict[str, list[Row]] = {}
     names: dict[str, str] = {}
     for entry in _entries(found, place):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             kind = "images beside the class folders" if _is_image(entry) else "files beside the class folders"
             found.passed_over[kind].append(entry.path)
             continue
         _refuse_parts_inside(found, entry)
         before = {kind: len(paths) for kind, paths in found.passed_over.items()}
-        rows = _images(found, Path(entry.path), (os.path.realpath(place),))
+        rows = _images(found, Path(entry.path), (os.path.realpath(place),), set())
         if not rows:
             _refuse_unread(found, entry, before)
             found.passed_over["folders without images"].append(entry.path)
@@ -163,15 +163,22 @@ def _classes(found: Folder, place: Path) -> dict[str, list[Row]]:
     return classes
 
 
-def _images(found: Folder, folder: Path, above: tuple[str, ...]) -> list[Row]:
-    """The images of a class, those of folders inside its folder too."""
+def _images(found: Folder, folder: Path, above: tuple[str, ...], read: set[str]) -> list[Row]:
+    """The images of a class, those of folders inside its folder too, each of them read once whatever links there are.
+
+    above: where the folders around this one really lie; read: where those of the class do that have been read.
+    """
     here, rows = os.path.realpath(folder), []
     if any(Path(folder_above).is_relative_to(here) for folder_above in above):  # a link that leads back, or out
         found.passed_over["links to a folder above"].append(str(folder))
         return []
+    if here in read:
+        found.passed_over["folders that were read by way of a link"].append(str(folder))
+        return []
+    read.add(here)
     for entry in _entries(found, folder):
-        if entry.is_dir():
-            rows += _images(found, Path(entry.path), (*above, here))
+        if _is_folder(entry):
+            rows += _images(found, Path(entry.path), (*above, here), read)
         elif _is_image(entry):
             try:
                 stat = entry.stat()
@@ -197,9 +204,9 @@ def _entries(found: Folder, folder: Path) -> list[os.DirEntry]:
     for entry in entries:
         if entry.name.startswith(".") or entry.name.casefold() in SYSTEM:
             found.passed_over["hidden"].append(entry.path)
-        elif entry.is_dir() and os.path.exists(os.path.join(entry.path, REPORT_MARK)):
+        elif _is_folder(entry) and os.path.exists(os.path.join(entry.path, REPORT_MARK)):
             found.passed_over["reports of this lab"].append(entry.path)
-        elif not entry.is_dir() and not entry.is_file() and not entry.is_symlink():
+        elif not _is_folder(entry) and not _is_file(entry) and not entry.is_symlink():
             found.passed_over["sockets, pipes and devices"].append(entry.path)  # reading one may never end
         else:
             kept.append(entry)
@@ -208,16 +215,30 @@ def _entries(found: Folder, folder: Path) -> list[os.DirEntry]:
 
 def _folders(found: Folder, folder: Path) -> list[os.DirEntry]:
     """To look only: nothing is counted."""
-    return [entry for entry in _entries(Folder(found.root, found.parts), folder) if entry.is_dir()]
+    return [entry for entry in _entries(Folder(found.root, found.parts), folder) if _is_folder(entry)]
 
 
 def _holds_image(found: Folder, folder: Path) -> bool:
-    return bool(_images(Folder(found.root, found.parts), folder, ()))
+    return bool(_images(Folder(found.root, found.parts), folder, (os.path.realpath(found.root),), set()))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or through what may not be entered
+        return False
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _is_image(entry: os.DirEntry) -> bool:
     """By its extension; a file that has none, or one that nobody knows, by its first bytes."""
-    if not entry.is_file() and not entry.is_symlink():
+    if not _is_file(entry) and not entry.is_symlink():
         return False
     extension = os.path.splitext(entry.name)[1].lower()
     if extension in _extensions():
@@ -233,14 +254,26 @@ def _is_image(entry: os.DirEntry) -> bool:
 
 
 @cache
-def _extensions() -> set[str]:
-    """Of the formats that Pillow reads pixels of: not those it only writes, or knows by their header alone."""
-    with contextlib.suppress(ImportError):  # HEIC, where its plugin is installed
+def register_plugins() -> None:
+    """Have Pillow read HEIC and JPEG XL, where their plugins are installed."""
+    with contextlib.suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     with contextlib.suppress(ImportError):
         import pillow_jxl  # noqa: F401 - registers itself
+
+
+def missing_plugin(path: str) -> str:
+    """What pip installs for Pillow to read a file of this name; "" where nothing is missing, or nothing is known."""
+    extension = os.path.splitext(path)[1].lower()
+    return "" if extension in _extensions() else PLUGINS.get(extension, "")
+
+
+@cache
+def _extensions() -> set[str]:
+    """Of the formats that Pillow reads pixels of: not those it only writes, or knows by their header alone."""
+    register_plugins()
     readable = {*_signed(), *(name for name, (_, accept) in Image.OPEN.items() if accept is None), "MPO"}
     return {extension for extension, name in Image.registered_extensions().items() if name in readable - _unread()}
 

@@ -1,6 +1,6 @@
 """A picture of one's own as a model takes it: converted as the training images were."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -8,55 +8,78 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitlab.data.decode import Rule
+from vitlab.data.decode import Rule, draft, reason, require_memory, upright
+from vitlab.data.folders import missing_plugin, register_plugins, unlimited_pixels
 from vitlab.errors import LabError
+from vitlab.texts import listed
 
 GREY, RGB = 1, 3  # channels
 
 
+@unlimited_pixels()
 def as_pixels(picture: Any, channels: int, size: int) -> tuple[Tensor, str]:
     """A picture as (channels, size, size) uint8, and in a sentence what had to be changed, "" if nothing.
 
     picture: a path, a file, a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of bytes, or of
-    numbers in [0, 1]. Turned as its EXIF says, cropped to a square in the middle and scaled, made grey or RGB.
-    LabError for what is no picture.
+    numbers in [0, 1]. Read as a folder that holds nothing else would be: turned as its EXIF says, its range and what
+    is transparent shown by a `Rule`, cropped to a square in the middle and scaled; made grey or RGB. LabError for what
+    is no picture.
     """
-    image = _opened(picture)
-    width, height = image.size
-    cropped = "" if width == height else "cropped and "
-    changed = [] if width == height == size else [f"{cropped}resized from {width}×{height} to {size}×{size}"]
-    image, rule = ImageOps.exif_transpose(image), Rule()
-    grey = image.getbands()[0] in ("1", "L", "I", "F")
-    try:
-        rule.learn(image, wide=False)
-    except ValueError as error:
-        raise LabError(f"the picture cannot be shown: {error}") from None
-    image = rule.rgb(image)
     if channels not in (GREY, RGB):
         raise LabError(f"the model takes {channels} channels, and pictures have one or three: pass it tensors yourself")
-    if channels == GREY and not grey:
+    if isinstance(picture, np.ndarray | Tensor):
+        picture = _from_numbers(np.asarray(picture.cpu() if isinstance(picture, Tensor) else picture))
+    image, (width, height), rule = _learnt(picture, size)
+    changed = _changed(rule)
+    if (width, height) != (size, size):
+        cropped = "" if width == height else "cropped and "
+        changed.append(f"{cropped}resized from {width}×{height} to {size}×{size}")
+    if channels == GREY and image.getbands()[0] not in ("1", "L", "I", "F"):
         changed.append("made grey")
-    image = image.convert("L" if channels == GREY else "RGB")
+    image = rule.rgb(image).convert("L" if channels == GREY else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1)
-    return pixels.contiguous(), f"The picture was {' and '.join(changed)}." if changed else ""
+    return pixels.contiguous(), f"The picture was {listed(changed)}." if changed else ""
 
 
-def _opened(picture: Any) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture
-    if isinstance(picture, np.ndarray | Tensor):
-        return _from_numbers(np.asarray(picture.cpu() if isinstance(picture, Tensor) else picture))
+def _learnt(picture: Any, size: int) -> tuple[Image.Image, tuple[int, int], Rule]:
+    """An image as `upright` gives it, width and height that it had, and the rule that has learnt of it alone."""
+    name, rule = "the picture" if isinstance(picture, Image.Image) else picture, Rule()
     try:
-        image = Image.open(Path(picture) if isinstance(picture, str) else picture)
-        image.load()
+        register_plugins()
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        whole = image.size
+        if image is not picture:
+            draft(image, size)
+        require_memory(image)
+        image, wide = upright(image)
+        rule.learn(image, wide)
     except FileNotFoundError:
-        raise LabError(f"there is no picture {picture}: check its path") from None
+        raise LabError(f"there is no picture {name}: check its path") from None
     except Exception as error:  # Pillow's decoders raise all kinds
-        reason = str(error).split(" <_io")[0]
-        raise LabError(f"{picture} is not a readable image ({reason}): name a JPEG, PNG or the like") from None
-    return image
+        plugin = missing_plugin(os.fspath(picture)) if isinstance(picture, str | os.PathLike) else ""
+        cure = f"pip install {plugin}, or convert it to PNG or JPEG" if plugin else "name a JPEG, PNG or the like"
+        raise LabError(f"{name} is not a readable image ({reason(error)}): {cure}") from None
+    if rule.dark:
+        raise LabError(
+            f"{name} has 16 bits a colour and fills less than half of that range; Pillow reads only the upper 8 bits, "
+            "which would leave it dark: save it with 8 bits a colour"
+        )
+    return image, whole, rule
+
+
+def _changed(rule: Rule) -> list[str]:
+    """What a rule that has learnt of one picture does to it."""
+    changed = []
+    for kind in rule.lowest:
+        low, high = rule.bounds(kind)
+        changed.append(f"scaled from {low:g} – {high:g} to black – white")
+    if rule.counts["16-bit colour"]:
+        changed.append("read by the upper 8 of its 16 bits a colour")
+    if rule.counts["transparent"]:
+        changed.append(f"put on {rule.ground}")
+    return changed
 
 
 def _from_numbers(numbers: np.ndarray) -> Image.Image:

@@ -24,7 +24,7 @@ from vitlab.texts import listed, shown
 
 CPU = torch.device("cpu")
 FEW = 20  # test images of a class that are too few to tell models apart
-DECODING = 2  # counted up when the same files would be decoded otherwise
+DECODING = 3  # counted up when the same files would be decoded otherwise
 CIFAR10_BATCHES = "cifar-10-batches-py"  # as its archive calls the folder, and torchvision looks for it
 
 

@@ -205,7 +205,10 @@ class Lab:
         return next(names, MODELS[config.model].title)
 
     def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
-        """Keeps the training of a module of your own, on this lab's data, as a run beside the others."""
+        """Keeps the training of a module of your own, on this lab's data, as a run beside the others.
+
+        It is for this very module, recipe and `lab.data`: `fit` takes it for no others.
+        """
         run = Run.of_module(self.runs_dir, module, recipe, self.data)
         return RunSession(run, title=type(module).__name__)
 

@@ -80,7 +80,7 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
         )
     if not folder:
         return _on_own_test_images(run, load_source(config.replace(data_dir="") if copied else config))
-    if not copied and config.data_dir and root.resolve() == absolute(config.data_dir).resolve():
+    if not copied and config.data_dir and os.path.realpath(root) == os.path.realpath(absolute(config.data_dir)):
         return _on_own_test_images(run, load_source(config))
     named = recognised(config.replace(dataset="folder", data_dir=str(root)))
     if named.dataset == "cifar10" or (copied and root.name == config.data_dir):

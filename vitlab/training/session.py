@@ -62,6 +62,9 @@ class Session:
 
     # ------------------------------------------------ what fit asks for
 
+    def require_opened_for(self, model: nn.Module, data: Data, recipe: Recipe) -> None:
+        """LabError where what is kept would be taken for that of another training."""
+
     def device(self, recipe: Recipe) -> torch.device:
         return machine.device(recipe.device)
 
@@ -155,6 +158,9 @@ class RunSession(Session):
     def _told(self, value: Any) -> Any:
         """What the first process says, for all of them."""
         return broadcast_object_list([value])[0] if self.accelerator else value
+
+    def require_opened_for(self, model: nn.Module, data: Data, recipe: Recipe) -> None:
+        self.run.require_of_module(model, recipe, data)
 
     def device(self, recipe: Recipe) -> torch.device:
         return self.accelerator.device if self.accelerator else super().device(recipe)
