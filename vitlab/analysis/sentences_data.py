@@ -153,11 +153,11 @@ def validation_of_rare(train: Tensor, val: Tensor) -> str:
 
 def scores(study: "Study", batch: int) -> str:
     """Caption of the study's figure."""
-    few, seeds = study.group, len(study.seeds)
+    few, vit = study.group, study.lab.plan.study_vit
     others = ", the other" if len(study.class_names) > 2 * few else ""
     return (
-        f"Test scores by remedy ({study.lab.plan.study_vit}), seeds: {seeds}, {study.steps:,} steps of batch {batch}. "
-        f"Recall: of the {few} commonest{others} and the {few} rarest classes; the first may pay, the last gain."
+        f"Test scores by remedy ({vit}), seeds: {len(study.seeds)}, {study.steps:,} steps of batch {batch}. Recall: "
+        f"of the {few} commonest{others} and the {few} rarest classes; the first shows who pays, the last who gains."
     )
 
 
