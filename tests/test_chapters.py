@@ -28,7 +28,10 @@ def lab_with(validation: int) -> SimpleNamespace:
     return SimpleNamespace(
         data=data,
         plan=SimpleNamespace(
-            seed_numbers=lambda names: "seed 0", seed_words="seed 0", chapters={"02": {}, "03": {}, "04": {}}
+            seed_numbers=lambda names: "seed 0",
+            seed_words="seed 0",
+            chapters={"02": {}, "03": {}, "04": {}},
+            seeds=range(1),
         ),
     )
 
@@ -262,6 +265,9 @@ def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
     assert sentences_linear.curves(lab_with(0), "2 epochs").endswith("(2 epochs, 90 images, seed 0).")
     assert "(seed 0). Validation is done with tokens really" in sentences_tokens.curves(lab_with(9), "2 epochs", 0.1)
     assert "(seed 0). DynamicViT's ViT learns at 10%" in sentences_tokens.curves(lab_with(0), "2 epochs", 0.1)
+    several = lab_with(0)
+    several.plan.seeds = range(3)
+    assert "2 epochs from the same weights within a seed (" in sentences_tokens.curves(several, "2 epochs", 0.1)
 
 
 def test_heads_share_the_work_or_look_at_the_same() -> None:
@@ -330,14 +336,14 @@ def order_of_loss(points: tuple[float, ...], p: float = 0.001, apart: float = 0.
     [
         (
             (-5, -4, -3, -1, -2),
-            ["As expected, merging loses least", "As expected, chance loses most", "As expected, learning beats"],
+            ["As expected, merging loses least", "As expected, chance loses most", "As expected, learning, distilled"],
         ),
         (
             (-1, -2, -3, -4, -5),
             [
                 "Against the expectation, *Random tokens* is ahead of *ToMe*; *Top-K* is ahead of *ToMe*; *EViT* is",
                 "*Random tokens* is ahead of *DynamicViT*.",
-                "Against the expectation, *Top-K* is ahead of *DynamicViT*.",
+                "Against the expectation, *Top-K* is ahead of *DynamicViT*; *EViT* is ahead of *DynamicViT*.",
             ],
         ),
     ],
@@ -351,15 +357,31 @@ def test_order_of_losses_is_the_expected_one_or_not(points: tuple, words: list[s
 
 def test_no_expectation_is_confirmed_or_refuted_inside_the_noise() -> None:
     text = order_of_loss((-5, -4, -3, -1, -2), 0.2)
-    claims = "merging loses least; chance loses most; learning beats the rule"
-    assert text.startswith(f"Neither confirmed nor refuted: {claims}. As measured, in points: *ToMe* −1.0, ")
+    claims = "merging loses least; chance loses most; learning, distilled besides, beats the rules that go by attention"
+    told = f"Trained on: Neither confirmed nor refuted: {claims}. As measured, in points: *ToMe* −1.0, "
+    assert text.startswith(told)
     assert "xpect" not in text
 
 
 def test_each_expectation_has_tests_of_its_own() -> None:
     """That chance is clearly behind says nothing of the others, which are close together."""
     text = order_of_loss((-2, -0.51, -0.5, -0.49, -0.5), apart=0.005)
-    assert text.startswith("As expected, chance loses most. Neither confirmed nor refuted: merging loses least; lea")
+    assert text.startswith("Trained on: As expected, chance loses most. Neither confirmed nor refuted: merging loses")
+    assert "least (shown beside *Random tokens*, not beside *Top-K*, *EViT* and *DynamicViT*); learning" in text
+
+
+def test_learning_that_beats_one_rule_of_attention_does_not_beat_them_all() -> None:
+    text = order_of_loss((-2, -1.7, -0.6, -0.2, -0.9), apart=0.005)
+    assert "beats the rules that go by attention (shown beside *Top-K*, not beside *EViT*)." in text
+
+
+def test_top_k_that_loses_more_than_chance_before_training_is_named() -> None:
+    rows = pd.DataFrame({"vit": ["conv", "patch"], "chosen": [2.8, 14.2], "random": [2.3, 7.6], "p": [0.2, 0.0001]})
+    text = sentences_tokens.before(rows)
+    assert text.endswith("more by Top-K than by chance: *patch* (14.2 against 7.6 points).")
+    assert sentences_tokens.before(rows.assign(p=0.2)) == ""
+    assert sentences_tokens.before(rows.assign(random=20.0)) == ""
+    assert sentences_tokens.before(pd.DataFrame([])) == ""
 
 
 def test_fewer_tokens_are_faster_or_not() -> None:
@@ -367,10 +389,12 @@ def test_fewer_tokens_are_faster_or_not() -> None:
         {"speed_up": [1.2, 1.02, 0.9], "latency_ratio": [1.2, 1.3, 0.98]}, index=["Top-K", "EViT", "ToMe"]
     ).assign(speed_up_spread=0.05, latency_ratio_spread=0.05)
     text = sentences_tokens.is_it_faster(speed)
-    assert "in batches *Top-K*; at one image alone, none of them" in text
+    assert text.startswith("In batches *Top-K* is shown to be faster than the ViT with all tokens; for one image none")
     exact = speed.assign(speed_up_spread=0.01, latency_ratio_spread=0.01)
-    assert "in batches *Top-K*; *EViT*; at one image alone, *ToMe*." in sentences_tokens.is_it_faster(exact)
-    assert "in batches all of them" in sentences_tokens.is_it_faster(speed.assign(speed_up=1.2))
+    text = sentences_tokens.is_it_faster(exact)
+    assert "In batches *Top-K* and *EViT* are shown" in text
+    assert text.endswith("; for one image *ToMe* is.")
+    assert "In batches all 3 ways to fewer are shown" in sentences_tokens.is_it_faster(speed.assign(speed_up=1.2))
 
 
 @pytest.mark.parametrize(("stages", "words"), [([1, 2, 3], "blocks 2, 3 and 4 on"), ([2], "block 3 on")])

@@ -175,6 +175,22 @@ def test_tokens_can_go_or_not(p: float, expected: str) -> None:
     text = findings.tokens(RESULTS, pairs(p), "ViT, fine-tuned", ["DynamicViT"], (5, 16))
     assert "Of 16 tokens 5 are left in the end:" in text
     assert expected in text
+    assert "latency" not in text
+    timed = findings.tokens(RESULTS, pairs(p), "ViT, fine-tuned", ["DynamicViT"], (5, 16), speed_of(RESULTS))
+    assert timed == f"{text[:-1]}, at 1.20 times its images a second and 1.50 times its latency."
+
+
+@pytest.mark.parametrize(
+    ("spread", "images", "told"),
+    [
+        (0.01, 1200.0, ("faster", "slower")),
+        (0.01, 900.0, ("slower", "slower")),
+        (0.6, 1200.0, ("not shown to be faster", "not shown to be faster")),
+    ],
+)
+def test_pace_is_claimed_beyond_what_the_rounds_leave_open(spread: float, images: float, told: tuple) -> None:
+    rows = RESULTS.assign(images_per_second=[1000.0, 1000.0, 900.0, images])
+    assert findings.paces("DynamicViT", "ViT, fine-tuned", speed_of(rows, spread)) == told
 
 
 def test_way_to_fewer_tokens_loses_least_of_those_without_a_loss() -> None:
@@ -208,11 +224,11 @@ def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
 @pytest.mark.parametrize(
     ("difference", "p", "faster", "told"),
     [
-        (0.0, 1.0, 1.23, "(90.0%), cannot be told from it by its accuracy, and is 1.23 times as fast."),
-        (0.0, 1.0, 1.01, "and not by its speed either."),
-        (0.0, 1.0, 0.8, "and is 0.80 times as fast."),
-        (0.05, 0.01, 1.23, "(90.0%), is behind it."),
-        (-0.05, 0.01, 1.23, "(90.0%), is ahead of it."),
+        (0.0, 1.0, 1.23, "By accuracy it cannot be told from *DynamicViT*, and it is 1.23 times as fast."),
+        (0.0, 1.0, 1.01, "*DynamicViT*, nor by speed."),
+        (0.0, 1.0, 0.8, "and it is 0.80 times as fast."),
+        (0.05, 0.01, 1.23, "By accuracy it is behind *DynamicViT*."),
+        (-0.05, 0.01, 1.23, "By accuracy it is ahead of *DynamicViT*."),
     ],
 )
 def test_way_to_fewer_tokens_stands_beside_a_vit_built_as_small(
@@ -221,11 +237,20 @@ def test_way_to_fewer_tokens_stands_beside_a_vit_built_as_small(
     both = pd.DataFrame([{"a": "ViT", "b": "DynamicViT", "difference": difference, "p": p}])
     results = RESULTS.assign(macs=60e6)
     text = findings.built_as_small("DynamicViT", ["ViT"], results, both, lambda *_: (faster, 0.05))
-    assert text.startswith("A ViT built as small, *ViT*")
+    assert text.startswith("The most accurate ViT built as small is *ViT*: 90.0%. By accuracy it ")
     assert text.endswith(told)
     results.loc[results["model"] == "ViT", "macs"] *= 1.06  # built for another one
     text = findings.built_as_small("DynamicViT", ["ViT"], results, both, lambda *_: (faster, 0.05))
-    assert text.startswith("A ViT built small, *ViT* (with 6% more multiply-adds than it, 90.0%),")
+    assert text.startswith("The most accurate ViT built small is *ViT*: 90.0%, with 6% more multiply-adds. By")
+
+
+@pytest.mark.parametrize(("seeds", "told"), [([1, 1, 1, 3], True), ([3, 3, 3, 3], False), ([1, 1, 1, 1], False)])
+def test_difference_of_the_first_seed_is_called_so_where_scores_are_of_more(seeds: list[int], told: bool) -> None:
+    both = pd.DataFrame([{"a": "ViT", "b": "DynamicViT", "difference": 0.0, "p": 1.0}])
+    rows = RESULTS.assign(seeds=seeds)
+    text = findings.built_as_small("DynamicViT", ["ViT"], rows, both, lambda *_: (1.2, 0.05))
+    assert ("By accuracy (first seed alone) it cannot be told" in text) == told
+    assert ("seed" in text) == told
 
 
 @pytest.mark.slow

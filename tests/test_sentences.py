@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_data, sentences_tokens, sentences_vit
+from vitlab.analysis.findings import Speed
 from vitlab.texts import markdown
 
 
@@ -267,10 +268,11 @@ def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ([0, 1, 2], "Down to ρ = 0.3 (40.0%) the 100 test images can show no loss against the teacher"),
-        ([0, 30, 60], "Down to ρ = 1 (80.0%) the 100 test images can show no loss against the teacher"),
-        ([0, 30, 60], "; at ρ = 0.7 (60.0%) they show one."),
-        ([30, 30, 60], "Even at ρ = 1 (80.0%) the 100 test images can show a loss"),
+        ([0, 1, 2], "Down to ρ = 0.3 (40.0%) the 100 validation images show no loss against the teacher (seed 0; "),
+        ([0, 1, 2], "which need not mean that there is none. At ρ = 0.7 others do."),
+        ([0, 30, 60], "Down to ρ = 1 (80.0%) the 100 validation images show no loss against the teacher"),
+        ([0, 30, 60], "there is none; at ρ = 0.7 (60.0%) they show one. At ρ = 0.7 others do."),
+        ([30, 30, 60], "Even at ρ = 1 (80.0%) the 100 validation images show a loss"),
         ([0, -30, 60], "Down to ρ = 0.7 (60.0%)"),  # better than the teacher is no loss
     ],
 )
@@ -280,7 +282,14 @@ def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[i
         share: {"only_a": max(n, 0), "only_b": max(-n, 0), "p": 1.0 if abs(n) < 5 else 1e-6}
         for share, n in zip(sweep["keep_ratio"], losses, strict=True)
     }
-    assert expected in sentences_tokens.how_far(sweep, tests, "100 test images", "the teacher")
+    text = sentences_tokens.how_far(sweep, tests, "100 validation images", "the teacher", 0, " At ρ = 0.7 others do.")
+    assert expected in text
+
+
+def test_loss_that_the_test_images_show_is_told_and_no_other() -> None:
+    rows = pd.DataFrame([way("A", -0.009, 0.001, 0.88), way("B", -0.009, 0.3, 0.88), way("C", 0.009, 0.001, 0.9)])
+    told = [sentences_tokens.at_test(row, 0.7, 10000) for _, row in rows.iterrows()]
+    assert told == [" At ρ = 0.7 the 10,000 test images show a loss of 0.9 points.", "", ""]
 
 
 def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
@@ -407,45 +416,70 @@ def way(name: str, difference: float, p: float, accuracy: float) -> dict:
     return {"model": name, "difference": difference, "interval": ends, "p": p, "accuracy": accuracy, "saved": 0.37}
 
 
+def clock(batch: float, one: float) -> Speed:
+    """The same times the images a second, and times the latency, for every model."""
+    return lambda name, reference, what="images_per_second": (one if what == "latency" else batch, 0.03)
+
+
+def which_reduction(rows: pd.DataFrame, batch: float = 1.2, one: float = 0.9) -> str:
+    return sentences_tokens.which_reduction(rows, "the ViT", clock(batch, one))
+
+
+@pytest.mark.parametrize(
+    ("batch", "one", "told"),
+    [
+        (0.99, 1.53, "it is not shown to be faster in batches (0.99 times the images a second of *the ViT*), and"),
+        (0.99, 1.53, "image slower (1.53 times the latency). What it is shown to save is work, not time."),
+        (1.2, 1.53, "it is faster in batches (1.20 times the images a second of *the ViT*), and for one image slower"),
+        (0.8, 0.8, "it is slower in batches (0.80 times the images a second of *the ViT*), and for one image faster"),
+    ],
+)
+def test_reduction_to_take_is_told_with_what_the_clock_says(batch: float, one: float, told: str) -> None:
+    text = which_reduction(pd.DataFrame([way("C", 0.002, 1.0, 0.902)]), batch, one)
+    assert "take **C**" in text
+    assert told in text
+    assert ("not time" in text) == (batch == 0.99)
+
+
 def test_reduction_to_take_loses_least_of_those_without_a_shown_loss() -> None:
     """By the difference of the seeds that both have, whatever the mean over seeds of its own."""
     rows = pd.DataFrame([way("A", -0.03, 0.001, 0.87), way("B", -0.01, 0.3, 0.91), way("C", 0.002, 1.0, 0.902)])
-    text = sentences_tokens.which_reduction(rows, "the ViT")
+    text = which_reduction(rows)
     assert "take **C**: 37% fewer multiply-adds, +0.2 points (−0.3 to +0.7)" in text
     dear = pd.concat([rows, pd.DataFrame([way("D", 0.01, 1.0, 0.95) | {"saved": -0.01}])], ignore_index=True)
-    assert "take **C**" in sentences_tokens.which_reduction(dear, "the ViT")  # what saves no work is no way
+    assert "take **C**" in which_reduction(dear)  # what saves no work is no way
     assert "(nor for *B*)" in text
     assert "A loss against *the ViT* is shown for *A* (−3.0 points)." in text
-    alone = sentences_tokens.which_reduction(rows[2:], "the ViT")
+    alone = which_reduction(rows[2:])
     assert "nor for" not in alone
     assert "A loss against" not in alone
 
 
 def test_no_reduction_is_to_be_taken_where_all_of_them_lose() -> None:
-    text = sentences_tokens.which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]), "the ViT")
+    text = which_reduction(pd.DataFrame([way("A", -0.03, 0.001, 0.87)]))
     assert text.startswith("Every way to fewer tokens loses")
     assert "take" not in text
 
 
 def test_loss_is_claimed_where_it_is_shown() -> None:
     rows = pd.DataFrame([way("A", -0.01, 0.06, 0.89)])
-    text = sentences_tokens.which_reduction(rows, "the ViT")
+    text = which_reduction(rows)
     assert "take **A**" in text
     assert "no loss is shown for it" in text
     assert "A loss against" not in text
-    text = sentences_tokens.which_reduction(rows.assign(p=0.04), "the ViT")
+    text = which_reduction(rows.assign(p=0.04))
     assert text.endswith("A loss against *the ViT* is shown for *A* (−1.0 points).")
 
 
 def test_where_no_way_saves_work_none_is_said_to_lose() -> None:
     rows = pd.DataFrame([way("A", 0.0, 1.0, 0.9) | {"saved": 0.0}, way("B", -0.03, 0.001, 0.87)])
-    text = sentences_tokens.which_reduction(rows, "the ViT")
+    text = which_reduction(rows)
     assert text.startswith("At this keep ratio no way to fewer tokens saves work without a loss that is shown.")
     assert text.endswith("is shown for *B* (−3.0 points).")
 
 
 def test_gain_is_no_loss_however_clear() -> None:
-    assert "take **A**" in sentences_tokens.which_reduction(pd.DataFrame([way("A", 0.03, 0.001, 0.93)]), "the ViT")
+    assert "take **A**" in which_reduction(pd.DataFrame([way("A", 0.03, 0.001, 0.93)]))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from vitlab.analysis import tables, timing, tokens
+from vitlab.analysis import sentences_tokens, tables, timing, tokens
 from vitlab.config import RunConfig
 from vitlab.data.batches import to_float
 from vitlab.lab import Lab
@@ -68,6 +68,53 @@ def test_saving_at_half_a_point_is_where_the_loss_is_crossed(
     curve = pd.DataFrame(rows).sample(frac=1, random_state=0)
     got = tokens.saving_at(curve, pd.Series({"block_macs": 100, "accuracy": 0.9}))
     assert got == (pytest.approx(saved, abs=1e-9), reached)
+
+
+def test_losses_of_two_vits_are_tested_image_by_image() -> None:
+    labels = np.zeros(200, int)
+    right, wrong = np.tile([1.0, 0.0], (200, 1)), np.tile([0.0, 1.0], (200, 1))
+    few = np.where(np.arange(200)[:, None] < 60, wrong, right)  # 60 images are lost
+    one, other = {"": right, "A": right, "B": few}, {"": right, "A": few, "B": few}
+    frame = tokens.losses_apart(one, other, labels).set_index("method")
+    assert frame["difference"].tolist() == [-0.3, 0]
+    assert frame.loc["A", "p"] < 1e-10
+    assert frame.loc["B", "p"] == 1
+    worse_whole = {"": few, "A": few, "B": few}  # what is wrong with all tokens is not lost
+    assert tokens.losses_apart(one, worse_whole, labels).set_index("method")["difference"].tolist() == [0, 0.3]
+
+
+APART = pd.DataFrame({"method": ["A", "B"], "difference": [-0.05, -0.02], "p": [0.001, 0.001]})
+LONG, SHORT = {"conv": "9 epochs with Cutout", "patch": "3 epochs"}, {"conv": "3 epochs", "patch": "3 epochs"}
+
+
+def test_overlapping_tokens_are_spared_more_easily_or_not_and_for_the_reason_given_or_not() -> None:
+    text = sentences_tokens.overlap(APART, {"conv": 0.53, "patch": 0.54}, LONG)
+    assert text.startswith("As expected, the ViT whose tokens overlap loses less, whichever of the 2 ways")
+    assert "no more alike (0.53 and 0.54), which speaks against the reason given." in text
+    assert "trained differently (9 epochs with Cutout and 3 epochs)" in text
+    text = sentences_tokens.overlap(APART.assign(p=[0.2, 0.001]), {"conv": 0.6, "patch": 0.5}, SHORT)
+    assert text.startswith("That the ViT whose tokens overlap loses less is shown for *B* (Holm")
+    assert text.endswith("Its neighbours are more alike (0.60 and 0.50), as the reason given has it.")
+    assert "is shown for no way" in sentences_tokens.overlap(APART.assign(p=0.2), {"conv": 0.6, "patch": 0.5}, SHORT)
+    against = sentences_tokens.overlap(APART.assign(difference=[0.05, -0.02]), {"conv": 0.6, "patch": 0.5}, SHORT)
+    assert against.startswith("Against the expectation, the ViT whose tokens overlap loses more by *A* (")
+
+
+def test_caption_says_how_the_vits_were_trained() -> None:
+    config = RunConfig(epochs=2)
+    assert sentences_tokens.training(config.replace(cutout=0.25)) == "2 epochs with Cutout"
+    assert sentences_tokens.training(config) == "2 epochs"
+    text = sentences_tokens.as_it_is("50 validation images", LONG, 4)
+    told = "Two trained ViTs as they are (conv tokenizer: 9 epochs with Cutout; patch tokenizer: 3 epochs; seed 4), at"
+    assert text.startswith(told)
+    alone = sentences_tokens.as_it_is("50 validation images", {"patch": "3 epochs"}, 0)
+    assert alone.startswith("A trained ViT as it is (patch tokenizer: 3 epochs; seed 0), at")
+
+
+@pytest.mark.parametrize(("images", "told"), [(tokens.TRACED + 1, True), (tokens.TRACED, False)])
+def test_random_tokens_repeat_where_there_are_more_images_than_one_batch(images: int, told: bool) -> None:
+    text = sentences_tokens.places(images, {"ToMe": 1.5}, 0)
+    assert text.endswith(f"ToMe 1.50; random tokens repeat every {tokens.TRACED} images." if told else "ToMe 1.50.")
 
 
 def test_loss_of_less_than_two_images_is_not_told_from_none() -> None:

@@ -129,13 +129,18 @@ def _points(row: pd.Series) -> str:
 
 
 def tokens(
-    results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str], left: tuple[int, int]
+    results: pd.DataFrame,
+    pairs: pd.DataFrame,
+    reference: str,
+    reduced: list[str],
+    left: tuple[int, int],
+    speed: Speed | None = None,
 ) -> str:
     """How many tokens can go: with the best of the models that save work without a loss that can be shown.
 
     The best by its difference to `reference`, which is of the seeds that both have. pairs: of each of these models with
     `reference`, the one trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
-    last stage, and all.
+    last stage, and all; speed: where it is given, what the best does on the clock is told as well.
     """
     rows = results.set_index("model")
     base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
@@ -147,11 +152,30 @@ def tokens(
     gains = {name: -loss(pairs, reference, name) for name in free or saving}
     best = max(gains, key=gains.get)
     saves = f"saves {1 - tried.loc[best, 'macs'] / base['macs']:.0%} of the multiply-adds"
-    points = 100 * gains[best]
+    points, clock = 100 * gains[best], ""
+    if speed:
+        quick, wait = (speed(best, reference, what)[0] for what in ("images_per_second", "latency"))
+        clock = f", at {quick:.2f} times its images a second and {wait:.2f} times its latency"
     if free:
-        return f"{text} *{best}* {saves} without a loss that shows against *{reference}* ({signed(points)} points)."
+        told = f"{saves} without a loss that shows against *{reference}* ({signed(points)} points)"
+        return f"{text} *{best}* {told}{clock}."
     loses = f"loses {-points:.1f} points against *{reference}*"
-    return f"{text} none does it without a loss; the best, *{best}*, {saves} and {loses}."
+    return f"{text} none does it without a loss; the best, *{best}*, {saves} and {loses}{clock}."
+
+
+def paces(name: str, reference: str, speed: Speed) -> tuple[str, str]:
+    """How fast a model is beside the `reference`, in batches and for one image: faster, slower, or neither is shown."""
+    batch, one = speed(name, reference), speed(name, reference, "latency")
+    shown_as = {(True, False): "faster", (False, True): "slower"}
+    both = (bool(above(*batch)), bool(below(*batch))), (bool(below(*one)), bool(above(*one)))
+    quick, prompt = (shown_as.get(found, "not shown to be faster") for found in both)
+    return quick, prompt
+
+
+def first_seed(results: pd.DataFrame, one: str, other: str) -> str:
+    """For a sentence on the difference of two models that have unlike numbers of seeds: of which it is; else ""."""
+    seeds = results.set_index("model").get("seeds", pd.Series(1, results["model"]))
+    return " (first seed alone)" if seeds[one] != seeds[other] else ""
 
 
 def loss(pairs: pd.DataFrame, reference: str, name: str) -> float:
@@ -175,14 +199,17 @@ def built_as_small(light: str, smaller: list[str], results: pd.DataFrame, pairs:
     other, better, times, off = beside_smaller(light, smaller, results, pairs, speed)
     rows = results.set_index("model")
     more = rows.loc[other, "macs"] / rows.loc[light, "macs"] - 1
-    than = f"with {abs(more):.0%} {'more' if more > 0 else 'fewer'} multiply-adds than it, "
-    small = "as small" if abs(more) <= EQUAL_COST else "small"
-    text = f"A ViT built {small}, *{other}* ({than if small == 'small' else ''}{rows.loc[other, 'accuracy']:.1%}),"
+    than = f", with {abs(more):.0%} {'more' if more > 0 else 'fewer'} multiply-adds"
+    small, than = ("as small", "") if abs(more) <= EQUAL_COST else ("small", than)
+    text = (
+        f"The most accurate ViT built {small} is *{other}*: {rows.loc[other, 'accuracy']:.1%}{than}. "
+        f"By accuracy{first_seed(results, light, other)} it"
+    )
     if better:
-        return f"{text} is {'behind' if better == light else 'ahead of'} it."
+        return f"{text} is {'behind' if better == light else 'ahead of'} *{light}*."
     known = above(times, off) or below(times, off)
-    pace = f"is {times:.2f} times as fast" if known else "not by its speed either"
-    return f"{text} cannot be told from it by its accuracy, and {pace}."
+    pace = f"and it is {times:.2f} times as fast" if known else "nor by speed"
+    return f"{text} cannot be told from *{light}*, {pace}."
 
 
 def linear(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab import texts
+from vitlab.analysis.findings import Speed, paces
 from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, named, p_text, verdict
 from vitlab.analysis.timing import above, below
@@ -13,10 +14,11 @@ from vitlab.analysis.tokens import TRACED
 from vitlab.texts import signed
 
 if TYPE_CHECKING:
+    from vitlab.config import RunConfig
     from vitlab.lab import Lab
     from vitlab.runs import Run
 
-BY_CHANCE, BY_RULE, MERGED, LEARNED = "Random tokens", "Top-K", "ToMe", "DynamicViT"
+BY_CHANCE, BY_ATTENTION, MERGED, LEARNED = "Random tokens", ("Top-K", "EViT"), "ToMe", "DynamicViT"
 
 
 def start(lab: "Lab", backbone: "Run") -> str:
@@ -24,9 +26,9 @@ def start(lab: "Lab", backbone: "Run") -> str:
     test, config = backbone.summary["test"], backbone.config
     low, high = test["interval"]
     return (
-        f"We start from *{lab.plan.backbone}* of chapter 2: {test['accuracy']:.1%} of {test['n']:,} test images (95% "
-        f"interval {low:.1%} to {high:.1%}), {config.num_tokens} tokens through {config.depth} blocks. We ask for a "
-        f"keep ratio of ρ = {lab.params.keep_ratio:g} at each stage."
+        f"We start from *{lab.plan.backbone}* of chapter 2: {test['accuracy']:.1%} of {test['n']:,} test images (seed "
+        f"{config.seed}, 95% interval {low:.1%} to {high:.1%}), {config.num_tokens} tokens through {config.depth} "
+        f"blocks. We ask for a keep ratio of ρ = {lab.params.keep_ratio:g} at each stage."
     )
 
 
@@ -48,9 +50,17 @@ def diagram(ratio: float) -> str:
     )
 
 
-def as_it_is(images: str) -> str:
+def training(config: "RunConfig") -> str:
+    """How a ViT of chapter 2 was trained, where those that this chapter looks at may differ."""
+    return f"{config.budget}{' with Cutout' if config.cutout else ''}"
+
+
+def as_it_is(images: str, trained: dict[str, str], seed: int) -> str:
+    """trained: tokenizer -> `training` of the ViT with it."""
+    which = "Two trained ViTs as they are" if len(trained) > 1 else "A trained ViT as it is"
+    how = "; ".join(f"{tokenizer} tokenizer: {told}" for tokenizer, told in trained.items())
     return (
-        f"Two trained ViTs as they are, at ρ = 0.7, {images}. How alike tokens are after the first block (each image's "
+        f"{which} ({how}; seed {seed}), at ρ = 0.7, {images}. How alike tokens are after the first block (each image's "
         "mean subtracted; 200 images at most), and how far, in patches, a place is from the nearest one that was kept "
         "after the last stage (500 at most); both evenly from all classes."
     )
@@ -59,8 +69,9 @@ def as_it_is(images: str) -> str:
 def curves(lab: "Lab", budget: str, rate: float) -> str:
     how = " Validation is done with tokens really gone." if len(lab.data.val) else ""
     seeds = lab.plan.seed_numbers([name for name, config in lab.plan.chapters["03"].items() if config.init_from])
+    start = "the same weights within a seed" if len(lab.plan.seeds) > 1 else "the same weights"
     return (
-        f"Trained on for {budget} from the same weights ({seeds}).{how} DynamicViT's ViT learns at {rate:.0%} of its "
+        f"Trained on for {budget} from {start} ({seeds}).{how} DynamicViT's ViT learns at {rate:.0%} of its "
         "predictors' rate, the others at one rate for all weights."
     )
 
@@ -86,85 +97,109 @@ def is_it_faster(speed: pd.DataFrame) -> str:
     prompt = below(speed["latency_ratio"], speed["latency_ratio_spread"])
 
     def told(faster: pd.Series) -> str:
-        return "all of them" if faster.all() else named(speed.index[faster]) or "none of them"
+        names = [f"*{name}*" for name in speed.index[faster]] or ["none"]
+        all_of_them = f"all {len(speed)} ways to fewer"
+        return f"{all_of_them if faster.all() else texts.listed(names)} {'are' if faster.sum() > 1 else 'is'}"
 
-    return (
-        f"Shown to be faster than the ViT with all tokens are, of the {len(speed)} ways to fewer, in batches "
-        f"{told(quick)}; at one image alone, {told(prompt)}."
-    )
+    return f"In batches {told(quick)} shown to be faster than the ViT with all tokens; for one image {told(prompt)}."
 
 
-def stands_for(left: int, ratio: float, images: int) -> str:
+def stands_for(left: int, ratio: float, images: int, seed: int) -> str:
     return (
         f"What {left} tokens stand for after the last stage, ρ = {ratio:g}: the first test image of {images} classes, "
-        "a row a method."
+        f"a row a method (seed {seed})."
     )
 
 
-def places(images: int, middle: dict[str, float]) -> str:
+def places(images: int, middle: dict[str, float], seed: int) -> str:
     """middle: method -> how often it keeps the middle of the image, over its mean."""
+    repeats = f"; random tokens repeat every {TRACED} images" if images > TRACED else ""
     told = ", ".join(f"{name} {times:.2f}" for name, times in middle.items())
     return (
-        f"How often each place is kept, over {images:,} test images, evenly from all classes: the part of a token that "
-        "a patch has after the last stage (1 alone, 1/n as one of n, 0 dropped). How often the middle of the image is "
-        f"kept, over the mean place: {told}; chance has a draw for each of {min(images, TRACED)} places in a batch."
+        f"How often each place is kept, over {images:,} test images, evenly from all classes (seed {seed}): the part "
+        "of a token that a patch has after the last stage (1 alone, 1/n as one of n, 0 dropped). How often the middle "
+        f"of the image is kept, over the mean place: {told}{repeats}."
     )
 
 
-def broken(name: str, reference: str, lost: int, won: int, images: int) -> str:
+def broken(name: str, reference: str, lost: int, won: int, images: int, seed: int) -> str:
     """lost, won: test images that only the ViT with all tokens, and only the one with fewer, answers rightly."""
     return (
         f"Images that *{name}* loses: *{reference}* is right, *{name}* is wrong; below each what it still saw after "
-        f"the last stage. Of {images:,} test images {lost:,} are such, and {won:,} the other way round; fewer tokens "
-        "are one difference between the two, their training another."
+        f"the last stage. Of {images:,} test images {lost:,} are such, and {won:,} the other way round (seed {seed}); "
+        "fewer tokens are one difference between the two, their training another."
     )
 
 
-def over_tokens(images: str, ratio: float) -> str:
+def over_tokens(images: str, ratio: float, seed: int) -> str:
     return (
-        f"Accuracy over the tokens that a block sees, on {images} with 95% intervals; dashed: all tokens. Right: "
-        f"throughput at ρ = {ratio:g}."
+        f"Accuracy over the tokens that a block sees, on {images} with 95% intervals (seed {seed}); dashed: all "
+        f"tokens. Right: throughput at ρ = {ratio:g}."
     )
 
 
-def savings(loss: float, images: str, chosen: bool) -> str:
+def savings(loss: float, images: str, chosen: bool, seed: int) -> str:
     """loss: `tokens.small_loss` of these images; chosen: whether they chose the epochs of what was trained on."""
     best = ", whose epoch is the best on these images" if chosen else ""
     return (
         f"The largest saving at {100 * loss:.2g} points: the share of the blocks' multiply-adds that goes before so "
         "much accuracy is lost; as it is, against the same ViT with all its tokens, trained on, against *ViT, "
-        f"fine-tuned*{best} ({images}; interpolated between keep ratios). None: lost before anything is saved."
+        f"fine-tuned*{best} ({images}; seed {seed}; interpolated between keep ratios). None: lost before anything is "
+        "saved."
     )
 
 
+def _claims(names: list[str]) -> dict[str, tuple[str, list[tuple[str, str]]]]:
+    """What the chapter expects -> the way that it is about, and the pairs in which the first should be ahead."""
+    return {
+        "merging loses least": (MERGED, [(MERGED, name) for name in names if name != MERGED]),
+        "chance loses most": (BY_CHANCE, [(name, BY_CHANCE) for name in names if name != BY_CHANCE]),
+        "learning, distilled besides, beats the rules that go by attention": (
+            LEARNED,
+            [(LEARNED, name) for name in names if name in BY_ATTENTION],
+        ),
+    }
+
+
 def order_of_loss(trained: pd.DataFrame, pairs: pd.DataFrame) -> str:
-    """Whether merging hurt least and chance most, and whether learning beat the rule, as was expected.
+    """Whether merging hurt least and chance most, and whether learning beat attention, as was expected.
 
     trained: `tables.reductions`; pairs: `tables.pairs` of these ways. An expectation is met where every difference that
     it names is shown, and refuted where one of them is shown to be the other way round.
     """
-    names = list(trained["model"])
-    claims = {
-        "merging loses least": [(MERGED, name) for name in names if name != MERGED],  # ahead, behind
-        "chance loses most": [(name, BY_CHANCE) for name in names if name != BY_CHANCE],
-        "learning beats the rule": [(LEARNED, BY_RULE)],
-    }
     clear = pairs[shown(pairs)].itertuples()
     ahead = {(row.b, row.a) if row.difference > 0 else (row.a, row.b) for row in clear}
     told, unknown = [], []
-    for claim, wanted in claims.items():
+    for claim, (subject, wanted) in _claims(list(trained["model"])).items():
         against = [(a, b) for b, a in wanted if (a, b) in ahead]
         if against:
             told.append(f"{expected(False)}, {'; '.join(f'*{a}* is ahead of *{b}*' for a, b in against)}.")
         elif ahead.issuperset(wanted):
             told.append(f"{expected(True)}, {claim}.")
         else:
-            unknown.append(claim)
+            unknown.append(f"{claim}{_shown_beside(subject, wanted, ahead)}")
     if unknown:
         told.append(f"Neither confirmed nor refuted: {'; '.join(unknown)}.")
     order = trained.sort_values("difference", ascending=False)
     points = ", ".join(f"*{row.model}* {signed(100 * row.difference)}" for row in order.itertuples())
-    return f"{' '.join(told)} As measured, in points: {points} (tests corrected for all {len(pairs)} pairs, Holm)."
+    return (
+        f"Trained on: {' '.join(told)} As measured, in points: {points} (tests corrected for all {len(pairs)} pairs, "
+        "Holm)."
+    )
+
+
+def _shown_beside(subject: str, wanted: list[tuple[str, str]], ahead: set[tuple[str, str]]) -> str:
+    """Beside which of the others an expectation of `_claims` is shown, where it is for some."""
+    others = {pair: next(name for name in pair if name != subject) for pair in wanted}
+    found, open_ = ([f"*{other}*" for pair, other in others.items() if (pair in ahead) == yes] for yes in (True, False))
+    return f" (shown beside {texts.listed(found)}, not beside {texts.listed(open_)})" if found else ""
+
+
+def before(rows: pd.DataFrame) -> str:
+    """Where Top-K loses more than chance before anything is trained on; rows: those of `why_it_fails`."""
+    worse = [row for row in rows.itertuples() if row.p < LEVEL and row.chosen > row.random]
+    told = "; ".join(f"*{row.vit}* ({row.chosen:.1f} against {row.random:.1f} points)" for row in worse)
+    return f"Before it is trained on, a ViT can lose more by Top-K than by chance: {told}." if told else ""
 
 
 def learned(found: pd.DataFrame, images: str, chance: dict, validated: bool) -> str:
@@ -183,21 +218,32 @@ def learned(found: pd.DataFrame, images: str, chance: dict, validated: bool) -> 
     )
 
 
-def how_far(sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned: str) -> str:
+def how_far(
+    sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned: str, seed: int, tested: str = ""
+) -> str:
     """One sentence on the keep ratio down to which no test shows a loss against the model named by `unpruned`.
 
-    sweep: keep_ratio and accuracy, falling; tests: keep ratio -> `metrics.mcnemar` of both.
+    sweep: keep_ratio and accuracy, falling; tests: keep ratio -> `metrics.mcnemar` of both, of this seed; tested: where
+    the test images show a loss at the ratio of the training, `at_test`.
     """
     p = holm(np.array([test["p"] for test in tests.values()]))
     lost = [q < LEVEL and test["only_a"] > test["only_b"] for q, test in zip(p, tests.values(), strict=True)]
     at = [f"ρ = {row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
-    rule = f"the {images} can show {{}} against {unpruned} (McNemar, Holm over the {len(lost)} keep ratios)"
+    rule = f"the {images} show {{}} against {unpruned} (seed {seed}; McNemar, Holm over the {len(lost)} keep ratios)"
+    none = f"{rule.format('no loss')}, which need not mean that there is none"
     if not any(lost):
-        return f"Down to {at[-1]} {rule.format('no loss')}."
+        return f"Down to {at[-1]} {none}.{tested}"
     first = lost.index(True)
     if first == 0:
         return f"Even at {at[0]} {rule.format('a loss')}."
-    return f"Down to {at[first - 1]} {rule.format('no loss')}; at {at[first]} they show one."
+    return f"Down to {at[first - 1]} {none}; at {at[first]} they show one.{tested}"
+
+
+def at_test(row: pd.Series, ratio: float, images: int) -> str:
+    """What the test images show at the ratio of the training, where that is a loss; row: of `tables.reductions`."""
+    if not shown(row) or row["difference"] >= 0:
+        return ""
+    return f" At ρ = {ratio:g} the {images:,} test images show a loss of {-100 * row['difference']:.1f} points."
 
 
 def best_way(rows: pd.DataFrame) -> pd.Series | None:
@@ -209,8 +255,8 @@ def best_way(rows: pd.DataFrame) -> pd.Series | None:
     return None if fine.empty else fine.loc[fine["difference"].idxmax()]
 
 
-def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
-    """Which way to fewer tokens to take, by the rule of `best_way`.
+def which_reduction(rows: pd.DataFrame, unreduced: str, speed: Speed) -> str:
+    """Which way to fewer tokens to take, by the rule of `best_way`, and what it does on the clock.
 
     rows: `tables.reductions`, each way compared with the model named by `unreduced`; shown: `metrics.shown`.
     """
@@ -226,9 +272,19 @@ def which_reduction(rows: pd.DataFrame, unreduced: str) -> str:
     text = (
         f"Of the ways to fewer tokens take **{best['model']}**: {best['saved']:.0%} fewer multiply-adds, "
         f"{signed(100 * best['difference'])} points ({low} to {high}) against *{unreduced}*, and no loss is shown for "
-        "it"
+        f"it{f' (nor for {others})' if others else ''}"
     )
-    return f"{text} (nor for {others}).{losses}" if others else f"{text}.{losses}"
+    return f"{text}. {_on_the_clock(best['model'], unreduced, speed)}{losses}"
+
+
+def _on_the_clock(name: str, reference: str, speed: Speed) -> str:
+    quick, prompt = paces(name, reference, speed)
+    batch, one = (speed(name, reference, what)[0] for what in ("images_per_second", "latency"))
+    whole = "" if "faster" in (quick, prompt) else " What it is shown to save is work, not time."
+    return (
+        f"On the clock it is {quick} in batches ({batch:.2f} times the images a second of *{reference}*), and for one "
+        f"image {prompt} ({one:.2f} times the latency).{whole}"
+    )
 
 
 def why_it_fails(rows: pd.DataFrame) -> str:
@@ -251,3 +307,29 @@ def why_it_fails(rows: pd.DataFrame) -> str:
             f"place is {row.apart:.2f} times as far from the nearest that Top-K keeps as at random."
         )
     return " ".join(lines)
+
+
+def overlap(apart: pd.DataFrame, alike: dict[str, float], trained: dict[str, str]) -> str:
+    """Whether tokens that overlap can be spared more easily than patches, and whether the reason given for it holds.
+
+    apart: `tokens.losses_apart` of the ViT with the convolutional tokenizer, beside that with patches; alike: cosine of
+    neighbours, trained: `training`, of both by tokenizer.
+    """
+    less, more = (shown(apart) & (sign * apart["difference"] > 0) for sign in (-1, 1))
+    if more.any():
+        told = f"{expected(False)}, the ViT whose tokens overlap loses more by {named(apart['method'][more])}"
+    elif less.all():
+        told = f"{expected(True)}, the ViT whose tokens overlap loses less, whichever of the {len(apart)} ways is taken"
+    else:
+        told = f"That the ViT whose tokens overlap loses less is shown for {named(apart['method'][less]) or 'no way'}"
+    cosines = [signed(alike[tokenizer], "z.2f") for tokenizer in ("conv", "patch")]
+    closer = round(alike["conv"], 2) > round(alike["patch"], 2)  # as far as the table tells
+    reason = "as the reason given has it" if closer else "which speaks against the reason given"
+    text = (
+        f"{told} (Holm over the ways). Its neighbours are {'' if closer else 'no '}more alike ({' and '.join(cosines)})"
+        f", {reason}."
+    )
+    if trained["conv"] == trained["patch"]:
+        return text
+    both = " and ".join(trained[tokenizer] for tokenizer in ("conv", "patch"))
+    return f"{text} The two were also trained differently ({both}): the tokenizer is not all that parts them."
