@@ -23,6 +23,8 @@ def verdict(a: str, b: str, comparison: dict) -> str:
     runs = f"{seeds} seeds" if (seeds := comparison.get("seeds", 1)) > 1 else "single runs"
     if not comparison.get("trained"):
         runs += ", images alone"
+    elif seeds == 1:
+        runs += ", chance of training as of those with several seeds"
     if not shown(comparison):
         return (
             f"between {a} and {b} no difference can be shown ({signed(points)} points, 95% interval {signed(low)} to "

@@ -121,8 +121,8 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
 def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """One sentence, by rule: when is the convolutional network `cnn` the better choice?
 
-    results: of models that were trained for as long; pairs: of `cnn` with each of them, corrected for these tests
-    alone; models of unknown cost are left out. It is the better choice where it is shown to be ahead of every model
+    results: of models trained for as many epochs; pairs: of `cnn` with each of them, corrected for these tests alone;
+    models of unknown cost are left out. It is the better choice where it is shown to be ahead of every model
     that needs fewer multiply-adds, and not where such a one is ahead, or behind by `LOSS` at most; else it is open.
     Models that are ahead of it, for more work, are named with what they cost.
     """
@@ -133,13 +133,13 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     lighter = [name for name in better if rows.loc[name, "macs"] <= own["macs"]]
 
     what = (
-        f"Of the models trained from the start for as long: the convolutional network **{cnn}** "
-        f"({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
+        f"Of the models trained from the start for as many epochs, {own['epochs']:.0f}: the convolutional network "
+        f"**{cnn}** ({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
         f"{own['latency_ms']:.2f} ms an image)"
     )
     if lighter:
         return f"{what} is not the better choice: ahead of it, for no more work, is {named(lighter)}."
-    alone = f" (corrected for these {len(winner)} tests)"
+    alone = f" (corrected for {len(winner)} test{'s' * (len(winner) != 1)})"
     beats = f"It is ahead of {named(behind)}{alone}." if behind else f"It is shown to be ahead of none of them{alone}."
     ties = {n: behind_at_most(pairs, cnn, n) for n, w in winner.items() if not w and rows.loc[n, "macs"] < own["macs"]}
     if ties:
@@ -175,21 +175,23 @@ def costs(lab: "Lab") -> str:
     vit = lab.plan.config("ViT")
     where, batch = lab.costs.where(vit), lab.costs.of(vit, only_read=True)["batch"]
     extra = ", of runs from elsewhere over all pairs of rounds" if lab.extra else ""
+    once = "once a seed (here the mean)" if lab.params.seeds > 1 else "once"
     return (
         f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
         f"images a second in batches of {batch}, medians of {lab.costs.rounds} rounds or more; ratios in the text are "
         f"taken within each round{extra}. "
-        "Training was timed once, beside whatever else the machine did; that of chapter 3 includes the ViT it started "
-        "from."
+        f"Training was timed {once}, beside whatever else the machine did; that of chapter 3 includes the ViT it "
+        "started from."
     )
 
 
-def against_cost(images: int) -> str:
+def against_cost(images: int, seeds: int) -> str:
+    dots = " Dots are single seeds, where a model has several." if seeds > 1 else ""
     return (
         f"Accuracy with its 95% interval ({images:,} test images) against three kinds of cost, minutes of training "
         "among them. Up and to the left is better; the dotted frontier joins the models that no other beats at the "
         "same or a lower cost. Where intervals overlap widely, look at the paired tests below before preferring a "
-        "model."
+        f"model.{dots}"
     )
 
 
@@ -231,8 +233,9 @@ def course(lab: "Lab", base: int) -> str:
     return (
         f"Test accuracies that the course quotes from a GPU, for a ViT said to have {quoted / 1e6:.1f} million "
         f"parameters (as it is configured there: {base / 1e6:.2f} million), beside what was reached here "
-        f"({here['device']}, {here['cores']} CPU cores). Passed: the interval leaves the quoted figure below it; even: "
-        f"it holds it. The linear ViT is the best of *{'*, *'.join(LINEAR)}* by these very images.{uneven}"
+        f"({here['device']}, {here['cores']} CPU cores). Passed: yes where the quoted figure lies below our interval, "
+        "no where above, even where inside. The ViT is the one that chapter 3 goes on from, the linear ViT the best of "
+        f"*{'*, *'.join(LINEAR)}* by these very images.{uneven}"
     )
 
 

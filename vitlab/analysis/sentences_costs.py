@@ -105,11 +105,12 @@ def components(attention: float, tokens: int) -> str:
     )
 
 
-def times(batch: int, rounds: int) -> str:
+def times(batch: int, rounds: int, tokens: int) -> str:
     return (
         f"Time and memory. Latency at batch 1 and throughput in batches of {batch}, medians over {rounds} rounds or "
         "more; ratios taken within each round, in brackets how far off they may be (95%); peak memory of a "
-        f"batch of {MEMORY_BATCH}, weights not counted."
+        f"batch of {MEMORY_BATCH}, weights not counted. All have a class token, {tokens} tokens in all: one more or "
+        "less can move a small model's ratio by more than the brackets say."
     )
 
 

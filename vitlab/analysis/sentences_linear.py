@@ -7,7 +7,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import shown
 from vitlab.analysis.sentences import named, p_text, verdict
-from vitlab.analysis.timing import above
+from vitlab.analysis.timing import above, below
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ STEPS = (
     "says so, corrected for all of this chapter's comparisons (Holm). Interval and p hold over images, and over the "
     "chance of training where models have several seeds."
 )
+Ratios = dict[str, tuple[float, float]]  # model -> `Costs.ratio`
+CONTROL = "local term, on softmax: the control"
 INJECTIVE = "injective normalisation"
 # from, to, what is exchanged
 CHANGES = (
@@ -33,15 +35,16 @@ CHANGES = (
     ("Linear ViT", "InLine ViT without its local term", INJECTIVE),
     ("InLine ViT without its local term", "InLine ViT", "local term, on InLine"),
     ("Linear ViT", "Linear ViT with the local term", "local term, on the kernel"),
-    ("ViT", "ViT with the local term", "local term, on softmax: the control"),
-    ("ViT", "InLine ViT", "all of InLine for softmax"),
+    ("ViT", "ViT with the local term", CONTROL),
+    ("ViT", "InLine ViT", "InLine for softmax, its local term included"),
 )
 
 
-def yardstick(run: "Run", tokens: int) -> str:
-    test, config = run.summary["test"], run.config
+def yardstick(run: "Run", tokens: int, accuracy: str) -> str:
+    """accuracy: of all its seeds, as of `tables.chapter_scores`."""
+    config = run.config
     return (
-        f"The yardstick is the ViT of chapter 2: {test['accuracy']:.1%} of {test['n']:,} test images with {tokens} "
+        f"The yardstick is the ViT of chapter 2: {accuracy} of {run.summary['test']['n']:,} test images with {tokens} "
         f"tokens of width {config.dim} in {config.heads} heads."
     )
 
@@ -104,8 +107,15 @@ def which_step(found: dict[str, dict]) -> str:
     losses = [what for what, c in found.items() if shown(c) and c["difference"] < 0]
     text = f"A gain is shown for {named(gains)}" if gains else "No step is shown to gain"
     if losses:
-        return f"{text}; a loss {'' if gains else 'is shown '}for {named(losses)}."
-    return f"{text}, and {'no loss for any' if gains else 'none to lose'}."
+        text += f"; a loss {'' if gains else 'is shown '}for {named(losses)}."
+    else:
+        text += f", and {'no loss for any' if gains else 'none to lose'}."
+    if CONTROL in found:
+        return text
+    return (
+        f"{text} InLine brings its local term, a 3×3 convolution: without the control, softmax with that term, these "
+        "runs cannot say how much of a difference is the attention's."
+    )
 
 
 def looking(flat: dict[str, float]) -> str:
@@ -168,14 +178,15 @@ def noticed(differences: pd.DataFrame) -> str:
 # ---------------------------------------------------------------- the conclusion
 
 
-def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], tokens: int) -> str:
+def answer(against: dict[str, dict], speed: Ratios, wait: Ratios, tokens: int) -> str:
     """The chapter's question in one sentence: what the linear cost does to accuracy, and whether it pays here.
 
-    against: linear attention -> `metrics.compare` with softmax; speed: its throughput over softmax's and how far off
-    that may be, as of `Costs.ratio`, which a gain has to exceed.
+    against: linear attention -> `metrics.compare` with softmax; speed, wait: its throughput in batches and its time for
+    one image over softmax's, and how far off these may be, as of `Costs.ratio`, which a gain has to exceed.
     """
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     faster = [name for name in against if above(*speed[name])]
+    prompt = [name for name in against if below(*wait[name])]
     if not lost:
         cost = "The linear cost takes no accuracy that these runs can show"
     elif len(lost) == len(against):
@@ -183,9 +194,8 @@ def answer(against: dict[str, dict], speed: dict[str, tuple[float, float]], toke
     else:
         cost = f"The linear cost takes accuracy with {named(lost)}, and none that can be shown with the others"
     pays = (
-        f"{named(faster)} {'is' if len(faster) == 1 else 'are'} faster than softmax"
-        if faster
-        else "none is shown to be faster than softmax"
+        f"{named(faster) or 'none'} {'are' if len(faster) > 1 else 'is'} shown to be faster than softmax in batches, "
+        f"and {named(prompt) or 'none'} for one image"
     )
     return f"**{cost}; at our {tokens} tokens {pays}.**"
 
@@ -210,7 +220,7 @@ def as_expected(against: dict[str, dict], among: dict[tuple[str, str], dict]) ->
     return f"{text} (in points: {points}). {best}."
 
 
-def each(against: dict[str, dict], works: dict[str, float], speed: dict[str, tuple[float, float]], tokens: int) -> str:
+def each(against: dict[str, dict], works: dict[str, float], speed: Ratios, tokens: int) -> str:
     """A line an attention: how sure its difference is, and what it costs of softmax's work and throughput."""
     return "\n".join(
         f"* **{name}:** {verdict('the softmax ViT', 'it', found)}. It needs {works[name]:.1%} of the ViT's "

@@ -43,6 +43,7 @@ class Look(NamedTuple):
 
 # what a model's name holds -> colour of its family, and marker; the first that fits
 FAMILIES = (
+    ("resnet-20, ", 7, "o"),  # trained longer, as the name goes on to say
     ("resnet", 7, "X"),
     ("dynamicvit", 1, "D"),
     ("linformer", 4, "^"),
@@ -53,8 +54,13 @@ FAMILIES = (
     ("evit", 5, "o"),
     ("top-k", 4, "P"),
     ("random", 7, "v"),
+    ("tokenizer, ", 3, "D"),
+    ("light tokenizer", 3, "o"),
     ("tokenizer", 3, "s"),
     ("fine-tuned", 0, "^"),
+    ("fewer blocks", 0, "s"),
+    ("narrower", 0, "D"),
+    (" epochs", 0, "X"),
     ("vit", 0, "o"),
     ("softmax", 0, "o"),
 )
