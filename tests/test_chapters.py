@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import speed_of
+from conftest import SMALL, speed_of
 
 from vitlab.analysis import (
     sentences_comparison,
@@ -19,7 +19,9 @@ from vitlab.analysis import (
     sentences_vit,
 )
 from vitlab.analysis.chart_parts import MOST_LABELS
-from vitlab.config import RunConfig
+from vitlab.config import STUDIED, RunConfig
+from vitlab.data.splits import Source
+from vitlab.lab.plan import Plan
 
 
 def lab_with(validation: int) -> SimpleNamespace:
@@ -108,11 +110,11 @@ def test_rare_images_are_taken_for_commoner_ones_or_not(best: tuple, words: str)
 @pytest.mark.parametrize(
     ("macro_f1", "errors", "words"),
     [
-        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.2, 0.05, 0.1], "*sampler* has the smallest calibration error (0.050) and the"),
-        ([0.9, 0.8, 0.5, 0.7], [0.01, 0.05, 0.2, 0.1], "*none* has the smallest calibration error (0.050) and the"),
-        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.2, 0.1, 0.05], "of the best macro F1, has 0.100, and *none* has 0.200."),
-        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.05, 0.1, 0.2], "*sampler*, of the best macro F1, has 0.100."),
-        ([0.9, 0.8, 0.5, 0.7], [0.01, 0.1, 0.05, 0.2], "*none*, of the best macro F1, has 0.100."),
+        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.2, 0.05, 0.1], "error under *sampler* (0.050), where macro F1 is highest too."),
+        ([0.9, 0.8, 0.5, 0.7], [0.01, 0.05, 0.2, 0.1], "without a remedy (0.050), where macro F1 is highest too."),
+        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.2, 0.1, 0.05], "is highest, it is 0.100, and without a remedy 0.200."),
+        ([0.9, 0.5, 0.8, 0.7], [0.01, 0.05, 0.1, 0.2], "; under *sampler*, where macro F1 is highest, it is 0.100."),
+        ([0.9, 0.8, 0.5, 0.7], [0.01, 0.1, 0.05, 0.2], "; without a remedy, where macro F1 is highest, it is 0.100."),
     ],
 )
 def test_surest_remedy_is_the_best_one_or_another_and_never_the_reference(
@@ -121,30 +123,40 @@ def test_surest_remedy_is_the_best_one_or_another_and_never_the_reference(
     names = ["balanced", "none", "sampler", "drw"]
     scores = pd.DataFrame({"remedy": names, "macro_f1": macro_f1, "calibration_error": errors})
     text = sentences_data.sureness(scores)
+    assert text.startswith("Trained on the imbalanced data, the models have the smallest calibration error")
     assert words in text
-    assert "balanced" not in text
+    assert sentences_data.sureness(scores[1:]).startswith("The models have the smallest calibration error")
 
 
-def test_curves_still_rise_or_are_level() -> None:
-    level = pd.DataFrame({"step": range(1, 101), "val_macro_f1": [0.5] * 100})
-    rising = level.assign(val_macro_f1=np.linspace(0, 1, 100))
-    assert "models that have learnt what they will in these steps." in sentences_data.still_rising({"none": level})
-    text = sentences_data.still_rising({"none": level, "ldam_drw": rising})
-    assert "the curves of *LDAM-DRW* still rise" in text
+def test_remedies_are_spoken_of_where_they_are_studied() -> None:
+    few, every = ["none", "sampler", "logit_adjustment"], list(STUDIED)
+    assert sentences_data.studied(few) == "This run studies, beside *none*: *sampler*, *logit adjustment*."
+    assert sentences_data.studied(every) == "This run studies all of them."
+    for words in ("deferred", "LDAM", "*both*"):
+        assert words not in sentences_data.remedy_effects(few)
+        assert words in sentences_data.remedy_effects(every)
+    assert "Post-hoc" not in sentences_data.curves(few)
+    assert "Post-hoc" in sentences_data.curves(every)
 
 
-def test_curves_of_few_epochs_rise_too_and_one_value_tells_nothing() -> None:
-    def curve(*macro_f1: float) -> pd.DataFrame:
-        return pd.DataFrame({"step": [30 * (i + 1) for i in range(len(macro_f1))], "val_macro_f1": macro_f1})
-
-    flat, steep, single = curve(0.4, 0.6, 0.605), curve(0.4, 0.5, 0.6), curve(0.9)
-    text = sentences_data.still_rising({"none": flat, "drw": steep, "balanced": single})
-    assert text.startswith("A single value does not tell whether the curves of *balanced* still rise. At the end")
-    assert "the curves of *DRW* still rise" in text
-    text = sentences_data.still_rising({"none": flat, "balanced": single})
-    assert "No other curve still rises" in text
-    text = sentences_data.still_rising({"none": single, "drw": single})
-    assert text == "A single value does not tell whether the curves of *none*, *DRW* still rise."
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "with: shifts."),
+        ({"long_epochs": 9}, "shifts (the longer trainings of chapter 2 and all of chapter 3 with Cutout too)."),
+        ({"long_epochs": 9, "backbone": "patch"}, "shifts (the longer trainings of chapter 2 with Cutout too)."),
+        ({"long_epochs": 9, "cutout": 0.5}, "with: shifts, Cutout."),
+        ({"long_epochs": 9, "cutout": 0.5, "long_cutout": 0.0}, "and all of chapter 3 without Cutout)."),
+    ],
+)
+def test_augmentations_are_those_of_every_chapter(changes: dict, words: str, few: Source) -> None:
+    params = SMALL.replace(crop=2, flip=False, **changes)
+    plan = Plan(params, few)
+    text = sentences_data.augmentation(SimpleNamespace(params=params, plan=plan), 2)
+    assert text.endswith(words)
+    cut = {number: {config.cutout > 0 for config in runs.values()} for number, runs in plan.chapters.items()}
+    assert ("all of chapter 3" in text) == (cut["03"] != {bool(params.cutout)})
+    assert cut["04"] == {bool(params.cutout)}
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ FIGURES: dict[str, tuple[Callable[[], Figure], int, list[str]]] = {
         2, ["none", "LDAM-DRW", "75", "25", "100", "9 images", "answer", "true class"],
     ),
     "f1_over_training": (
-        lambda: study_plots.f1_over_training({"none": CURVE, "class_weights": CURVE}, 0.8),
-        1, ["training step", "macro F1, validation", "class weights", "deferred weights begin"],
+        lambda: study_plots.f1_over_training({"none": CURVE, "ldam_drw": CURVE}, 0.8),
+        1, ["training step", "macro F1, validation", "LDAM-DRW", "deferred weights begin"],
     ),
     "accuracy_against_calibration": (
         lambda: study_plots.accuracy_against_calibration(STUDY),
@@ -461,8 +461,10 @@ def test_seeds_are_small_beside_their_mean() -> None:
 
 
 def test_deferred_weights_begin_where_their_share_of_the_steps_is_over() -> None:
-    axis = study_plots.f1_over_training({"none": CURVE}, 0.8).axes[0]
+    axis = study_plots.f1_over_training({"drw": CURVE}, 0.8).axes[0]
     assert axis.lines[-1].get_xdata()[0] == 24
+    [curve] = study_plots.f1_over_training({"none": CURVE}, 0.8).axes[0].lines  # nothing is deferred
+    assert curve.get_label() == "none"
 
 
 def test_first_row_of_every_heatmap_is_on_top() -> None:

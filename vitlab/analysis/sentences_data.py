@@ -9,38 +9,28 @@ from torch import Tensor
 
 from vitlab.analysis.metrics import best_gain
 from vitlab.analysis.sentences import points, words
-from vitlab.config import BALANCED
+from vitlab.config import BALANCED, POST_HOC, STUDIED
 from vitlab.texts import listed
-from vitlab.training.losses import SWITCH
+from vitlab.training.losses import DEFERRED, SWITCH
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from vitlab.analysis.study import Study
     from vitlab.lab import Lab
-
-RISING = 0.01  # of macro F1 at the end of the steps: a curve that still rises
 
 SAMPLES = (
     "Ten training images of each class (of the first ten classes), as the models see them. Variety within a class is "
     "what has to be learnt; where classes look alike, models will confuse them."
 )
 SELDOM = "; with class weights a rare image counts much, but seldom comes"
-EFFECTS = (
-    "What each remedy does to each class: its share of the images really drawn in the first epoch; the weight of its "
-    f"loss (of the deferred ones from {SWITCH:.0%} of the steps on); the product, its share of the whole loss; and the "
-    "margin by which its logit has to win, over the commonest class or, for LDAM, over any other, whose logits are "
-    "cosines times 30. A level share is fair; *both* tilts to the other side."
-)
 CONFUSIONS = (
     "Where do the rare ones go? Answers in percent of the true class, the commonest class first, all seeds together; "
     "left without a remedy, right with the best one. What stands left of the diagonal is taken for a commoner class."
 )
 CALIBRATION = (
-    "Accuracy against calibration error: small marks are seeds, large ones their mean. Weights, margins and "
-    "adjustments change what a probability means, so a remedy that answers better need not know better how sure it is."
-)
-CURVES = (
-    "Macro F1 on the validation images over training, mean over the seeds. Post-hoc adjustment has no curve, its "
-    "training is that of none."
+    "Accuracy against calibration error: small marks are seeds, large ones their mean. A remedy changes what a "
+    "probability means, so one that answers better need not know better how sure it is."
 )
 
 # ---------------------------------------------------------------- the data
@@ -73,9 +63,10 @@ def augmentation(lab: "Lab", shift: int) -> str:
     p = lab.params
     used = {"crop": "shifts", "flip": "mirror images", "cutout": "Cutout", "mixup": "MixUp", "cutmix": "CutMix"}
     told = ", ".join(words for name, words in used.items() if getattr(p, name)) or "none"
-    longer = (
-        " (the longer one of chapter 2 with Cutout too)" if p.long_epochs and p.long_cutout and not p.cutout else ""
-    )
+    longer = ""
+    if p.long_epochs and bool(p.long_cutout) != bool(p.cutout):
+        on = " and all of chapter 3" if lab.plan.backbone in lab.plan.longer else ""
+        longer = f" (the longer trainings of chapter 2{on} {'with Cutout too' if p.long_cutout else 'without Cutout'})"
     return (
         f"One training image of each class and what each augmentation makes of it, shifts of up to {shift} pixels. "
         f"The runs here train with: {told}{longer}."
@@ -110,6 +101,25 @@ def class_sizes(shape: str, whole: np.ndarray, kept: np.ndarray, asked: float) -
 
 
 # ---------------------------------------------------------------- before any training
+
+
+def studied(remedies: "Collection[str]") -> str:
+    """Which of the remedies that the chapter explains this run's study has."""
+    if {*remedies} >= {*STUDIED}:
+        return "This run studies all of them."
+    return f"This run studies, beside *none*: {', '.join(f'*{words(name)}*' for name in remedies if name != 'none')}."
+
+
+def remedy_effects(remedies: "Collection[str]") -> str:
+    """Caption of what remedies do to each class, of those that are drawn."""
+    deferred = f" (of the deferred ones from {SWITCH:.0%} of the steps on)" if {*DEFERRED} & {*remedies} else ""
+    ldam = " or, for LDAM, over any other, whose logits are cosines times 30" if "ldam_drw" in remedies else ""
+    both = "; *both* tilts to the other side" if "both" in remedies else ""
+    return (
+        "What each remedy does to each class: its share of the images really drawn in the first epoch; the weight of "
+        f"its loss{deferred}; the product, its share of the whole loss; and the margin by which its logit has to win, "
+        f"over the commonest class{ldam}. A level share is fair{both}."
+    )
 
 
 def twice(effects: pd.DataFrame) -> str:
@@ -202,46 +212,30 @@ def rare_answers(matrices: dict[str, np.ndarray], few: int, rare: pd.Series) -> 
 
 
 def sureness(scores: pd.DataFrame) -> str:
-    """Which of none and the remedies has the smallest calibration error, and whether it has the best macro F1 too.
+    """Under which remedy, or none, the calibration error is smallest, and whether macro F1 is highest there too.
 
     scores: `Study.scores`; `balanced` in it is no remedy, so it does not compete.
     """
     remedies = scores[scores["remedy"] != BALANCED].groupby("remedy", sort=False)
     f1, errors = remedies["macro_f1"].mean(), remedies["calibration_error"].mean()
     best, least = f1.idxmax(), errors.idxmin()
-    text = f"Of *none* and the remedies *{words(least)}* has the smallest calibration error ({errors[least]:.3f})"
+    told = {name: "without a remedy" if name == "none" else f"under *{words(name)}*" for name in errors.index}
+    among = "Trained on the imbalanced data, the" if (scores["remedy"] == BALANCED).any() else "The"
+    text = f"{among} models have the smallest calibration error {told[least]} ({errors[least]:.3f})"
     if best == least:
-        return f"{text} and the best macro F1."
-    none = f", and *none* has {errors['none']:.3f}" if "none" not in (best, least) else ""
-    return f"{text}; *{words(best)}*, of the best macro F1, has {errors[best]:.3f}{none}."
+        return f"{text}, where macro F1 is highest too."
+    none = f", and {told['none']} {errors['none']:.3f}" if "none" not in (best, least) else ""
+    return f"{text}; {told[best]}, where macro F1 is highest, it is {errors[best]:.3f}{none}."
 
 
-def still_rising(curves: dict[str, pd.DataFrame]) -> str:
-    """Whether models still learn when the study ends; curves: name -> step and val_macro_f1.
-
-    The end is what follows the last value before the last tenth of the steps: of few epochs that tenth has one value.
-    """
-    rising, unknown = [], []
-    for name, rows in curves.items():
-        before = rows[rows["step"] <= 0.9 * rows["step"].max()]["val_macro_f1"]
-        if before.empty:
-            unknown.append(f"*{words(name)}*")
-        elif rows["val_macro_f1"].iloc[-1] - before.iloc[-1] > RISING:
-            rising.append(f"*{words(name)}*")
-    if rising:
-        still = ", ".join(rising)
-        text = f"At the end the curves of {still} still rise: the ranking is one of models that still learn."
-    elif len(unknown) < len(curves):
-        other = "other " if unknown else ""
-        text = (
-            f"No {other}curve still rises at the end: the ranking is one of models that have learnt what they will in "
-            "these steps."
-        )
-    else:
-        text = ""
-    if unknown:
-        text = f"A single value does not tell whether the curves of {', '.join(unknown)} still rise. {text}"
-    return text.rstrip()
+def curves(remedies: "Collection[str]") -> str:
+    """Caption of macro F1 over training."""
+    shared = " Post-hoc adjustment has no curve, its training is that of none." if POST_HOC in remedies else ""
+    return (
+        f"Macro F1 on the validation images over training, mean over the seeds.{shared} At the end the learning rate "
+        "falls to zero, and scores can rise for that alone: whether longer training would change the ranking, these "
+        "curves cannot say."
+    )
 
 
 def imbalance(profile: str, counts: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from vitlab.analysis.sentences import words
 from vitlab.analysis.study import SCORES
 from vitlab.analysis.theme import PALETTE, canvas, remedy_looks
 from vitlab.texts import width
+from vitlab.training.losses import DEFERRED
 
 
 def remedy_effects(frame: pd.DataFrame) -> Figure:
@@ -87,15 +88,19 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str]) -> Figure:
 
 
 def f1_over_training(curves: dict[str, pd.DataFrame], switch: float) -> Figure:
-    """Macro F1 over the steps: name -> step, val_macro_f1; a line where the share `switch` of the steps is over."""
+    """Macro F1 over the steps: name -> step, val_macro_f1; a line where the share `switch` of the steps is over.
+
+    From there on deferred weights count: without a remedy that has them there is no line.
+    """
     figure, [[axis]] = canvas(height=3.0)
     look = remedy_looks(curves)
     for name, rows in curves.items():
         colour, marker = look[name]
         style = {"color": colour, "marker": marker, "markevery": max(1, len(rows) // 8), "markersize": 4, "lw": 1.2}
         axis.plot(rows["step"], rows["val_macro_f1"], label=words(name), **style)
-    last = max(rows["step"].max() for rows in curves.values())
-    axis.axvline(switch * last, color="0.6", linestyle=":", label="deferred weights begin")
+    if {*DEFERRED} & {*curves}:
+        last = max(rows["step"].max() for rows in curves.values())
+        axis.axvline(switch * last, color="0.6", linestyle=":", label="deferred weights begin")
     axis.set(xlabel="training step", ylabel="macro F1, validation")
     in_percent(axis.yaxis)
     legend_outside(figure, axis, 4)
