@@ -26,6 +26,7 @@ RESULTS = pd.DataFrame(
         "images_per_second": [1000.0, 1000.0, 900.0, 1200.0],
         "latency_ms": [2.0, 2.0, 2.5, 3.0],
         "training_seconds": 60.0,
+        "seeds": 1,
     }
 )
 
@@ -319,6 +320,14 @@ def test_caption_of_the_shortlist_explains_the_names_that_are_in_it() -> None:
     assert "batches of 16" in text
     smaller = RESULTS.assign(model=["ViT, narrower, as DynamicViT", "ViT", "Linear ViT", "DynamicViT"])
     assert "*as X* means built" in findings.shortlist_caption(smaller, 16)
+
+
+def test_shortlist_says_of_how_many_seeds_a_score_is_the_mean() -> None:
+    assert "seeds" not in findings.shortlist_table(RESULTS)
+    assert "seeds" not in findings.shortlist_caption(RESULTS, 16)
+    some = RESULTS.assign(seeds=[3, 3, 1, 3])
+    assert list(findings.shortlist_table(some)["seeds"]) == ["3", "3", "1", "3"]
+    assert "scores are means over a model's seeds. Images" in findings.shortlist_caption(some, 16)
 
 
 def test_unknown_cost_is_a_dash() -> None:

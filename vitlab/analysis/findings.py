@@ -306,6 +306,7 @@ def shortlist_caption(results: pd.DataFrame, batch: int) -> str:
     """batch: images that throughput was measured with."""
     rows = shortlist(results)["model"]
     names = "".join(f"; {told}" for word, told in NAMES.items() if any(word in name for name in rows))
+    names += "; scores are means over a model's seeds" if results["seeds"].max() > 1 else ""
     return (
         f"**The models in short**, {_which(results)}, most accurate first{names}. Images a second in "
         f"batches of {batch}. Chapter 6 has all, and how they were measured."
@@ -319,7 +320,7 @@ def _which(results: pd.DataFrame) -> str:
 
 
 def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
-    """`shortlist` for reading."""
+    """`shortlist` for reading; how many seeds its scores are means of where models have several."""
 
     def known(name: str, digits: str, unit: float = 1) -> list[str]:
         return ["–" if not np.isfinite(v) else f"{v * unit:{digits}}" for v in rows[name]]
@@ -329,6 +330,7 @@ def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
     unit, length, digits = unit_of_time(rows["training_seconds"])
     columns = {
         "accuracy, % (95% interval)": [f"{100 * v:.1f} ({100 * a:.1f} – {100 * b:.1f})" for v, a, b in intervals],
+        **({"seeds": [*map(str, rows["seeds"])]} if results["seeds"].max() > 1 else {}),
         "million parameters": known("parameters", ".2f", 1e-6),
         "million multiply-adds": known("macs", ",.1f", 1e-6),
         "images/s": known("images_per_second", ",.0f"),

@@ -32,7 +32,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
     caption = (
         f"**The whole lab in a picture.** Accuracy on {n:,} test images, with 95% intervals, over measured speed "
         "(better to the right) and over work (better to the left), on logarithmic axes; dotted: the models that no "
-        "other beats at their cost."
+        f"other beats at their cost.{' Of several seeds the mean.' if params.seeds > 1 else ''}"
     )
     hero = {"number": "overview", "drawing": shown, "caption": caption, "csv": values.to_csv(index=False)}
     hero["alt"] = "Test accuracy of each model over images per second and over million multiply-adds."
