@@ -86,6 +86,19 @@ def test_what_the_solution_breaks_is_noticed_by_tests(
     assert all(name.startswith(("test_", "Test")) for name in namespace["noticed"])
 
 
+class Doubled(torch.nn.Module):
+    """Both scores rise with the length: the second by more, so that the model keeps the shortest."""
+
+    def forward(self, tokens: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        length = tokens.norm(dim=-1)
+        return torch.stack([length, 2 * length], -1)
+
+
+def test_score_that_keeps_the_shortest_tokens_is_not_right(capsys: pytest.CaptureFixture) -> None:
+    assert not exercises.check("3.2", Doubled)
+    assert "first score exceeds the second by most" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_longest_tokens_are_those_that_a_trained_model_keeps(
     namespace: dict, done: Lab, capsys: pytest.CaptureFixture

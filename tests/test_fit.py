@@ -16,7 +16,7 @@ from conftest import CLOCK, KilledError, assert_same_run, killed_before, same_we
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from vitlab.config import Recipe, Remedy, RunConfig
+from vitlab.config import LabConfig, Recipe, Remedy, RunConfig
 from vitlab.data.batches import to_float
 from vitlab.data.splits import Data, Source, Split, split
 from vitlab.errors import LabError
@@ -487,6 +487,12 @@ def test_predictions_do_not_depend_on_how_images_are_batched(tiny: RunConfig, fe
     whole, pieces = (predict(model, few.test, tiny.replace(batch_size=size)) for size in (60, 4))  # 60 images, or 8
     torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
     assert model.training  # as before
+
+
+def test_parameters_of_a_lab_are_no_recipe_and_the_sentence_says_what_is(few: Source, tiny: RunConfig) -> None:
+    data = split(few, tiny)
+    with pytest.raises(LabError, match=r"lab.params.recipe\(epochs=10\) makes one, and no LabConfig"):
+        fit(nn.Linear(2, 2), data, LabConfig())
 
 
 # ---------------------------------------------------------------- from the weights of another run

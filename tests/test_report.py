@@ -225,6 +225,7 @@ def refused(tmp_path, capsys, monkeypatch):
         (["--set", "heads=3"], "does not divide dim"),
         (["--profile", "quik"], "choose one of cifar10_cpu, cifar10_gpu, quick"),
         (["--data", "/nowhere"], "there is no folder"),
+        (["--set", "runs_dir="], "runs_dir is ''"),
     ],
 )
 def test_wrong_input_is_one_sentence_before_any_work(refused, options, expected):
@@ -232,6 +233,7 @@ def test_wrong_input_is_one_sentence_before_any_work(refused, options, expected)
     assert expected in error
     assert len(error.strip().splitlines()) == 1
     assert not list(runs.glob("*/config.json"))
+    assert not (runs.parent / "out").exists()
 
 
 def test_report_of_other_parameters_is_not_overwritten(tmp_path, refused):
@@ -290,7 +292,7 @@ def test_interrupted_command_says_how_it_goes_on(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(make, "check", interrupt)
     assert main(["report", "--out", str(tmp_path)]) == 130
-    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "the same command goes on from what it has kept" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- a model of one's own

@@ -83,7 +83,7 @@ class Training(BaseModel):
     ema: Share = 0.0  # decay of the averaged weights; 0: off
     # machine
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: cuda if there is one, else cpu; mps: untested
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the device gains from it
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it pays; old GPUs fp16
     num_workers: Threads = 2  # threads that read images ahead where they do not fit into memory
     pin_memory: bool = True  # these images then reach a GPU by a faster way
     # torch.compile; auto: on a CPU, where a trial says that the run will gain time
@@ -297,7 +297,7 @@ class LabConfig(Common):
     fine_tune_ema: Share = 0.0  # decay of their averaged weights; 0: as ema
     processes: Count = 1  # processes that train one run together, one a GPU (Accelerate)
     cluster: str = ""  # address of a Ray cluster whose machines train the runs: auto, HOST:6379 or ray://HOST:10001
-    runs_dir: str = "runs"  # where runs are kept, and found again
+    runs_dir: Annotated[str, Field(min_length=1)] = "runs"  # where runs are kept, and found again
     measurement: CountOrZero = 0  # another number measures all times anew
     rounds: Count = 3  # in which all that a table compares is timed in turns, at least; more where they disagree
     extra_runs: str = ""  # other runs' directories, separated by commas, that chapter 06 compares as well

@@ -27,7 +27,7 @@ def told(command: str, work: Callable[[], object]) -> int:
         print(f"{command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted; the same command goes on from the last checkpoint"
+        said = str(stop) or "interrupted; the same command goes on from what it has kept"
         print(f"{command}: {said}", file=sys.stderr)
         return 130
     return 0

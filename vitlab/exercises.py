@@ -147,8 +147,9 @@ def _norm_score(predictor: type[nn.Module]) -> str:
     scores = predictor()(tokens, torch.ones(2, 6))
     if scores.shape != (2, 6, 2):
         return f"it returns {tuple(scores.shape)} for 2 images of 6 tokens, and (2, 6, 2) is wanted: keep and drop"
-    order = scores[..., 0].argsort(1)
-    return "" if torch.equal(order, tokens.norm(dim=-1).argsort(1)) else "the longest token does not score highest"
+    order = (scores[..., 0] - scores[..., 1]).argsort(1)  # what `DynamicViT` goes by
+    told = "the longest token is not the one whose first score exceeds the second by most"
+    return "" if torch.equal(order, tokens.norm(dim=-1).argsort(1)) else told
 
 
 # ---------------------------------------------------------------- 4

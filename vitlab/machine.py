@@ -130,7 +130,7 @@ def width_of(model: nn.Module) -> float:
 
 
 def precision(name: str, model: nn.Module, on: torch.device) -> torch.dtype:
-    """The dtype of autocast: the parameter's, or bf16 where the device gains from it, else float32."""
+    """The dtype of autocast: the parameter's, or bf16 (fp16 on older CUDA GPUs) where it pays, else float32."""
     if name != "auto":
         return PRECISIONS[name]
     if on.type == "cuda":

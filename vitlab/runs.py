@@ -237,7 +237,7 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, seconds, images_per_second."""
+        """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, val_macro_f1, seconds, speed."""
         with self._reading("history.csv") as path:
             return pd.read_csv(path)
 

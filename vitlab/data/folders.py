@@ -84,7 +84,7 @@ def _require_folder(root: Path) -> None:
     if root.is_file():
         raise LabError(f"{shown(root)} is a file, not a folder: unpack it and name the folder that holds the classes")
     if not root.is_dir():
-        raise LabError(f"there is no folder {shown(root)}: name an existing one (relative paths start at {ROOT})")
+        raise LabError(f"there is no folder {shown(root)}: name one that exists (those of parameters start at {ROOT})")
 
 
 def look_into(root: Path) -> Folder:

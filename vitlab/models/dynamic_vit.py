@@ -60,9 +60,9 @@ class DynamicViT(ReducedViT):
     (B, T, D) tokens after the last norm. In inference it gathers `tokens_per_stage()` tokens, as any `ReducedViT`.
 
     Loss: L_cls + 2 L_ratio + 0.5 L_KL + 0.5 L_distill, section 3.4 and its weights; the parameters ratio_weight and
-    distill_weight change them, `terms` gives all but the first. As published, and by default, the weights that come
-    from the ViT learn at a hundredth of the predictors' rate (`backbone_rate`), after a sixth of the training in which
-    they stand still (`frozen`: 5 of 30 epochs).
+    distill_weight change them, `terms` gives all but the first. As published, and by the lab's defaults, weights that
+    come from the ViT learn at a hundredth of the predictors' rate (`backbone_rate`), after a sixth of the training in
+    which they stand still (`frozen`: 5 of 30 epochs).
 
     Departures that are switched on by their parameter: other rates; other `stages`; `settle`, the share of training at
     its end in which the best-scored tokens are kept, as many as in inference, instead of a draw. Departures that are

@@ -47,8 +47,8 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
     profile = path.stem
     out = expanded(folder or ROOT / "reports" / profile).resolve()
     params = load_params(path, overrides)
-    require_writable(out, 16, PLACE)
     lab = check(params)
+    require_writable(out, 16, PLACE)
     for note in lab.notes:
         _say(f"note: {note}")
     require_own(lab, out)

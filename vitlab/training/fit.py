@@ -41,8 +41,10 @@ def fit(
     Validation accuracy chooses the epoch whose weights it ends with, in evaluation mode, unless `keep_epoch` says the
     last. Without a session nothing is kept; with a `RunSession` the training is kept in a run directory, continued
     after an interruption, and loaded once it is complete. LabError for a loss that is no number, for a batch that does
-    not fit into memory, and for a session that `Lab.session` opened for something else.
+    not fit into memory, for a session that `Lab.session` opened for something else, and for what is no recipe.
     """
+    if not isinstance(recipe, Recipe):
+        raise LabError(f"fit takes a recipe, as lab.params.recipe(epochs=10) makes one, and no {type(recipe).__name__}")
     session = session or Session()
     session.require_opened_for(model, data, recipe)
     device = session.device(recipe)
