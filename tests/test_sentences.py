@@ -32,7 +32,11 @@ def test_verdict_names_the_better_model_and_by_how_much() -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "trained", "runs"),
-    [(3, True, "3 seeds"), (1, True, "single runs"), (1, False, "single runs, images alone")],
+    [
+        (3, True, "3 seeds"),
+        (1, True, "single runs, chance of training as of those with several seeds"),
+        (1, False, "single runs, images alone"),
+    ],
 )
 def test_verdict_says_what_it_rests_on(seeds: int, trained: bool, runs: str) -> None:
     for p in (0.001, 0.5):
@@ -357,7 +361,8 @@ def rival_pairs(
     ("difference", "p", "faster", "taken"),
     [
         (-0.01, 0.01, 2.0, "**Light** is a better choice"),
-        (0.01, 0.01, 0.5, "**ViT, narrower**, is a better choice"),
+        (0.01, 0.01, 0.5, "(**ViT, narrower**) is a better choice"),
+        (-0.001, 0.5, 1.0, "and a smaller ViT (*ViT, narrower*) no difference in accuracy is shown; the"),
         (-0.001, 0.5, 1.0, "is at most 0.3 points behind and not shown to be slower: it is the better choice"),
         (0.003, 0.5, 1.2, "is at most 0.0 points behind and faster: it is the better choice"),
         (-0.001, 0.5, 0.96, "and not shown to be slower: it is the better choice"),
@@ -376,9 +381,17 @@ def test_smaller_vit_or_lighter_model_by_rule(difference: float, p: float, faste
     )
     assert taken in text
     assert asked == [("ViT, narrower", "Light")]
-    assert "*ViT, narrower* 79.0%, *Light* 80.0%, at 9.90 and 10.00 million multiply-adds" in text
-    assert f"in batches *ViT, narrower* classifies {faster:.2f} times as many" in text
+    assert "accuracy 79.0% against 80.0%, 9.90 against 10.00 million multiply-adds" in text
+    assert f"in batches {faster:.2f} times as many" in text
     assert "fewer blocks" not in text  # the most accurate of the smaller ones is compared
+    assert "seed" not in text
+
+
+@pytest.mark.parametrize(("difference", "p"), [(-0.001, 0.5), (-0.01, 0.5), (0.01, 0.01), (-0.01, 0.01)])
+def test_smaller_vit_of_one_seed_is_said_to_be_compared_by_that(difference: float, p: float) -> None:
+    rivals, both = RIVALS.assign(seeds=[3, 1, 1, 1]), rival_pairs(difference, p)
+    told = sentences_comparison.smaller_or_lighter("Light", ["ViT, narrower"], rivals, both, lambda *_: (1.2, 0.05))
+    assert "(first seed alone)" in told
 
 
 def net(tied_with: list[str] | None = None, off: float = 0.002, **ahead: float) -> str:
@@ -387,7 +400,7 @@ def net(tied_with: list[str] | None = None, off: float = 0.002, **ahead: float) 
     pairs = [
         rival_pairs(ahead.get(key, 0.0), 0.01 if key in ahead else 0.5, "Net", name, off) for key, name in names.items()
     ]
-    rivals = RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6])
+    rivals = RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6], epochs=10)
     if tied_with:
         rivals = rivals[rivals["model"].isin(["Net", *(names[key] for key in tied_with)])]
     return sentences_comparison.convolution_or_attention("Net", rivals, pd.concat(pairs))
@@ -396,12 +409,13 @@ def net(tied_with: list[str] | None = None, off: float = 0.002, **ahead: float) 
 def test_convolution_or_attention_by_rule() -> None:
     tie = net()
     assert "where work counts: *Light* is at most 0.2 points behind it, and needs 83% of its multiply-adds" in tie
-    assert tie.endswith("It is shown to be ahead of none of them (corrected for these 3 tests).")
+    assert tie.endswith("It is shown to be ahead of none of them (corrected for 3 tests).")
+    assert tie.startswith("Of the models trained from the start for as many epochs, 10: the")
     open_ = net(off=0.02)
     assert "not shown to be ahead of *Light*, which needs 83% of its multiply-adds and may be up to 2.0 points" in open_
     assert "behind: which is the better choice where work counts is open." in open_
     assert "can be told from none of the others" in net(tied_with=["blocks", "narrower"])
-    assert "It is ahead of *Light*; *ViT, narrower* (corrected for these 3 tests)." in net(Light=-0.1, narrower=-0.1)
+    assert "It is ahead of *Light*; *ViT, narrower* (corrected for 3 tests)." in net(Light=-0.1, narrower=-0.1)
     text = net(blocks=0.1, narrower=0.1, Light=-0.1)
     assert "is the better choice up to its cost; ahead of it, for 2.0 times its multiply-adds or more" in text
     assert "is not the better choice: ahead of it, for no more work, is *Light*." in net(Light=0.1, narrower=0.1)

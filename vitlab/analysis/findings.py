@@ -129,18 +129,13 @@ def _points(row: pd.Series) -> str:
 
 
 def tokens(
-    results: pd.DataFrame,
-    pairs: pd.DataFrame,
-    reference: str,
-    reduced: list[str],
-    left: tuple[int, int],
-    speed: Speed | None = None,
+    results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str], left: tuple[int, int], speed: Speed
 ) -> str:
     """How many tokens can go: with the best of the models that save work without a loss that can be shown.
 
     The best by its difference to `reference`, which is of the seeds that both have. pairs: of each of these models with
     `reference`, the one trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
-    last stage, and all; speed: where it is given, what the best does on the clock is told as well.
+    last stage, and all.
     """
     rows = results.set_index("model")
     base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
@@ -152,10 +147,9 @@ def tokens(
     gains = {name: -loss(pairs, reference, name) for name in free or saving}
     best = max(gains, key=gains.get)
     saves = f"saves {1 - tried.loc[best, 'macs'] / base['macs']:.0%} of the multiply-adds"
-    points, clock = 100 * gains[best], ""
-    if speed:
-        quick, wait = (speed(best, reference, what)[0] for what in ("images_per_second", "latency"))
-        clock = f", at {quick:.2f} times its images a second and {wait:.2f} times its latency"
+    points = 100 * gains[best]
+    quick, wait = (speed(best, reference, what)[0] for what in ("images_per_second", "latency"))
+    clock = f", at {quick:.2f} times its images a second and {wait:.2f} times its latency"
     if free:
         told = f"{saves} without a loss that shows against *{reference}* ({signed(points)} points)"
         return f"{text} *{best}* {told}{clock}."

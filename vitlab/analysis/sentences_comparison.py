@@ -12,6 +12,7 @@ from vitlab.analysis.findings import (
     ahead,
     behind_at_most,
     beside_smaller,
+    first_seed,
     near_the_best,
     recommended,
 )
@@ -93,28 +94,32 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     """
     rows = results.set_index("model")
     other, better, *time = beside_smaller(light, smaller, results, pairs, speed)
-    scores = (f"*{name}* {rows.loc[name, 'accuracy']:.1%}" for name in (other, light))
+    scores = (f"{rows.loc[name, 'accuracy']:.1%}" for name in (other, light))
     work = (f"{rows.loc[name, 'macs'] / 1e6:,.2f}" for name in (other, light))
     cost = (
-        f"{', '.join(scores)}, at {' and '.join(work)} million multiply-adds; in batches *{other}* classifies "
+        f"accuracy {' against '.join(scores)}, {' against '.join(work)} million multiply-adds, in batches "
         f"{time[0]:.2f} times as many images a second"
     )
+    seed = first_seed(results, light, other)
     if better == light:
-        return f"**{light}** is a better choice than a smaller ViT, *{other}*: {cost}."
+        return f"**{light}** is a better choice{seed} than a smaller ViT (*{other}*: {cost})."
     if better == other:
-        return f"A smaller ViT, **{other}**, is a better choice than *{light}*: {cost}."
-    neither = f"Between *{light}* and a smaller ViT, *{other}*, no difference in accuracy is shown"
+        return f"A smaller ViT (**{other}**) is a better choice{seed} than *{light}* ({cost})."
+    neither = f"Between *{light}* and a smaller ViT (*{other}*) no difference in accuracy is shown{seed}"
     pace = "slower" if below(*time) else "faster" if above(*time) else "not shown to be slower"
     if (behind := behind_at_most(pairs, light, other)) > LOSS:
         return (
-            f"{neither}, but *{other}* may be up to {100 * behind:.1f} points behind; it is {pace}. Which is the "
+            f"{neither}, but the smaller ViT may be up to {100 * behind:.1f} points behind; it is {pace}. Which is the "
             f"better choice is open ({cost})."
         )
     if pace == "slower":
-        return f"{neither}, and *{other}* is slower: **{light}** is the better choice where throughput counts ({cost})."
+        return (
+            f"{neither}, and the smaller ViT is slower: **{light}** is the better choice where throughput counts "
+            f"({cost})."
+        )
     return (
-        f"{neither}, *{other}* is at most {100 * max(behind, 0):.1f} points behind and {pace}: it is the better choice "
-        f"({cost})."
+        f"{neither}; the smaller ViT is at most {100 * max(behind, 0):.1f} points behind and {pace}: it is the better "
+        f"choice ({cost})."
     )
 
 

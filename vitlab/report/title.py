@@ -85,7 +85,7 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     found = [
         findings.best_model(results, pairs, lab.speed),
         imbalance(lab),
-        findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab)) + as_small,
+        findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab), lab.speed) + as_small,
         findings.linear(linear, lab.speed, crossed, measured, width, config.num_tokens + (config.pool == "cls")),
         findings.worth(results, {b: of_chapter[n] + smaller[n] for b, n in ((whole, "03"), ("ViT", "04"))}, lab.speed),
     ]
