@@ -222,10 +222,12 @@ def test_tokenizer_learns_faster_as_expected_or_does_not() -> None:
         "In these two runs *conv* learnt faster, as expected, than *ViT*, by validation images of the first 2" in text
     )
     assert "ahead in 2, behind in 0" in text
-    assert "60.0%, *conv* has after epoch 3" in text
+    assert text.endswith("*conv* reaches after epoch 3 the validation accuracy that *ViT* ends with, 60.0%.")
     text = sentences_vit.learns_faster("conv", "ViT", histories, 1000)
     assert "*ViT* learnt more slowly, against the expectation, than *conv*" in text
-    assert "80.0%, *ViT* never has" in text
+    assert text.endswith("*ViT* never reaches the validation accuracy that *conv* ends with, 80.0%.")
+    text = sentences_vit.learns_faster("ViT", "conv", histories, 1000, " (seed 0)")
+    assert text.startswith("In these two runs (seed 0) *conv* learnt")
 
 
 @pytest.mark.parametrize(("quick", "images"), [(0.22, 1000), (0.3, 50)])
@@ -245,15 +247,15 @@ def test_loss_falls_or_not() -> None:
     [(0.9, 0.95, "better than it says"), (0.95, 0.9, "more than it knows"), (0.95, 0.949, "about as good as it says")],
 )
 def test_model_is_as_good_as_it_says_or_not(confidence: float, accuracy: float, words: str) -> None:
-    assert words in sentences_vit.confident(confidence, accuracy)
+    assert words in sentences_vit.confident("ViT", confidence, accuracy)
 
 
 @pytest.mark.parametrize(("images", "words"), [(20, "cannot show a difference"), (2000, "it says more than it knows")])
 def test_model_is_held_to_what_it_says_beyond_the_interval_of_its_accuracy(images: int, words: str) -> None:
     logits = np.log(np.tile([0.9, 0.1], (images, 1)))
     run = SimpleNamespace(predictions=(logits, (np.arange(images) % 5 == 0).astype(int)))  # one in five is wrong
-    text = sentences_vit.how_sure(run)
-    assert "90.0% sure and 80.0% right" in text
+    text = sentences_vit.how_sure("ViT (seed 0)", run)
+    assert "On average ViT (seed 0) is 90.0% sure and 80.0% right" in text
     assert words in text
 
 
@@ -280,6 +282,12 @@ def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
     several = lab_with(0)
     several.plan.seeds = range(3)
     assert "2 epochs from the same weights within a seed (" in sentences_tokens.curves(several, "2 epochs", 0.1)
+    for told in (
+        sentences_vit.curves(several),
+        sentences_tokens.curves(several, "2 epochs", 0.1),
+        sentences_linear.curves(several, "2 epochs"),
+    ):
+        assert told.endswith(" Thin lines: further seeds.")
 
 
 def test_heads_share_the_work_or_look_at_the_same() -> None:
@@ -290,9 +298,34 @@ def test_heads_share_the_work_or_look_at_the_same() -> None:
 
 def test_neighbours_are_alike_or_not() -> None:
     config = RunConfig()
-    assert "neighbours have become alike" in sentences_vit.places(config, 0.4, 0.0)
-    assert "have hardly become alike" in sentences_vit.places(config, 0.06, -0.1)
-    assert "fixed, and alike" in sentences_vit.places(config.replace(positions="sincos"), 0.4, 0.0)
+    assert "neighbours have become alike" in sentences_vit.places("ViT", config, 0.4, 0.0)
+    assert "have hardly become alike" in sentences_vit.places("ViT", config, 0.06, -0.1)
+    assert "fixed, and alike" in sentences_vit.places("ViT", config.replace(positions="sincos"), 0.4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ([0.78], "classifies 78.0% of the 100 test images correctly** (95% interval 70.0% to 85.0%, seed 4)."),
+        ([0.78, 0.8], "79.0% of the 100 test images correctly** (mean over seeds 4 to 5, standard deviation 1.4"),
+    ],
+)
+def test_chapters_answer_is_that_of_all_seeds(accuracies: list[float], words: str) -> None:
+    runs = [
+        SimpleNamespace(
+            summary={"test": {"accuracy": share, "interval": (0.7, 0.85), "n": 100}, "parameters": 5},
+            config=RunConfig(seed=4 + i),
+        )
+        for i, share in enumerate(accuracies)
+    ]
+    assert words in sentences_vit.answer(runs, 90)
+
+
+def test_images_of_one_model_alone_are_told_as_a_sum_over_seeds() -> None:
+    told = found(-0.01, 0.5) | {"only_a": 12345, "only_b": 9}
+    text = sentences_vit.difference("A", "B", told)
+    assert text.endswith("12,345 images are right with *A* alone, 9 with *B* alone.")
+    assert sentences_vit.difference("A", "B", told | {"seeds": 3}).endswith("alone, summed over 3 seeds.")
 
 
 def test_images_are_known_by_heart_or_a_model_overfits_or_not() -> None:
@@ -421,20 +454,22 @@ def test_reductions_are_told_where_they_are(stages: list[int], words: str) -> No
 @pytest.mark.parametrize(
     ("of", "speed", "words"),
     [
-        ((FLAT, FLAT), (0.5, 1.05), ["takes no accuracy that these", "none is shown to be faster than softmax"]),
+        ((FLAT, FLAT), (0.5, 1.05), ["takes no accuracy that these", "tokens none is shown to be faster"]),
         (
             (LOST, FLAT),
             (1.5, 1.05),  # B's may be as far off
-            ["takes accuracy with *A*, and none that can be shown", "*A* is faster than softmax"],
+            ["takes accuracy with *A*, and none that can be shown", "tokens *A* is shown to be faster"],
         ),
-        ((LOST, LOST), (1.5, 1.5), ["takes accuracy, whichever", "*A*; *B* are faster"]),
+        ((LOST, LOST), (1.5, 1.5), ["takes accuracy, whichever", "*A*; *B* are shown to be faster"]),
     ],
 )
 def test_linear_cost_takes_accuracy_or_not(of: tuple, speed: tuple, words: list[str]) -> None:
     speed = {name: (ratio, 0.1) for name, ratio in zip("AB", speed, strict=True)}
     against = dict(zip("AB", of, strict=True))
-    text = sentences_linear.answer(against, speed, 17)
+    text = sentences_linear.answer(against, speed, {"A": (1.2, 0.1), "B": (0.8, 0.1)}, 17)
     assert "at our 17 tokens" in text
+    assert text.endswith("in batches, and *B* for one image.**")
+    assert "and none for one image" in sentences_linear.answer(against, speed, dict.fromkeys("AB", (0.95, 0.1)), 17)
     assert all(part in text for part in words)
     each = sentences_linear.each(against, {"A": 0.9, "B": 0.8}, speed, 17).splitlines()
     for line, (ratio, _) in zip(each, speed.values(), strict=True):
@@ -464,13 +499,17 @@ def test_step_says_that_it_changes_the_feature_map_where_it_does() -> None:
 
 
 def test_steps_that_help_are_those_that_are_shown() -> None:
-    text = sentences_linear.which_step({"kernel": LOST, "local": WON, "norm": FLAT})
+    control = {sentences_linear.CONTROL: FLAT}
+    text = sentences_linear.which_step({"kernel": LOST, "local": WON, "norm": FLAT} | control)
     assert text == "A gain is shown for *local*; a loss for *kernel*."
-    text = sentences_linear.which_step({"local": WON, "norm": FLAT})
+    text = sentences_linear.which_step({"local": WON, "norm": FLAT} | control)
     assert text == "A gain is shown for *local*, and no loss for any."
-    text = sentences_linear.which_step({"kernel": LOST, "norm": FLAT})
+    text = sentences_linear.which_step({"kernel": LOST, "norm": FLAT} | control)
     assert text == "No step is shown to gain; a loss is shown for *kernel*."
-    assert sentences_linear.which_step({"norm": FLAT}) == "No step is shown to gain, and none to lose."
+    assert sentences_linear.which_step({"norm": FLAT} | control) == "No step is shown to gain, and none to lose."
+    text = sentences_linear.which_step({"norm": FLAT})
+    assert text.startswith("No step is shown to gain, and none to lose. InLine brings its local term")
+    assert sentences_linear.CONTROL in {what for *_, what in sentences_linear.CHANGES}
     table = sentences_linear.steps_table({"local": WON, "norm": FLAT})
     assert table["shown"].tolist() == ["yes", "no"]
 

@@ -200,8 +200,8 @@ def test_runs_that_are_named_are_repeated_with_what_they_start_from(few: Source)
     with pytest.raises(LabError, match="no run 'ToMe, seed 1'"):
         plan.config("ToMe, seed 1")
     assert plan.seed_words == "mean ± standard deviation over seeds 0 to 1; in rows without a ±, of seed 0"
-    assert plan.seed_numbers(plan.names) == "seeds 0, 1; of some 0 alone"
-    assert plan.seed_numbers(["ViT", "DynamicViT"]) == "seeds 0, 1"
+    assert plan.seed_numbers(plan.names) == "seeds 0 to 1; for some models seed 0 only"
+    assert plan.seed_numbers(["ViT", "DynamicViT"]) == "seeds 0 to 1"
     assert plan.seed_numbers(plan.chapters["04"]) == "seed 0"
     assert Plan(SMALL.replace(seeds=2, repeated=["Linear ViT"]), few).repeats[plan.backbone] == [
         plan.config(plan.backbone)
@@ -216,10 +216,10 @@ def test_run_to_repeat_that_is_not_there_is_named_before_any_work(seeds: int) ->
 
 def test_one_seed_is_called_by_its_number_and_several_by_what_their_figures_are(few: Source) -> None:
     one = Plan(SMALL.replace(seed=2), few)
-    assert (one.seed_words, one.seed_numbers(one.names)) == ("seed 2", "seed 2")
-    assert Plan(SMALL.replace(seed=2, seeds=3), few).seed_numbers(["ViT"]) == "seeds 2, 3, 4"
-    words = Plan(SMALL.replace(seed=2, seeds=3), few).seed_words
-    assert words == "mean ± standard deviation over seeds 2 to 4"
+    assert (one.seed_words, one.seed_numbers(one.names), one.one_seed) == ("seed 2", "seed 2", "")
+    several = Plan(SMALL.replace(seed=2, seeds=3), few)
+    assert (several.seed_numbers(["ViT"]), several.one_seed) == ("seeds 2 to 4", " (seed 2)")
+    assert several.seed_words == "mean ± standard deviation over seeds 2 to 4"
 
 
 def test_chapters_02_to_06_are_balanced_whatever_the_study_is(plan: Plan) -> None:

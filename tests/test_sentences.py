@@ -336,6 +336,21 @@ def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
 def test_at_equal_minutes_nothing_is_said_of_one_model_alone() -> None:
     text = sentences_vit.at_equal_minutes({"short": history([60], [0.5]), "slow": history([130], [0.8])})
     assert text.endswith("no other had finished an epoch: at equal minutes nothing can be said.")
+    text = sentences_vit.beside_at_equal_minutes(
+        "slow", "short", {"short": history([60], [0.5]), "slow": history([130], [0.8])}, 1000
+    )
+    assert text.endswith("when *short* was done, *slow* had not finished an epoch.")
+
+
+@pytest.mark.parametrize(
+    ("net", "how"), [(0.5, "behind it, with 50.0%"), (0.59, "not shown to be ahead or behind"), (0.7, "ahead of it")]
+)
+def test_yardstick_at_equal_minutes_is_ahead_or_behind_beyond_chance(net: float, how: str) -> None:
+    histories = {"ViT": history([60, 120], [0.5, 0.6]), "Net": history([115, 230], [net, 0.9])}
+    text = sentences_vit.beside_at_equal_minutes("ViT", "Net", histories, 1000, " (seed 0)")
+    assert text.startswith(f"At equal minutes (seed 0): when *ViT* was done, after 2.0 minutes, *Net* was {how}")
+    assert text.endswith("of the validation images against 60.0%, its learning rate not yet at zero.")
+    assert "when *ViT* was done" in sentences_vit.beside_at_equal_minutes("Net", "ViT", histories, 1000)
 
 
 RIVALS = pd.DataFrame(

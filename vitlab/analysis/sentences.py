@@ -1,11 +1,15 @@
 """What the numbers say, as sentences: no gain inside the noise is called one. Each chapter has a module of its own."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
 from vitlab.texts import markdown, signed
+
+if TYPE_CHECKING:
+    from vitlab.lab import Lab
 
 
 def p_text(p: float) -> str:
@@ -49,6 +53,11 @@ def words(name: str) -> str:
 def expected(confirmed: bool) -> str:
     """How a sentence begins that holds an expectation against what was measured."""
     return "As expected" if confirmed else "Against the expectation"
+
+
+def thin_lines(lab: "Lab") -> str:
+    """What a caption of training curves says of further seeds, where there are any."""
+    return " Thin lines: further seeds." if len(lab.plan.seeds) > 1 else ""
 
 
 def named(names: Iterable[str]) -> str:

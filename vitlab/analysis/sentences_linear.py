@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
-from vitlab.analysis.sentences import named, p_text, verdict
+from vitlab.analysis.sentences import named, p_text, thin_lines, verdict
 from vitlab.analysis.timing import above, below
 from vitlab.texts import markdown, signed
 
@@ -66,7 +66,7 @@ def curves(lab: "Lab", budget: str) -> str:
     ring = " The ring marks the epoch whose weights were kept." if len(lab.data.val) else ""
     return (
         f"The same Transformer with other attentions ({budget}, {len(lab.data.train):,} images, "
-        f"{lab.plan.seed_numbers(['ViT', *lab.plan.chapters['04']])}).{ring}"
+        f"{lab.plan.seed_numbers(['ViT', *lab.plan.chapters['04']])}).{ring}{thin_lines(lab)}"
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from vitlab import texts
 from vitlab.analysis.findings import Speed, paces
 from vitlab.analysis.metrics import LEVEL, holm, shown
-from vitlab.analysis.sentences import expected, named, p_text, verdict
+from vitlab.analysis.sentences import expected, named, p_text, thin_lines, verdict
 from vitlab.analysis.timing import above, below
 from vitlab.analysis.tokens import TRACED
 from vitlab.texts import signed
@@ -72,7 +72,7 @@ def curves(lab: "Lab", budget: str, rate: float) -> str:
     start = "the same weights within a seed" if len(lab.plan.seeds) > 1 else "the same weights"
     return (
         f"Trained on for {budget} from {start} ({seeds}).{how} DynamicViT's ViT learns at {rate:.0%} of its "
-        "predictors' rate, the others at one rate for all weights."
+        f"predictors' rate, the others at one rate for all weights.{thin_lines(lab)}"
     )
 
 

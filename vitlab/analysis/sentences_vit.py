@@ -7,8 +7,8 @@ import pandas as pd
 from scipy.special import softmax
 
 from vitlab.analysis.chart_parts import MOST_LABELS
-from vitlab.analysis.metrics import confident_mistakes, wilson
-from vitlab.analysis.sentences import named, verdict
+from vitlab.analysis.metrics import confident_mistakes, mean_and_spread, wilson
+from vitlab.analysis.sentences import named, thin_lines, verdict
 from vitlab.texts import listed, markdown, signed
 
 if TYPE_CHECKING:
@@ -114,33 +114,38 @@ def curves(lab: "Lab") -> str:
     what = "Loss and validation accuracy" if len(lab.data.val) else "Loss"
     return (
         f"{what} while training, by epoch and by the clock ({len(lab.data.train):,} images, "
-        f"{seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}"
+        f"{seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}{thin_lines(lab)}"
     )
 
 
-def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame], images: int) -> str:
+def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame], images: int, seed: str = "") -> str:
     """Whether `other` learns faster than `first` over the first third of the epochs, as is expected of convolutions.
 
-    histories: name -> epoch and val_accuracy, of so many validation images. An epoch counts for the one that is ahead
-    in it by more than two standard errors of a difference of shares; most of them have to.
+    histories: name -> epoch and val_accuracy, of so many validation images; seed: `Plan.one_seed`. An epoch counts for
+    the one that is ahead in it by more than chance explains; most of them have to.
     """
     slow, quick = (histories[name]["val_accuracy"] for name in (first, other))
     early = -(-min(len(quick), len(slow)) // 3)
     one, two = quick[:early].to_numpy(), slow[:early].to_numpy()
-    error = np.sqrt((one * (1 - one) + two * (1 - two)) / images)
-    ahead, behind = int((one - two > 2 * error).sum()), int((two - one > 2 * error).sum())
+    chance = _chance(one, two, images)
+    ahead, behind = int((one - two > chance).sum()), int((two - one > chance).sum())
     there = histories[other]["epoch"][quick >= slow.iloc[-1]]
-    then = f"*{other}* has after epoch {there.iloc[0]}" if len(there) else f"*{other}* never has"
+    then = f"reaches after epoch {there.iloc[0]}" if len(there) else "never reaches"
     when = f"the first {early} epochs" if early > 1 else "the first epoch"
     if max(ahead, behind) > early / 2:
         how = "faster, as expected," if ahead > behind else "more slowly, against the expectation,"
-        text = f"In these two runs *{other}* learnt {how} than *{first}*, by validation images of {when}"
+        text = f"In these two runs{seed} *{other}* learnt {how} than *{first}*, by validation images of {when}"
     else:
-        text = f"Over {when} these two runs do not show which of *{other}* and *{first}* learns faster"
+        text = f"Over {when} these two runs{seed} do not show which of *{other}* and *{first}* learns faster"
     return (
-        f"{text} (ahead in {ahead}, behind in {behind}, by more than the choice of images explains). What *{first}* "
-        f"reaches in the end, {slow.iloc[-1]:.1%}, {then}."
+        f"{text} (ahead in {ahead}, behind in {behind}, by more than the choice of images explains). *{other}* {then} "
+        f"the validation accuracy that *{first}* ends with, {slow.iloc[-1]:.1%}."
     )
+
+
+def _chance(one: np.ndarray, other: np.ndarray, images: int) -> np.ndarray:
+    """Two standard errors of the difference of two shares of so many images."""
+    return 2 * np.sqrt((one * (1 - one) + other * (1 - other)) / images)
 
 
 def scores(lab: "Lab") -> str:
@@ -154,10 +159,11 @@ def scores(lab: "Lab") -> str:
 
 def difference(first: str, other: str, found: dict) -> str:
     """What the paired test says of two models; found: `metrics.compare`."""
-    counted = ", counted in every seed" if found.get("seeds", 1) > 1 else ""
+    seeds = found.get("seeds", 1)
+    counted = f", summed over {seeds} seeds" if seeds > 1 else ""
     return (
-        f"After training, {verdict(f'*{first}*', f'*{other}*', found)}: {found['only_a']} images are right with "
-        f"*{first}* alone, {found['only_b']} with *{other}* alone{counted}."
+        f"After training, {verdict(f'*{first}*', f'*{other}*', found)}: {found['only_a']:,} images are right with "
+        f"*{first}* alone, {found['only_b']:,} with *{other}* alone{counted}."
     )
 
 
@@ -190,15 +196,16 @@ def _some(classes: pd.Index) -> str:
     return listed([*named, f"{more} more"] if more > 0 else named)
 
 
-def reliability(config: "RunConfig") -> str:
+def reliability(config: "RunConfig", seed: str) -> str:
+    """seed: `Plan.one_seed`."""
     modest = f" Label smoothing ({config.label_smoothing:g}) asks for modest answers." if config.label_smoothing else ""
     return (
-        "Left: accuracy of the test answers by their confidence, with 95% intervals; above the diagonal a model is "
-        f"better than it says, below it is overconfident. Right: how often it is how sure.{modest}"
+        f"Left: accuracy of the test answers{seed} by their confidence, with 95% intervals; above the diagonal a model "
+        f"is better than it says, below it is overconfident. Right: how often it is how sure.{modest}"
     )
 
 
-def how_sure(run: "Run") -> str:
+def how_sure(name: str, run: "Run") -> str:
     """Whether a model is as good as it says: mean confidence of the test answers against their accuracy.
 
     Nothing is claimed of a confidence that lies in the accuracy's 95% interval.
@@ -206,10 +213,10 @@ def how_sure(run: "Run") -> str:
     logits, labels = run.predictions
     confidence, right = float(softmax(logits, axis=1).max(1).mean()), int((logits.argmax(1) == labels).sum())
     low, high = wilson(right, len(labels))
-    return confident(confidence, right / len(labels), low <= confidence <= high)
+    return confident(name, confidence, right / len(labels), low <= confidence <= high)
 
 
-def confident(confidence: float, accuracy: float, within: bool = False) -> str:
+def confident(name: str, confidence: float, accuracy: float, within: bool = False) -> str:
     """One sentence on mean confidence against accuracy; within: of what chance allows."""
     if abs(confidence - accuracy) < AS_GOOD:
         what = "it is about as good as it says"
@@ -217,13 +224,13 @@ def confident(confidence: float, accuracy: float, within: bool = False) -> str:
         what = "these images cannot show a difference"
     else:
         what = "it is better than it says" if accuracy > confidence else "it says more than it knows"
-    return f"On average the ViT is {confidence:.1%} sure and {accuracy:.1%} right: {what}."
+    return f"On average {name} is {confidence:.1%} sure and {accuracy:.1%} right: {what}."
 
 
 # ---------------------------------------------------------------- what it has learnt
 
 
-def places(config: "RunConfig", near: float, far: float) -> str:
+def places(name: str, config: "RunConfig", near: float, far: float) -> str:
     """Caption of filters and positions; near, far: mean cosine of neighbours' positions, and of any two."""
     if config.positions == "sincos":
         how = "fixed, and alike where places are near"
@@ -232,9 +239,9 @@ def places(config: "RunConfig", near: float, far: float) -> str:
     else:
         how = "learned: neighbours have hardly become alike"
     return (
-        "Left: what the first layer looks for, the filters that turn pixels into tokens, the strongest first. Right: "
-        "how similar the position of one patch is to all others (cosine similarity; at most 16 patches shown). They "
-        f"are {how} (mean cosine of neighbours {signed(near, 'z.2f')}, of any two {signed(far, 'z.2f')})."
+        f"Left: what the first layer of {name} looks for, the filters that turn pixels into tokens, the strongest "
+        "first. Right: how similar the position of one patch is to all others (cosine similarity; at most 16 patches "
+        f"shown). They are {how} (mean cosine of neighbours {signed(near, 'z.2f')}, of any two {signed(far, 'z.2f')})."
     )
 
 
@@ -268,30 +275,36 @@ def mistakes(name: str, logits: np.ndarray, labels: np.ndarray) -> str:
 # ---------------------------------------------------------------- the conclusion
 
 
-def answer(run: "Run", train_images: int) -> str:
-    """The chapter's first question in one sentence."""
-    test, config = run.summary["test"], run.config
+def answer(runs: list["Run"], train_images: int) -> str:
+    """The chapter's first question in one sentence; runs: a model's, one a seed."""
+    test, seeds = runs[0].summary["test"], [run.config.seed for run in runs]
+    mean, spread = mean_and_spread([run.summary["test"]["accuracy"] for run in runs])
     low, high = test["interval"]
+    sure = f"95% interval {low:.1%} to {high:.1%}, seed {seeds[0]}"
+    if len(runs) > 1:
+        sure = f"mean over seeds {seeds[0]} to {seeds[-1]}, standard deviation {100 * spread:.1f} points"
     return (
-        f"**A ViT of {run.summary['parameters']:,} parameters, trained from random weights on {train_images:,} images, "
-        f"classifies {test['accuracy']:.1%} of the {test['n']:,} test images correctly** (95% interval {low:.1%} to "
-        f"{high:.1%}, seed {config.seed})."
+        f"**A ViT of {runs[0].summary['parameters']:,} parameters, trained from random weights on {train_images:,} "
+        f"images, classifies {mean:.1%} of the {test['n']:,} test images correctly** ({sure})."
     )
 
 
-def beside(first: str, comparisons: dict[str, dict], tokenizers: list[str]) -> str:
-    """What the tokenizers and the yardstick do beside the first model: name -> `metrics.compare` with it."""
+def beside(first: str, comparisons: dict[str, dict], tokenizers: list[str], budget: str) -> str:
+    """What the tokenizers and the yardstick do beside the first model: name -> `metrics.compare` with it.
+
+    budget: how long each was trained.
+    """
     told = []
     for name, found in comparisons.items():
-        about = "As to the tokenizer" if name in tokenizers else f"Beside *{name}*"
+        about = "As to the tokenizer" if name in tokenizers else f"Beside *{name}*, each trained for {budget}"
         told.append(f"{about}: {verdict(f'*{first}*', f'*{name}*', found)}.")
     return " ".join(told)
 
 
-def overfitting(ends: dict[str, pd.Series]) -> str:
+def overfitting(ends: dict[str, pd.Series], seed: str = "") -> str:
     """Which models learnt what holds for training images alone: name -> the last epoch's accuracy and val_accuracy.
 
-    Of several epochs: in the first one no image was seen before.
+    Of several epochs: in the first one no image was seen before. seed: `Plan.one_seed`.
     """
     worse = [name for name, end in ends.items() if end["accuracy"] - end["val_accuracy"] > OVERFITS]
     by_heart = [name for name in worse if ends[name]["accuracy"] >= BY_HEART]
@@ -301,29 +314,60 @@ def overfitting(ends: dict[str, pd.Series]) -> str:
     claims = (claims if by_heart else []) + ([f"{named(others)}: {better}, which is overfitting"] if others else [])
     figures = "; ".join(f"*{name}* {end['accuracy']:.1%} and {end['val_accuracy']:.1%}" for name, end in ends.items())
     return (
-        f"{'; '.join(claims) or f'No model is {better}'}. Right in the last epoch were, of training and validation "
-        f"images, {figures}. The first figure is of augmented images and of weights that still moved, so the two do "
-        "not compare to the point."
+        f"{'; '.join(claims) or f'No model is {better}'}. Right in the last epoch{seed} were, of training and "
+        f"validation images, {figures}. The first figure is of augmented images and of weights that still moved, so "
+        "the two do not compare to the point."
     )
 
 
-def at_equal_minutes(histories: dict[str, pd.DataFrame]) -> str:
+def at_equal_minutes(histories: dict[str, pd.DataFrame], seed: str = "") -> str:
     """One sentence on name -> history with validation: what each had reached when the first of them was done.
 
-    The last epoch that was over by then counts; a run with none over is left out. The clock is that of each history.
+    The clock is that of each history; seed: `Plan.one_seed`.
     """
-    end = min(history["seconds"].iloc[-1] for history in histories.values())
-    reached = {}
-    for name, history in histories.items():
-        over = history[history["seconds"] <= end]
-        if len(over):
-            reached[name] = over["val_accuracy"].iloc[-1]
+    _, end, reached = _when_one_was_done(histories)
     if len(reached) < 2:
         return "When the first of them was done, no other had finished an epoch: at equal minutes nothing can be said."
     order = sorted(reached, key=lambda name: -reached[name])
-    clock = f"{end / 60:.1f} minutes" if end >= 60 else f"{end:.0f} seconds"
     return (
-        f"After {clock} of training, when the first of them was done, they classified of the validation images: "
+        f"After {_clock(end)} of training{seed}, when the first of them was done, they classified of the validation "
+        "images: "
         + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
         + ". Those that went on had a learning rate that had not fallen to zero yet, which is worth points at the end."
     )
+
+
+def beside_at_equal_minutes(
+    first: str, other: str, histories: dict[str, pd.DataFrame], images: int, seed: str = ""
+) -> str:
+    """The chapter's second question in one sentence: who of the two was ahead when one of them was done.
+
+    histories: as in `at_equal_minutes`, of so many validation images.
+    """
+    done, end, reached = _when_one_was_done({name: histories[name] for name in (first, other)})
+    going = other if done == first else first
+    if len(reached) < 2:
+        return f"At equal minutes nothing can be said: when *{done}* was done, *{going}* had not finished an epoch."
+    lead = reached[going] - reached[done]
+    how = "ahead of it" if lead > 0 else "behind it"
+    if abs(lead) <= _chance(reached[going], reached[done], images):
+        how = "not shown to be ahead or behind"
+    return (
+        f"At equal minutes{seed}: when *{done}* was done, after {_clock(end)}, *{going}* was {how}, with "
+        f"{reached[going]:.1%} of the validation images against {reached[done]:.1%}, its learning rate not yet at zero."
+    )
+
+
+def _when_one_was_done(histories: dict[str, pd.DataFrame]) -> tuple[str, float, dict[str, float]]:
+    """Who was done first, after how many seconds, and name -> the validation accuracy that each had reached by then.
+
+    The last epoch that was over by then counts; a run with none over is left out.
+    """
+    done = min(histories, key=lambda name: histories[name]["seconds"].iloc[-1])
+    end = histories[done]["seconds"].iloc[-1]
+    over = {name: history["val_accuracy"][history["seconds"] <= end] for name, history in histories.items()}
+    return done, end, {name: accuracy.iloc[-1] for name, accuracy in over.items() if len(accuracy)}
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"

@@ -149,12 +149,18 @@ class Plan:
         others = f"; in rows without a ±, of seed {first}" if self.params.repeated else ""
         return f"mean ± standard deviation over seeds {first} to {further[-1]}{others}"
 
+    @property
+    def one_seed(self) -> str:
+        """For a caption of what is shown of the first seed alone: " (seed 0)", "" where there is no other."""
+        return f" (seed {self.params.seed})" if self.params.seeds > 1 else ""
+
     def seed_numbers(self, names: Iterable[str]) -> str:
-        """For a caption of the runs of these names, each for itself: "seed 0", or "seeds 0, 1"."""
+        """For a caption of the runs of these names, each for itself: "seed 0", or "seeds 0 to 2"."""
         again = {name: len(self.repeats[name]) > 1 for name in names}
-        shown = ", ".join(map(str, self.seeds)) if any(again.values()) else str(self.params.seed)
-        some = "" if len({*again.values()}) == 1 else f"; of some {self.params.seed} alone"
-        return f"seed{'s' * any(again.values())} {shown}{some}"
+        if not any(again.values()):
+            return f"seed {self.params.seed}"
+        some = "" if all(again.values()) else f"; for some models seed {self.params.seed} only"
+        return f"seeds {self.seeds[0]} to {self.seeds[-1]}{some}"
 
     @cached_property
     def repeats(self) -> dict[str, list[RunConfig]]:
