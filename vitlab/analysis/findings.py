@@ -303,7 +303,7 @@ def shortlist_caption(results: pd.DataFrame, batch: int) -> str:
     names += "; scores are means over a model's seeds" if results["seeds"].max() > 1 else ""
     return (
         f"**The models in short**, {_which(results)}, most accurate first{names}. Images a second in "
-        f"batches of {batch}. Chapter 6 has all, and how they were measured."
+        f"batches of {batch}, latency of one. Chapter 6 has all, and how they were measured."
     )
 
 
@@ -328,7 +328,7 @@ def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
         "million parameters": known("parameters", ".2f", 1e-6),
         "million multiply-adds": known("macs", ",.1f", 1e-6),
         "images/s": known("images_per_second", ",.0f"),
-        "one image, ms": known("latency_ms", ".2f"),
+        "latency, ms": known("latency_ms", ".2f"),
         f"training, {unit}": [f"{v:{digits}}" for v in rows["training_seconds"] / length],
     }
     return pd.DataFrame(columns, index=list(rows["model"]))

@@ -253,7 +253,7 @@ def hero(frame: pd.DataFrame) -> Figure:
 
     Columns as `tables.by_model` makes them. Models are named in a legend below; those that no other beats are joined.
     """
-    figure, [axes] = canvas(1, 2, height=3.4, sharey=True)
+    figure, [axes] = canvas(1, 2, height=3.0, sharey=True)
     for axis, (column, unit, label) in zip(
         axes,
         (("images_per_second", 1, "images per second, in batches"), ("macs", 1e6, "million multiply-adds")),

@@ -25,7 +25,7 @@ from vitlab.report.pages import Block, arranged
 TEMPLATES = Path(__file__).parent / "templates"
 IMAGE_BOX = (WIDTH * 96, 530)  # CSS px: the width of the text, and a little more than half its height
 SAME_PAGE = "same-page"  # class of a chapter's heading that begins no page
-LONG_TABLE = 16  # rows of a table from which it stands in the appendix
+LONG_TABLE = 24  # rows of a table from which it stands in the appendix
 TABLE_SIZE, INSET = 8.5, 8.0  # points: of a table's letters, and beside each of its cells
 CODE_WIDTH = 0.602 * 8.0  # points of a character of code: DejaVu Sans Mono at the size that style.typ has
 NARROW = 110.0  # points that a column of words may be squeezed to
