@@ -17,7 +17,7 @@ from PIL import Image
 
 import vitlab
 from vitlab import __main__
-from vitlab.analysis.tables import readme_table
+from vitlab.analysis.tables import by_model, readme_table
 from vitlab.machine import ROOT
 from vitlab.report.make import file_digest
 
@@ -90,7 +90,7 @@ def test_files_that_a_page_names_exist(page):
 
 
 def test_readme_shows_the_results_of_the_committed_report():
-    table = readme_table(pd.read_csv(COMMITTED / "results.csv"))
+    table = readme_table(by_model(pd.read_csv(COMMITTED / "results.csv")))
     readme = (ROOT / "README.md").read_text()
     assert table in readme, f"put this table into README.md:\n{table}"
     assert "](reports/cifar10_cpu/comparison.png)" in readme
