@@ -479,7 +479,8 @@ def test_scores_are_those_of_the_stored_predictions(tiny: RunConfig, few: Source
     assert labels.tolist() == few.test.labels.tolist()
     assert run.summary["test"]["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     again = predict(run.model(), few.test, tiny)
-    torch.testing.assert_close(torch.from_numpy(logits), again, atol=1e-3, rtol=1e-3)  # kept as float16
+    again = again - again.amax(1, keepdim=True)
+    torch.testing.assert_close(torch.from_numpy(logits), again, atol=1e-5, rtol=1e-3)  # kept as float16
 
 
 def test_predictions_do_not_depend_on_how_images_are_batched(tiny: RunConfig, few: Source) -> None:

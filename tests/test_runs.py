@@ -223,6 +223,18 @@ def test_predictions_are_read_without_pickle(tmp_path: Path) -> None:
         _ = Run(tmp_path).predictions
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"BZh9" + b"\xff" * 36])
+def test_damage_inside_packed_predictions_is_named(damage: bytes, tmp_path: Path) -> None:
+    """The archive's own table, at its end, is whole."""
+    run = Run(tmp_path)
+    run.write_arrays("predictions.npz", logits=np.random.default_rng(0).normal(size=(500, 10)), labels=np.zeros(500))
+    content = (tmp_path / "predictions.npz").read_bytes()
+    start = content.index(b"BZh")  # where the first packed array begins
+    (tmp_path / "predictions.npz").write_bytes(content[:start] + damage + content[start + len(damage) :])
+    with pytest.raises(LabError, match=r"predictions\.npz is empty or damaged"):
+        _ = run.predictions
+
+
 def test_copy_of_a_run_has_no_weights_and_says_so(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.path.mkdir()

@@ -93,9 +93,9 @@ def reading(path: Path, cure: str) -> Iterator[Path]:
         yield path
     except FileNotFoundError:
         raise LabError(f"{path} is missing: {cure}") from None
-    except OSError as error:
-        raise LabError(f"cannot read {path} ({error.strerror or error}): check its permissions, or {cure}") from None
-    except DAMAGE as error:
+    except (OSError, *DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without one it is bz2's, of what it cannot unpack
+            raise LabError(f"cannot read {path} ({error.strerror}): check its permissions, or {cure}") from None
         raise LabError(f"{path} is empty or damaged ({type(error).__name__}): {cure}") from None
 
 

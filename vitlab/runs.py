@@ -5,6 +5,7 @@ import filecmp
 import hashlib
 import inspect
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -146,8 +147,8 @@ class Run:
 
     config.json (resolved configuration), split.npz (which images train), environment.json (versions, machine, commit of
     each start), history.csv (a row an epoch), checkpoint.pt (to continue from), model.pt (the chosen epoch's weights),
-    predictions.npz (test logits and labels), summary.json (scores; written last), events.* (TensorBoard). A report's
-    copy has the small files, and that of its best ViT model.safetensors.
+    predictions.npz (test logits, less each image's largest, and labels), summary.json (scores; written last), events.*
+    (TensorBoard). A report's copy has the small files, and that of its best ViT model.safetensors.
     """
 
     path: Path
@@ -243,7 +244,7 @@ class Run:
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        """Test logits (N, classes) float32 and labels (N,)."""
+        """Test logits (N, classes) float32, less each image's largest, and labels (N,)."""
         with self._reading("predictions.npz") as path, np.load(path, allow_pickle=False) as stored:
             return stored["logits"].astype(np.float32), stored["labels"]
 
@@ -321,8 +322,11 @@ class Run:
             return list(json.loads(path.read_text(encoding="utf-8")))
 
     def write_arrays(self, name: str, **arrays: np.ndarray) -> None:
-        with writing(self.path / name) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        """As `np.savez_compressed`, which `np.load` reads, but by bzip2: of logits a tenth smaller."""
+        with writing(self.path / name) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_BZIP2) as archive:
+            for key, values in arrays.items():
+                with archive.open(f"{key}.npy", mode="w") as file:
+                    np.lib.format.write_array(file, values)
 
     def write_json(self, name: str, values: dict[str, Any] | list) -> None:
         with writing(self.path / name) as temporary:

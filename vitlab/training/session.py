@@ -250,7 +250,8 @@ class RunSession(Session):
     def finish(self, model: nn.Module, data: Data, recipe: Recipe, at: Progress) -> None:
         """The one look at the test set, and the summary that makes the run complete.
 
-        Logits are kept with float16's three digits, half the size, and every score is computed from what is kept.
+        Logits are kept with float16's three digits, and every score is computed from what is kept. Each image's largest
+        is subtracted before, which no probability depends on: digits are finest near zero, where answers are decided.
         """
         super().finish(model, data, recipe, at)
         if not self.main:
@@ -260,7 +261,8 @@ class RunSession(Session):
             pd.DataFrame(at.history).to_csv(temporary, index=False)
         run.save("model.pt", at.best["weights"])
         logits = predict(model, data.test, recipe)
-        run.write_arrays("predictions.npz", logits=logits.half().numpy(), labels=data.test.labels.numpy())
+        kept = (logits - logits.amax(1, keepdim=True)).half()
+        run.write_arrays("predictions.npz", logits=kept.numpy(), labels=data.test.labels.numpy())
         chosen = {"epoch": at.best["epoch"], "val_accuracy": at.best["val_accuracy"] if len(data.val) else None}
         spent = {"epochs": last["epoch"], "steps": last["step"], "train_images": len(data.train)}
         pace = {name: last[name] for name in ("seconds", "images_per_second")}
