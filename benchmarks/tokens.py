@@ -38,6 +38,7 @@ from vitlab.training.evaluate import predict
 
 TOKENIZERS = ("conv", "patch")
 TABLES = ("as it is", "trained on", "ablation", "speed")
+TRAINED = ("trained on", "ablation")  # of these tables every row is a training
 RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5)
 ROUNDS, BATCH = 30, 64
 
@@ -132,13 +133,12 @@ class Bench:
         """Of each seed that ViT trained on with `changes`."""
         return [lab.plan.on_from(c, **changes) for lab, c in zip(self.labs, self.starts(tokenizer), strict=True)]
 
-    @property
-    def named(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def named(self, tokenizer: str) -> dict[str, dict[str, dict[str, Any]]]:
         """Table -> row -> changes of what is trained on."""
         on = {title: {"model": name} for title, name in reductions().items()}
         on["distilled, not pruned"] = {"model": "distilled_vit"}
         on["pruned, not distilled"] = {"model": "dynamic_vit", "distill_weight": 0.0}
-        departed = departures(self.params, self.labs[0].plan.config("ViT").depth)
+        departed = departures(self.params, self.starts(tokenizer)[0].depth)
         return {"trained on": on, "ablation": {t: {"model": "dynamic_vit"} | c for t, c in departed.items()}}
 
     def train(self, tables: list[str]) -> None:
@@ -147,7 +147,7 @@ class Bench:
         for tokenizer in self.tokenizers:
             for table in {*tables} - {"speed"}:
                 todo += self.starts(tokenizer)
-                for changes in [{}, *self.named[table].values()] if table in self.named else []:
+                for changes in [{}, *self.named(tokenizer)[table].values()] if table in TRAINED else []:
                     todo += self.on_from(tokenizer, **changes)
         self.trained(todo)
 
@@ -202,7 +202,7 @@ class Bench:
         for tokenizer in self.tokenizers:
             whole = self.yardstick[tokenizer]
             costs, full, rows, curves = self.labs[0].costs, 0, [], []
-            for title, changes in self.named["trained on"].items():
+            for title, changes in self.named(tokenizer)["trained on"].items():
                 runs = self.trained(self.on_from(tokenizer, **changes))
                 rows.append({"method": title, **lost(self.scores(runs), whole)})
                 full = tokens.work(runs[0].config.replace(model="vit"), costs)["block_macs"]
@@ -218,7 +218,7 @@ class Bench:
     def ablation(self) -> None:
         for tokenizer in self.tokenizers:
             whole, rows = self.yardstick[tokenizer], []
-            for title, changes in self.named["ablation"].items():
+            for title, changes in self.named(tokenizer)["ablation"].items():
                 runs = self.trained(self.on_from(tokenizer, **changes))
                 rows.append({"DynamicViT": title, **lost(self.scores(runs), whole)})
             show(f"DynamicViT, one departure at a time, {tokenizer} tokenizer", rows)

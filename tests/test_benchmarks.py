@@ -147,7 +147,7 @@ def test_every_row_of_tokens_is_a_run_of_its_own(profile: Path, few: Source) -> 
     bench = script("tokens").Bench.__new__(script("tokens").Bench)
     bench.params, bench.labs = params, [Lab(params, few)]
     for table, size in {"trained on": 7, "ablation": 8}.items():
-        runs = [bench.on_from("conv", **changes)[0] for changes in bench.named[table].values()]
+        runs = [bench.on_from("conv", **changes)[0] for changes in bench.named("conv")[table].values()]
         assert len({str(identity(config, "data")) for config in runs}) == len(runs) == size
 
 

@@ -66,6 +66,12 @@ def test_every_run_of_the_plan_has_its_own_directory(plan: Plan) -> None:
         ({"backbone": "patch"}, "ViT"),
         ({"long_epochs": 9}, "ViT, conv tokenizer, 9 epochs"),
         ({"long_epochs": 9, "backbone": "patch"}, "ViT"),
+        ({"long_epochs": 9, "long_preset": "tiny"}, "ViT-Tiny, conv tokenizer, 9 epochs"),
+        ({"long_epochs": 9, "long_preset": "nano"}, "ViT, conv tokenizer, 9 epochs"),
+        ({"long_preset": "tiny"}, "ViT, conv tokenizer"),
+        ({"long_epochs": 9, "long_preset": "tiny", "backbone": "patch"}, "ViT-Tiny, patch tokenizer, 9 epochs"),
+        ({"long_epochs": 9, "long_preset": "tiny", "sizes": ["small"]}, "ViT-Tiny, conv tokenizer, 9 epochs"),
+        ({"long_epochs": 9, "long_preset": "tiny", "tokenizer": "conv"}, "ViT-Tiny, conv tokenizer, 9 epochs"),
         ({"tokenizer": "conv"}, "ViT"),
         ({"tokenizer": "conv", "backbone": "patch"}, "ViT, patch tokenizer"),
     ],
@@ -120,10 +126,28 @@ def test_chapter_02_compares_the_tokenizers_and_sizes_that_are_named(few: Source
 def test_longer_trainings_differ_in_their_length_and_their_cutout(own: str, few: Source) -> None:
     plan = Plan(SMALL.replace(tokenizer=own, long_epochs=9, long_cutout=0.3), few)
     short = "ViT" if own == "conv" else "ViT, conv tokenizer"
-    assert plan.longer == {"ViT, conv tokenizer, 9 epochs": short, "ResNet-20, 9 epochs": "ResNet-20"}
-    for name, shorter in plan.longer.items():
-        assert differing(plan.config(name), plan.config(shorter)) == {"epochs", "cutout"}
+    shorter = {name: reference for name, (reference, _) in plan.longer.items()}
+    assert shorter == {"ViT, conv tokenizer, 9 epochs": short, "ResNet-20, 9 epochs": "ResNet-20"}
+    for name, reference in shorter.items():
+        assert differing(plan.config(name), plan.config(reference)) == {"epochs", "cutout"}
         assert (plan.config(name).epochs, plan.config(name).cutout) == (9, 0.3)
+
+
+def test_larger_vit_is_trained_as_long_as_the_longest_and_the_lighter_models_have_its_shape(few: Source) -> None:
+    longest = "ViT, conv tokenizer, 9 epochs"
+    plan = Plan(SMALL.replace(long_epochs=9, long_preset="tiny"), few)
+    larger = plan.config(plan.backbone)
+    assert larger == plan.config(longest).replace(preset="tiny")
+    for name, (reference, changes) in plan.longer.items():
+        assert plan.config(name) == plan.config(reference).replace(**changes)
+    patches = plan.config(plan.backbone_of("patch"))
+    assert differing(patches, larger) == {"tokenizer"}
+    alone = Plan(plan.params.replace(tokenizer="conv", tokenizers=[]), few)
+    assert "ViT-Tiny, patch tokenizer, 9 epochs" not in alone.names
+    assert "ViT-Tiny, conv tokenizer" not in plan.names
+    reduced = plan.chapters["03"].keys() - {name for _, name in plan.equal_cost}
+    assert {(plan.config(name).dim, plan.config(name).depth) for name in reduced} == {(larger.dim, larger.depth)}
+    assert {plan.config(name).dim for name in plan.chapters["04"]} == {plan.params.dim}
 
 
 def test_ablation_trains_the_attentions_that_are_named(few: Source) -> None:
@@ -157,9 +181,9 @@ def test_smaller_vits_cost_what_the_model_costs_that_they_stand_beside(
         assert plan.chapter_of(name) == MODELS[model].chapter
         assert (small.model, small.tokenizer, small.heads) == ("vit", start.tokenizer, start.heads)
         if "fewer blocks" in name:
-            assert (small.dim, small.depth < params.depth) == (params.dim, True)
+            assert (small.dim, small.depth < start.depth) == (start.dim, True)
         else:
-            assert (small.depth, small.dim < params.dim) == (params.depth, True)
+            assert (small.depth, small.dim < start.dim) == (start.depth, True)
 
 
 def test_smaller_vit_has_seen_as_many_images_as_the_model_beside_it(few: Source) -> None:

@@ -91,7 +91,7 @@ def test_overlapping_tokens_are_spared_more_easily_or_not_and_for_the_reason_giv
     text = sentences_tokens.overlap(APART, {"conv": 0.53, "patch": 0.54}, LONG)
     assert text.startswith("As expected, the ViT whose tokens overlap loses less, whichever of the 2 ways")
     assert "no more alike (0.53 and 0.54), which speaks against the reason given." in text
-    assert "trained differently (9 epochs with Cutout and 3 epochs)" in text
+    assert "differ otherwise as well (9 epochs with Cutout; 3 epochs)" in text
     text = sentences_tokens.overlap(APART.assign(p=[0.2, 0.001]), {"conv": 0.6, "patch": 0.5}, SHORT)
     assert text.startswith("That the ViT whose tokens overlap loses less is shown for *B* (Holm")
     assert text.endswith("Its neighbours are more alike (0.60 and 0.50), as the reason given has it.")
@@ -102,8 +102,9 @@ def test_overlapping_tokens_are_spared_more_easily_or_not_and_for_the_reason_giv
 
 def test_caption_says_how_the_vits_were_trained() -> None:
     config = RunConfig(epochs=2)
-    assert sentences_tokens.training(config.replace(cutout=0.25)) == "2 epochs with Cutout"
-    assert sentences_tokens.training(config) == "2 epochs"
+    longer = config.replace(cutout=0.25, preset="tiny")
+    assert sentences_tokens.training(longer) == "width 128, 6 blocks, 2 epochs with Cutout"
+    assert sentences_tokens.training(config) == "width 64, 4 blocks, 2 epochs"
     text = sentences_tokens.as_it_is("50 validation images", LONG, 4)
     told = "Two trained ViTs as they are (conv tokenizer: 9 epochs with Cutout; patch tokenizer: 3 epochs; seed 4), at"
     assert text.startswith(told)

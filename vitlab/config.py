@@ -264,9 +264,8 @@ class RunConfig(Common, Recipe):
     @model_validator(mode="after")
     def _check_model(self) -> Self:
         if self.model not in MODELS:
-            raise ValueError(
-                f"unknown model {self.model!r}: {_nearest(self.model, MODELS, 'vitlab/models/registry.py')}"
-            )
+            near = _nearest(self.model, MODELS, "vitlab/models/registry.py")
+            raise ValueError(f"unknown model {self.model!r}: {near}")
         MODELS[self.model].check(self)
         return self
 
@@ -291,6 +290,7 @@ class LabConfig(Common):
     equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]  # models beside which stand ViTs that cost as little
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
+    long_preset: Literal["", Preset] = ""  # size of a larger ViT, trained as long with conv and patch; empty: none
     backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run
     fine_tune_epochs: Count = 2  # of every reduction of tokens, and of the ViT that is fine-tuned without one
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate

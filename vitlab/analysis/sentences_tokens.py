@@ -51,8 +51,9 @@ def diagram(ratio: float) -> str:
 
 
 def training(config: "RunConfig") -> str:
-    """How a ViT of chapter 2 was trained, where those that this chapter looks at may differ."""
-    return f"{config.budget}{' with Cutout' if config.cutout else ''}"
+    """Size and training of a ViT of chapter 2, where those that this chapter looks at may differ."""
+    cutout = " with Cutout" if config.cutout else ""
+    return f"width {config.dim}, {config.depth} blocks, {config.budget}{cutout}"
 
 
 def as_it_is(images: str, trained: dict[str, str], seed: int) -> str:
@@ -331,5 +332,5 @@ def overlap(apart: pd.DataFrame, alike: dict[str, float], trained: dict[str, str
     )
     if trained["conv"] == trained["patch"]:
         return text
-    both = " and ".join(trained[tokenizer] for tokenizer in ("conv", "patch"))
-    return f"{text} The two were also trained differently ({both}): the tokenizer is not all that parts them."
+    both = "; ".join(trained[tokenizer] for tokenizer in ("conv", "patch"))
+    return f"{text} The two differ otherwise as well ({both}): the tokenizer is not all that parts them."

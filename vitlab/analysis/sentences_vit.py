@@ -167,14 +167,21 @@ def difference(first: str, other: str, found: dict) -> str:
     )
 
 
-def longer(lab: "Lab", name: str, short: str) -> str:
-    """What a longer training of chapter 2 brought."""
-    config = lab.plan.config(name)
+def longer(lab: "Lab", name: str) -> str:
+    """What a longer training of chapter 2 brought, or how as long a one differs of a larger ViT, or with patches."""
+    reference, changes = lab.plan.longer[name]
+    config, before = lab.plan.config(name), lab.plan.config(reference)
     cut = ", with Cutout (DeVries and Taylor 2017) so that images seen so often stay new" if config.cutout else ""
-    return (
-        f"**And with more training?** {config.budget} instead of {lab.plan.config(short).budget}{cut}: after them "
-        f"{verdict(f'*{short}*', f'*{name}*', lab.compare(short, name))}."
-    )
+    larger, smaller = (f"{lab.run_of(c).summary['parameters']:,}" for c in (config, before))
+    asked, told = {
+        "epochs": ("more training", f"{config.budget} instead of {before.budget}{cut}: after them "),
+        "preset": (
+            "a larger ViT",
+            f"Width {config.dim}, {config.depth} blocks, {larger} parameters instead of {smaller}, trained as long: ",
+        ),
+        "tokenizer": ("patches", "As large and trained as long, but for the tokenizer: "),
+    }[next(iter(changes))]
+    return f"**And with {asked}?** {told}{verdict(f'*{reference}*', f'*{name}*', lab.compare(reference, name))}."
 
 
 # ---------------------------------------------------------------- what it answers

@@ -50,17 +50,7 @@ class Plan:
         """`chapters` with another seed. Only what a name says differs."""
         p = self.params
         vit = p.run(model="vit", seed=seed)
-        chapters = {"02": {}, "03": {}, "04": {}}
-        for tokenizer, name in self.tokenizers.items():
-            chapters["02"][name] = vit.replace(tokenizer=tokenizer)
-        for size in p.sizes:
-            chapters["02"][f"ViT-{size.title()}"] = vit.replace(preset=size)
-        for name, row in MODELS.items():
-            if row.chapter == "02":
-                chapters["02"][row.title] = vit.replace(model=name)
-        for name, short in self.longer.items():
-            longest = {"epochs": p.long_epochs, "minutes": 0, "cutout": p.long_cutout}
-            chapters["02"][name] = chapters["02"][short].replace(**longest)
+        chapters = {"02": self._chapter_02(seed), "03": {}, "04": {}}
         start = chapters["02"][self.backbone]
         chapters["03"]["ViT, fine-tuned"] = self.on_from(start)
         for name, row in MODELS.items():
@@ -74,10 +64,21 @@ class Plan:
             chapters[MODELS[model].chapter][name] = whole.replace(**shape)
         return chapters
 
+    def _chapter_02(self, seed: int) -> dict[str, RunConfig]:
+        p = self.params
+        vit = p.run(model="vit", seed=seed)
+        configs = {name: vit.replace(tokenizer=tokenizer) for tokenizer, name in self.tokenizers.items()}
+        configs |= {f"ViT-{size.title()}": vit.replace(preset=size) for size in p.sizes}
+        configs |= {row.title: vit.replace(model=name) for name, row in MODELS.items() if row.chapter == "02"}
+        for name, (reference, changes) in self.longer.items():
+            configs[name] = configs[reference].replace(**changes)
+        return configs
+
     def backbone_of(self, tokenizer: str) -> str:
-        """Name of chapter 02's ViT with this tokenizer; of two the one that was trained longer."""
-        name = self.tokenizers[tokenizer]
-        return next((longer for longer, short in self.longer.items() if short == name), name)
+        """Name of chapter 02's ViT with this tokenizer; of several the one that was trained longest, and is largest."""
+        configs = self._chapter_02(self.params.seed)
+        vits = [name for name in (self.tokenizers[tokenizer], *self.longer) if configs[name].model == "vit"]
+        return [name for name in vits if configs[name].tokenizer == tokenizer][-1]
 
     @property
     def backbone(self) -> str:
@@ -110,13 +111,22 @@ class Plan:
         return self.tokenizers.get(name, f"ViT, {name} tokenizer")
 
     @property
-    def longer(self) -> dict[str, str]:
-        """Name of a longer training of chapter 02 -> name of the shorter one that it is compared with."""
-        if not self.params.long_epochs:
+    def longer(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Name of a longer training of chapter 02 -> name of the run that it is compared with, and what differs."""
+        p = self.params
+        if not p.long_epochs:
             return {}
         shorter = {"ViT, conv tokenizer": self.tokenizers["conv"]}
         shorter |= {row.title: row.title for row in MODELS.values() if row.chapter == "02"}
-        return {f"{name}, {self.params.long_epochs} epochs": short for name, short in shorter.items()}
+        more = {"epochs": p.long_epochs, "minutes": 0, "cutout": p.long_cutout}
+        longer = {f"{name}, {p.long_epochs} epochs": (short, more) for name, short in shorter.items()}
+        if p.long_preset not in ("", p.preset):
+            conv, patch = (
+                f"ViT-{p.long_preset.title()}, {t} tokenizer, {p.long_epochs} epochs" for t in ("conv", "patch")
+            )
+            longer[conv] = (next(iter(longer)), {"preset": p.long_preset})
+            longer |= {patch: (conv, {"tokenizer": "patch"})} if "patch" in self.tokenizers else {}
+        return longer
 
     @cached_property
     def equal_cost(self) -> dict[tuple[str, str], dict[str, float]]:
@@ -127,7 +137,7 @@ class Plan:
         p, shapes = self.params, {}
         images = self.source.train.pool.shape[1], len(self.source.classes)
         for model in p.equal_cost:
-            vit = p.run(model="vit", **({"tokenizer": p.backbone} if MODELS[model].chapter == "03" else {}))
+            vit = self._chapter_02(p.seed)[self.backbone] if MODELS[model].chapter == "03" else p.run(model="vit")
             target = sum(macs(vit.replace(model=model), *images).values())
             if target < sum(macs(vit, *images).values()):
                 for how, words in {"depth": "fewer blocks", "dim": "narrower"}.items():
