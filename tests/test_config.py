@@ -162,6 +162,14 @@ def test_list_may_be_written_with_commas() -> None:
     assert parse(LabConfig, {"repeated": "ViT, fine-tuned; ToMe"}).repeated == ["ViT, fine-tuned", "ToMe"]
 
 
+def test_empty_list_may_be_written_as_nothing() -> None:
+    """`SET="sizes="`, or a key without a value in YAML, arrives as None."""
+    lists = [name for name, value in LabConfig().model_dump().items() if isinstance(value, list)]
+    assert {"stages", "sizes", "repeated"} <= {*lists}
+    read = parse(LabConfig, dict.fromkeys(lists) | {"tokenizer": "conv"})
+    assert [getattr(read, name) for name in lists] == [[]] * len(lists)
+
+
 def test_processes_share_a_batch_evenly() -> None:
     with pytest.raises(LabError, match="batch_size 64 cannot be shared evenly by 3 processes"):
         parse(LabConfig, {"batch_size": 64, "processes": 3})

@@ -8,7 +8,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -177,10 +177,12 @@ class Common(Training):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill the model's shape from the preset; YAML's yes/no is no number, and a text is one, whatever it holds."""
+        """Fill the model's shape from the preset; YAML's yes/no is no number, nothing an empty list, a text a text."""
         values = {name: str(v) if cls.is_text(name) and isinstance(v, int | float) else v for name, v in values.items()}
         for name, value in values.items():
             kind = getattr(cls.model_fields.get(name), "annotation", bool)
+            if value is None and get_origin(kind) is list:
+                values[name] = []
             if isinstance(value, bool) and kind is not bool and True not in get_args(kind):
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
         preset = values.get("preset", cls.model_fields["preset"].default)
@@ -190,9 +192,7 @@ class Common(Training):
     @model_validator(mode="after")
     def _check_shape(self) -> Self:
         if self.image_size % self.patch_size:
-            raise ValueError(
-                f"patch_size {self.patch_size} does not divide image_size {self.image_size}: choose one that does"
-            )
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}: change one")
         if self.dim % self.heads:
             raise ValueError(f"heads {self.heads} does not divide dim {self.dim}: choose a number that does")
         if self.start_size % self.patch_size or self.start_size > self.image_size:
