@@ -47,6 +47,7 @@ def test_a_model_looks_the_same_in_every_figure_and_no_two_of_one_alike() -> Non
     assert len(set(together.values())) == len(names)
     assert all(theme.looks([name])[name] == together[name] for name in names[:5])
     tokenizers = ["ViT, light tokenizer", "ViT, conv tokenizer", "ViT, conv tokenizer, 30 epochs"]
+    tokenizers += ["ViT-Tiny, conv tokenizer, 30 epochs", "ViT-Tiny, patch tokenizer, 30 epochs"]
     yardsticks = ["ResNet-20", "ResNet-20, 30 epochs", "ViT, fewer blocks, as DynamicViT"]
     yardsticks += ["ViT with the local term", "Linear ViT with the local term", "InLine ViT without its local term"]
     for some in (tokenizers + yardsticks, yardsticks[::-1] + tokenizers[::-1] + ["ViT"]):  # any order

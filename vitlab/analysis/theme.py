@@ -56,6 +56,8 @@ FAMILIES = (
     ("evit", 5, "o"),
     ("top-k", 4, "P"),
     ("random", 7, "v"),
+    ("patch tokenizer, ", 5, "^"),  # of a larger ViT, as the next one
+    ("vit-", 5, "s"),
     ("tokenizer, ", 3, "D"),
     ("light tokenizer", 3, "o"),
     ("tokenizer", 3, "s"),
