@@ -648,3 +648,17 @@ def test_fast_model_beyond_one_standard_error_is_not_taken_though_no_test_shows_
     many = MODELS.assign(test_images=10_000)  # an error of 0.3 points, and b is one point behind
     assert "Take a, 90.0%" in sentences_comparison.answer(many, pairs(0.5, 0.5, 0.5), speed_of(many))
     assert "Take b" in sentences_comparison.answer(MODELS, pairs(0.5, 0.5, 0.5), speed_of(MODELS))
+
+
+def test_longer_and_larger_trainings_say_what_differs_and_what_it_brought(few: Source) -> None:
+    plan = Plan(SMALL.replace(long_epochs=9, long_cutout=0.0, long_preset="tiny"), few)
+    found = {"difference": 0.1, "interval": (0.05, 0.15), "p": 0.001, "only_a": 1, "only_b": 40, "seeds": 1}
+    run = SimpleNamespace(summary={"parameters": 1234})
+    lab = SimpleNamespace(plan=plan, compare=lambda reference, name: found, run_of=lambda config: run)
+    told = {name: sentences_vit.longer(lab, name) for name in plan.longer}
+    more, _, larger, patches = told.values()
+    assert f"more training?** 9 epochs instead of {SMALL.epochs} epoch" in more
+    assert "a larger ViT?** Width 128, 6 blocks, 1,234 parameters instead of 1,234, trained as long: " in larger
+    assert "patches?** As large and trained as long, but for the tokenizer: " in patches
+    for name, text in told.items():
+        assert f"*{name}* is ahead of *{plan.longer[name][0]}* by 10.0 points" in text
