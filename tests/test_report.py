@@ -1,5 +1,6 @@
 """`make report` as its user meets it: the quick profile, whole. The notebooks that follow it here find its runs."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -23,10 +24,12 @@ from PIL import Image
 
 from vitlab.__main__ import main
 from vitlab.config import LabConfig
+from vitlab.errors import LabError
 from vitlab.lab.plan import NOTEBOOKS
-from vitlab.lab.results import check
+from vitlab.lab.results import Lab, check
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS
+from vitlab.parameters import load_params, profile_path
 from vitlab.report import make
 from vitlab.runs import Run
 
@@ -165,7 +168,8 @@ def test_chapter_06_can_be_made_from_the_runs_kept_beside_the_report(made, place
     assert sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) < 5 * 2**20
     monkeypatch.setenv("VITLAB_RUNS", str(kept))
     target = tmp_path / "06.ipynb"
-    make.run_notebook(NOTEBOOKS["06"], target, {})
+    parameters = yaml.safe_load((place[0] / make.PARAMETERS).read_text(encoding="utf-8"))
+    make.run_notebook(NOTEBOOKS["06"], target, parameters)  # as papermill's -f hands them over
     again, before = (nbformat.read(path, 4) for path in (target, place[0] / "notebooks" / NOTEBOOKS["06"].name))
     assert len(tables_of(again)) == 4
     assert tables_of(again) == tables_of(before)
@@ -238,10 +242,26 @@ def test_wrong_input_is_one_sentence_before_any_work(refused, options, expected)
 
 def test_report_of_other_parameters_is_not_overwritten(tmp_path, refused):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "parameters.yaml").write_text(yaml.safe_dump(make.result_parameters(check(LabConfig()))))
+    make.keep_parameters(check(LabConfig()), tmp_path / "out")
     error, runs = refused("--set", "seed=7", "notes=any")
     assert "holds a report with other values of seed: choose another folder" in error
     assert not runs.exists()
+
+
+def test_report_of_other_data_is_not_overwritten(tmp_path):
+    lab = check(LabConfig())
+    make.keep_parameters(lab, tmp_path)
+    make.require_own(lab, tmp_path)
+    other = Lab(lab.params, dataclasses.replace(lab.source, digest="other"))
+    with pytest.raises(LabError, match="other values of data:"):
+        make.require_own(other, tmp_path)
+
+
+def test_report_keeps_the_profile_that_makes_it_again_elsewhere(tmp_path):
+    params = LabConfig(seed=7, notes="Run 3", data_name="007", sizes=["small"], epochs=3, stages=[1, 2])
+    here = params.replace(runs_dir="else/where", device="cpu", processes=2, num_workers=0)
+    make.keep_parameters(check(here), tmp_path)
+    assert load_params(profile_path(str(tmp_path / make.PARAMETERS))) == params
 
 
 def test_results_depend_on_no_machine_place_or_name():

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,10 @@ def profile_path(profile: str) -> Path:
     return expanded(profile) if profile.endswith((".yaml", ".yml")) else ROOT / "params" / f"{profile}.yaml"
 
 
-def as_profile(params: LabConfig) -> dict[str, Any]:
-    """All parameters as a profile has them: what every cell has at top level, the rest under `more`."""
-    values = params.model_dump()
-    return {name: values.pop(name) for name in COMMON} | {"more": values}
+def as_profile(params: LabConfig, without: Collection[str] = ()) -> dict[str, Any]:
+    """Parameters as a profile has them: what every cell has at top level, the rest under `more`."""
+    values = params.model_dump(exclude={*without})
+    return {name: values.pop(name) for name in COMMON if name in values} | {"more": values}
 
 
 def _flat(values: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from vitlab.report.render import PLACE, render
 from vitlab.report.title import title_page
 from vitlab.runs import Run
 
-PARAMETERS = "parameters.yaml"
-PLACES = {"data_dir", "runs_dir", "device", "processes", "cluster", "num_workers", "pin_memory"}
+PARAMETERS, SOURCES = "parameters.yaml", "sources.yaml"  # a profile that makes the report again; its data
+PLACES = {"data_dir", "runs_dir", "extra_runs", "device", "processes", "cluster", "num_workers", "pin_memory"}
 INCIDENTAL = PLACES | {"notes", "data_name"}  # no result is to depend on them; on `processes`, see README
 KERNEL_SECONDS = 600  # that a notebook's process may take to start, on a machine that others use as well
 
@@ -78,8 +78,7 @@ def make(profile: str, overrides: dict[str, Any], folder: str = "") -> None:
         table = tables.scores_table(results)
         latex = table.to_latex(escape=True, column_format="l" + "r" * len(table.columns))
         temporary.write_text(latex, encoding="utf-8")
-    with writing(out / PARAMETERS, PLACE) as temporary:
-        temporary.write_text(yaml.safe_dump(result_parameters(lab), sort_keys=False), encoding="utf-8")
+    keep_parameters(lab, out)
     keep_runs(lab, out / "runs")
     figure = plots.accuracy_against_cost(results, runs)
     made_of = {"Source": f"results.csv {file_digest(out / 'results.csv')}"}
@@ -103,18 +102,30 @@ def _train(lab: Lab) -> None:
 
 
 def result_parameters(lab: Lab) -> dict[str, Any]:
-    """What a report's results depend on: the parameters, but for places, names and processes, and the data's digest."""
-    found = {"data": lab.source.digest, "extra_runs": ", ".join(sorted(lab.extra))}  # wherever they are
-    return lab.params.model_dump(exclude=INCIDENTAL) | found
+    """What a report's results depend on: parameters, but for places, names and processes, and what else went in."""
+    return lab.params.model_dump(exclude=INCIDENTAL) | sources(lab)
+
+
+def sources(lab: Lab) -> dict[str, str]:
+    """What a report is made of beside parameters: the data's digest and runs of other labs, wherever they are."""
+    return {"data": lab.source.digest, "extra_runs": ", ".join(sorted(lab.extra))}
+
+
+def keep_parameters(lab: Lab, out: Path) -> None:
+    """Write into `out` the profile that makes its report again, and its sources."""
+    for name, values in ((PARAMETERS, as_profile(lab.params, without=PLACES)), (SOURCES, sources(lab))):
+        with writing(out / name, PLACE) as temporary:
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def require_own(lab: Lab, out: Path) -> None:
     """LabError where `out` holds a report of other parameters or data: hours of work are not overwritten unasked."""
-    path, ours = out / PARAMETERS, result_parameters(lab)
-    theirs = ours
-    if path.exists():
+    ours = result_parameters(lab)
+    theirs = LabConfig().model_dump() if (out / PARAMETERS).exists() else dict(ours)
+    for path in filter(Path.exists, (out / PARAMETERS, out / SOURCES)):
         with reading(path, f"delete the folder {from_here(out)}, or name another one (make: OUT=reports/mine)"):
-            theirs = LabConfig().model_dump() | dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            values = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            theirs |= dict(values.pop("more", {})) | values
     other = [name for name, value in ours.items() if theirs.get(name) != value]
     if other:
         raise LabError(
