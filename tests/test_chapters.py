@@ -145,7 +145,12 @@ def test_remedies_are_spoken_of_where_they_are_studied() -> None:
         ({}, "with: shifts."),
         ({"long_epochs": 9}, "shifts (the longer trainings of chapter 2 and all of chapter 3 with Cutout too)."),
         ({"long_epochs": 9, "backbone": "patch"}, "shifts (the longer trainings of chapter 2 with Cutout too)."),
-        ({"long_epochs": 9, "cutout": 0.5}, "with: shifts, Cutout."),
+        ({"long_epochs": 9, "cutout": 0.5, "study_cutout": 0.2}, "with: shifts, Cutout."),
+        ({"study_cutout": 0.2}, "with: shifts (the imbalance study with Cutout too)."),
+        (
+            {"long_epochs": 9, "study_cutout": 0.2},
+            "(the imbalance study, the longer trainings of chapter 2 and all of chapter 3 with Cutout too).",
+        ),
         ({"long_epochs": 9, "cutout": 0.5, "long_cutout": 0.0}, "and all of chapter 3 without Cutout)."),
     ],
 )
@@ -154,6 +159,8 @@ def test_augmentations_are_those_of_every_chapter(changes: dict, words: str, few
     plan = Plan(params, few)
     text = sentences_data.augmentation(SimpleNamespace(params=params, plan=plan), 2)
     assert text.endswith(words)
+    studied = {config.cutout > 0 for config in plan.study_configs.values()}
+    assert ("the imbalance study" in text) == (studied != {bool(params.cutout)})
     cut = {number: {config.cutout > 0 for config in runs.values()} for number, runs in plan.chapters.items()}
     assert ("all of chapter 3" in text) == (cut["03"] != {bool(params.cutout)})
     assert cut["04"] == {bool(params.cutout)}

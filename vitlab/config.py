@@ -281,6 +281,7 @@ class LabConfig(Common):
     study_remedies: str = ""  # remedies of that study, separated by commas; empty: all
     study_tokenizer: Tokenizer = "patch"  # patch, conv or light: of the ViT of that study
     study_epochs: Count = 8  # of each run of the imbalance study
+    study_cutout: Share = 0.0  # cutout of that study; 0: as cutout
     study_seeds: Seeds = 3  # seeds of each run of that study
     seeds: Seeds = 1  # seeds of each run of chapters 02 to 04, from seed on
     repeated: Annotated[list[str], Names] = []  # runs that seeds repeats, as "ViT; ToMe"; empty: all
@@ -309,9 +310,8 @@ class LabConfig(Common):
         if 0 < self.long_epochs <= self.epochs and not self.minutes:
             raise ValueError(f"long_epochs {self.long_epochs} must exceed epochs {self.epochs}, or be 0")
         asked = [name for name, row in MODELS.items() if row.asked]
-        vits = [name for name, row in MODELS.items() if row.is_vit and row.chapter]
-        fitting = {"ablations": asked, "equal_cost": [n for n in vits if n not in {*asked} - {*self.ablations}]}
-        for parameter, known in fitting.items():
+        vits = [n for n, row in MODELS.items() if row.is_vit and row.chapter and n not in {*asked} - {*self.ablations}]
+        for parameter, known in (("ablations", asked), ("equal_cost", vits)):
             if wrong := [name for name in getattr(self, parameter) if name not in known]:
                 raise ValueError(f"{parameter} names {wrong[0]!r}: choose of {', '.join(known)}")
         if self.long_epochs and "conv" not in (self.tokenizer, *self.tokenizers):

@@ -63,13 +63,14 @@ def augmentation(lab: "Lab", shift: int) -> str:
     p = lab.params
     used = {"crop": "shifts", "flip": "mirror images", "cutout": "Cutout", "mixup": "MixUp", "cutmix": "CutMix"}
     told = ", ".join(words for name, words in used.items() if getattr(p, name)) or "none"
-    longer = ""
+    apart = ["the imbalance study"] if p.study_cutout and not p.cutout else []
     if p.long_epochs and bool(p.long_cutout) != bool(p.cutout):
-        on = " and all of chapter 3" if lab.plan.backbone in lab.plan.longer else ""
-        longer = f" (the longer trainings of chapter 2{on} {'with Cutout too' if p.long_cutout else 'without Cutout'})"
+        apart += ["the longer trainings of chapter 2"]
+        apart += ["all of chapter 3"] if lab.plan.backbone in lab.plan.longer else []
+    how = "without Cutout" if p.cutout else "with Cutout too"
     return (
         f"One training image of each class and what each augmentation makes of it, shifts of up to {shift} pixels. "
-        f"The runs here train with: {told}{longer}."
+        f"The runs here train with: {told}{f' ({listed(apart)} {how})' if apart else ''}."
     )
 
 

@@ -208,6 +208,7 @@ class Plan:
             size = self.num_train(p.run(**shaped))
             steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
             common = {"tokenizer": p.study_tokenizer, "steps": steps, "patience": 0, "keep_epoch": "last"}
+            common["cutout"] = p.study_cutout or p.cutout
             configs = {}
             for seed in range(p.seed, p.seed + repeats):
                 if imbalance != "none":  # a folder that comes imbalanced has no balanced twin
