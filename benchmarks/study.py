@@ -6,7 +6,7 @@ and what parts sampler and class weights, and at the end whether the ranking of 
 is long enough where the reference is within two points of the ViT, or the ranking no longer changes. --data and --set
 as `vitlab report` takes them. On CIFAR-10, 10:1, what the profile's budget is to be set from:
 
-    python benchmarks/study.py cifar10_cpu 9 18 --set study_tokenizer=conv cutout=0.25 \\
+    python benchmarks/study.py cifar10_cpu 9 18 --set study_tokenizer=conv study_cutout=0.25 \\
         "study_remedies=sampler, class_weights, logit_adjustment, ldam_drw, post_hoc"
 
 Runs are kept in runs/, as the chapter's are: the command can be interrupted and repeated, and the chapter of the same
