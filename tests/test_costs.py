@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from vitlab import files
 from vitlab.analysis import complexity, timing
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
@@ -52,7 +53,7 @@ def test_measurement_is_taken_anew_when_the_code_has_changed_but_still_read(
     kept: Costs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.measured("speed", 1, lambda: "old")
-    monkeypatch.setattr(costs, "code_digest", lambda: "another")
+    monkeypatch.setattr(costs, "code_digest", lambda *_: "another")
     assert kept.measured("speed", 1, None) == "old"
     assert kept.measured("speed", 1, lambda: "new") == "new"
     assert kept.measured("speed", 1, None) == "new"
@@ -64,13 +65,26 @@ def test_code_that_decides_a_measurement_is_that_of_the_models_and_of_measuring(
     package = tmp_path / "vitlab"
     for folder in ("models", "analysis", "lab"):
         (package / folder).mkdir(parents=True)
-    monkeypatch.setattr(costs, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     digests = []
     for name in ("models/vit.py", "models/a_new_one.py", "machine.py", "analysis/complexity.py", "lab/plan.py"):
-        (package / name).write_text(name)
-        digests.append(costs.code_digest.__wrapped__())
+        (package / name).write_text("number = 1")
+        digests.append(files.code_digest.__wrapped__(*costs.CODE))
     assert len({*digests}) == 4
     assert digests[-1] == digests[-2]
+
+
+def test_code_is_the_same_whatever_its_comments_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vitlab").mkdir()
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    alike = ['"""Of a."""\n\ndef f(x):\n    """To b."""\n    return x + 1  # c\n', "def f( x ):\n    return (x+1)\n"]
+    other = ["def f(x):\n    return x + 2\n", 'def f(x):\n    return "To b."\n']
+    digests = []
+    for source in alike + other:
+        (tmp_path / "vitlab" / "some.py").write_text(source, encoding="utf-8")
+        digests.append(files.code_digest.__wrapped__("*.py"))
+    assert digests[0] == digests[1]
+    assert len({*digests}) == 3
 
 
 def test_missing_measurement_names_chapter_05(kept: Costs) -> None:

@@ -16,7 +16,7 @@ from vitlab.analysis import plots, sentences_comparison, tables
 from vitlab.config import LabConfig, Recipe
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
-from vitlab.lab import Lab
+from vitlab.lab import Lab, results
 from vitlab.lab.costs import Costs
 from vitlab.lab.results import check
 from vitlab.report import make
@@ -47,6 +47,25 @@ def test_missing_run_says_which_values_the_nearest_one_differs_in(done: Lab, few
     assert "02_vit.ipynb" in str(caught.value)
     with pytest.raises(LabError, match=r"differs in data \(few, here another\)"):
         Lab(done.params, replace(few, digest="another")).load("ViT")
+
+
+def test_runs_trained_by_other_code_are_named(
+    done: Lab, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {name: done.plan.config(name) for name in ("ViT", "Linear ViT")}
+    done.train(wanted)
+    assert "was changed" not in capsys.readouterr().out
+    monkeypatch.setattr(results, "code_digest", lambda *_: "another")
+    done.train(wanted)
+    told = capsys.readouterr().out
+    assert "Trained before the code of models, losses or training was changed: ViT and Linear ViT. To train" in told
+    assert all(done.load(name).path.name in told for name in wanted)
+    for environment in (first := Run(done.load("ViT").path)).environments:  # a run of before this was recorded
+        environment.pop("code")
+        monkeypatch.setattr(Run, "environments", [environment])
+    assert first.environments
+    done.train(wanted)
+    assert "was changed" not in capsys.readouterr().out
 
 
 def test_missing_study_says_which_values_the_nearest_one_differs_in(done: Lab, few: Source) -> None:

@@ -1,14 +1,17 @@
 """Files that are whole or absent: written aside, flushed, then renamed."""
 
+import ast
 import contextlib
 import errno
 import glob
+import hashlib
 import os
 import pickle
 import secrets
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -132,6 +135,20 @@ def _cannot_write(path: Path, error: Exception, elsewhere: str) -> LabError:
     cure = "free some space" if full else "check its permissions"
     what = getattr(error, "strerror", None) or str(error).splitlines()[0]
     return LabError(f"cannot write {path} ({what}): {cure} or choose another place ({elsewhere}), then start again")
+
+
+@cache
+def code_digest(*patterns: str) -> str:
+    """Of the package's files of these patterns, as "models/*.py": their code, without comments and docstrings."""
+    texts = []
+    for path in (path for pattern in patterns for path in sorted((ROOT / "vitlab").glob(pattern))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+            if documented and ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+        texts.append(f"{path.name}: {ast.unparse(tree)}")
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
 
 
 def absolute(path: str) -> Path:

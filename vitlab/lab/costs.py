@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import pandas as pd
 from vitlab.analysis import complexity, timing
 from vitlab.config import RunConfig
 from vitlab.errors import LabError
-from vitlab.files import writing
+from vitlab.files import code_digest, writing
 from vitlab.lab.plan import how_to_make
-from vitlab.machine import ROOT, pace
+from vitlab.machine import pace
 from vitlab.models.registry import MODELS
 
 CODE = (
@@ -50,7 +49,7 @@ class Costs:
     def _record(self, what: str, key: Any, measure: Callable[[], Any] | None, on: str) -> dict[str, Any]:
         """A measurement, and what and where it is of."""
         path, about = self._place(what, key, on)
-        about["code"] = code_digest()
+        about["code"] = code_digest(*CODE)
         stored = _stored(path)
         if measure is not None and (stored is None or stored["code"] != about["code"]):
             stored = about | {"result": measure()}
@@ -167,9 +166,3 @@ def _stored(path: Path) -> dict[str, Any] | None:
         return stored if {"code", "result"} <= stored.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
-
-
-@cache
-def code_digest() -> str:
-    paths = [path for pattern in CODE for path in sorted((ROOT / "vitlab").glob(pattern))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]

@@ -18,7 +18,7 @@ from vitlab.config import LabConfig, Recipe, RunConfig
 from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
-from vitlab.files import absolute
+from vitlab.files import absolute, code_digest
 from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import cluster, workers
 from vitlab.lab.costs import Costs
@@ -27,11 +27,11 @@ from vitlab.models.registry import MODELS, build_model
 from vitlab.neighbours import give_way
 from vitlab.parameters import from_notebook
 from vitlab.runs import Run, identity
-from vitlab.texts import markdown, shown
+from vitlab.texts import listed, markdown, shown
 from vitlab.training import display
 from vitlab.training.fit import fit_run
 from vitlab.training.progress import Budget
-from vitlab.training.session import RunSession
+from vitlab.training.session import CODE, RunSession
 
 Key = TypeVar("Key")
 SCORES = {  # of a run's summary["test"]
@@ -128,7 +128,23 @@ class Lab:
         todo = self.missing(configs.values())
         with display.viewed(*map(self.name_of, todo)):
             self.train_at_once(todo)
-            return {key: self.train_one(config) for key, config in configs.items()}
+            runs = {key: self.train_one(config) for key, config in configs.items()}
+        self._tell_of_other_code(runs.values())
+        return runs
+
+    def _tell_of_other_code(self, runs: Iterable[Run]) -> None:
+        """Print which runs were trained by other code than today's: a run is known by its parameters and data."""
+        now, old = code_digest(*CODE), {}
+        for run in runs:
+            if {environment.get("code", now) for environment in run.environments} - {now}:
+                old[run.path] = self.name_of(run.config)
+        if old:
+            which = listed(old.values()) if len(old) <= 3 else f"{len(old)} runs"
+            print(
+                f"Trained before the code of models, losses or training was changed: {which}. To train anew, delete "
+                f"{'the folder' if len(old) == 1 else 'the folders'} {listed(path.name for path in old)} in "
+                f"{self.runs_dir}, or name another runs_dir."
+            )
 
     def missing(self, configs: Iterable[RunConfig]) -> list[RunConfig]:
         """Those that are not trained yet, the longest first: begun last, it would train on alone."""

@@ -24,7 +24,7 @@ from vitlab.analysis import metrics
 from vitlab.config import Recipe
 from vitlab.data.splits import Data
 from vitlab.errors import LabError, Stopped
-from vitlab.files import require_writable, writing
+from vitlab.files import code_digest, require_writable, writing
 from vitlab.runs import Run
 from vitlab.training import display
 from vitlab.training.compiling import compile_step, pays
@@ -33,6 +33,11 @@ from vitlab.training.losses import Objective
 from vitlab.training.progress import Budget, Progress, State
 
 CHECKPOINT_SECONDS = 120
+CODE = (  # what decides, beside parameters and data, what a training gives
+    "models/*.py",
+    *(f"training/{name}.py" for name in ("losses", "optim", "step", "fit")),
+    *(f"data/{name}.py" for name in ("augment", "batches")),
+)
 CHECK_STEPS = 10  # how often processes compare their clocks, and the loss is looked at: a GPU has to be waited for
 
 
@@ -193,7 +198,7 @@ class RunSession(Session):
         at.precision = self._told(at.precision)
         if self.main:
             here = machine.environment(recipe.device) | {"processes": self.processes, "precision": at.precision}
-            here["compiled"] = at.compiled
+            here |= {"compiled": at.compiled, "code": code_digest(*CODE)}
             if self.run.environments[-1:] != [here]:
                 self.run.write_json("environment.json", [*self.run.environments, here])
             # readers drop what an interrupted training wrote after its last checkpoint
