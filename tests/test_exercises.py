@@ -46,6 +46,8 @@ def namespace(few: Source, monkeypatch: pytest.MonkeyPatch) -> dict:
     config = lab.plan.config("DynamicViT")
     stand_in = {
         "labels": torch.zeros(1).numpy(),
+        "chosen": torch.zeros(1, 2).numpy(),
+        "drawn": torch.zeros(1, 2).numpy(),
         "part": None,
         "images_of": "validation",
         "predict": lambda *_: torch.zeros(1, 2),

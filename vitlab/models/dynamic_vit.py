@@ -102,13 +102,14 @@ class DynamicViT(ReducedViT):
         return [self.keep_ratio ** (s + 1) for s in range(len(self.stages))]
 
     def forward(self, images: Tensor, trace: dict | None = None) -> Tensor:
-        return self._masked(images, trace) if self.training else super().forward(images, trace)
+        return self.forward_masked(images, trace) if self.training else super().forward(images, trace)
 
     def choose(self, tokens: Tensor, sizes: None, seen: dict[str, Tensor], stage: int, n: int) -> Tensor:
         logits = self.predictors[stage].logits(tokens[:, self.extra :])
         return self.best(logits[..., 0] - logits[..., 1], n)
 
-    def _masked(self, images: Tensor, trace: dict | None) -> Tensor:
+    def forward_masked(self, images: Tensor, trace: dict | None) -> Tensor:
+        """(B, C, S, S) -> logits: all tokens stay where they are, and attention masks those that were dropped."""
         tokens = self.embed_tokens(images)
         keep = torch.ones(tokens.shape[0], tokens.shape[1] - self.extra, device=tokens.device)
         left = reduce.tokens_left(keep.shape[1], self.keep_ratio, len(self.stages))

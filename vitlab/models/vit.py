@@ -114,6 +114,17 @@ def split_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]
     return projected.view(batch, tokens, parts, heads, width // parts // heads).permute(2, 0, 3, 1, 4).unbind()
 
 
+def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
+    """Softmax of scores (B, H, T, T) over the tokens that `keep` (B, T) has; every token sees itself (`Attention`)."""
+    scores = scores.float()
+    itself = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
+    allowed = keep[:, None, None, :].masked_fill(itself, 1.0)  # (B, 1, T, T)
+    # relative to the largest score in sight, so that a hidden one can't drown the others; its own exp stays finite
+    largest = scores.masked_fill(allowed == 0, -torch.inf).amax(-1, keepdim=True).detach()
+    exp = (scores - largest).clamp(max=0).exp() * allowed
+    return exp / exp.sum(-1, keepdim=True)
+
+
 class Attention(nn.Module):
     """Multi-head softmax attention, softmax(Q Kᵀ / √(D/H)) V (Vaswani et al. 2017, eq. 1).
 
@@ -170,15 +181,7 @@ class Attention(nn.Module):
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
         if log_sizes is not None:
             scores = scores + log_sizes[:, None, None]
-        if keep is None:
-            return scores.softmax(-1)
-        scores = scores.float()
-        itself = torch.eye(keep.shape[1], dtype=torch.bool, device=keep.device)
-        allowed = keep[:, None, None, :].masked_fill(itself, 1.0)  # (B, 1, T, T)
-        # relative to the largest score in sight, so that a hidden one can't drown the others; its own exp stays finite
-        largest = scores.masked_fill(allowed == 0, -torch.inf).amax(-1, keepdim=True).detach()
-        exp = (scores - largest).clamp(max=0).exp() * allowed
-        return exp / exp.sum(-1, keepdim=True)
+        return scores.softmax(-1) if keep is None else masked_softmax(scores, keep)
 
     @staticmethod
     def macs(tokens: int, config: "RunConfig") -> dict[str, int]:
