@@ -10,6 +10,7 @@ from vitlab.errors import LabError
 from vitlab.files import absolute
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS, SHARED
+from vitlab.parameters import overrides_in
 
 
 def message(values: dict[str, Any]) -> str:
@@ -168,6 +169,12 @@ def test_empty_list_may_be_written_as_nothing() -> None:
     assert {"stages", "sizes", "repeated"} <= {*lists}
     read = parse(LabConfig, dict.fromkeys(lists) | {"tokenizer": "conv"})
     assert [getattr(read, name) for name in lists] == [[]] * len(lists)
+
+
+def test_empty_word_may_be_written_as_nothing() -> None:
+    assert parse(LabConfig, overrides_in("long_preset=")).long_preset == ""
+    with pytest.raises(LabError, match="parameter preset is None"):
+        parse(LabConfig, overrides_in("preset="))
 
 
 def test_processes_share_a_batch_evenly() -> None:

@@ -67,7 +67,9 @@ def test_every_run_of_the_plan_has_its_own_directory(plan: Plan) -> None:
         ({"long_epochs": 9}, "ViT, conv tokenizer, 9 epochs"),
         ({"long_epochs": 9, "backbone": "patch"}, "ViT"),
         ({"long_epochs": 9, "long_preset": "tiny"}, "ViT-Tiny, conv tokenizer, 9 epochs"),
-        ({"long_epochs": 9, "long_preset": "nano"}, "ViT, conv tokenizer, 9 epochs"),
+        ({"long_epochs": 9, "long_preset": "nano", "preset": "nano"}, "ViT, conv tokenizer, 9 epochs"),
+        ({"long_epochs": 9, "long_preset": "nano", "preset": "tiny"}, "ViT, conv tokenizer, 9 epochs"),  # no larger
+        ({"long_epochs": 9, "long_preset": "tiny", "dim": 128, "depth": 6}, "ViT, conv tokenizer, 9 epochs"),
         ({"long_preset": "tiny"}, "ViT, conv tokenizer"),
         ({"long_epochs": 9, "long_preset": "tiny", "backbone": "patch"}, "ViT-Tiny, patch tokenizer, 9 epochs"),
         ({"long_epochs": 9, "long_preset": "tiny", "sizes": ["small"]}, "ViT-Tiny, conv tokenizer, 9 epochs"),

@@ -177,12 +177,12 @@ class Common(Training):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Fill the model's shape from the preset; YAML's yes/no is no number, nothing an empty list, a text a text."""
+        """Fill the model's shape from the preset; YAML's yes/no is no number, nothing an empty list or word."""
         values = {name: str(v) if cls.is_text(name) and isinstance(v, int | float) else v for name, v in values.items()}
         for name, value in values.items():
             kind = getattr(cls.model_fields.get(name), "annotation", bool)
-            if value is None and get_origin(kind) is list:
-                values[name] = []
+            if value is None and (get_origin(kind) is list or "" in get_args(kind)):
+                values[name] = [] if get_origin(kind) is list else ""
             if isinstance(value, bool) and kind is not bool and True not in get_args(kind):
                 raise ValueError(f"{name} is {value}, not a number or a word: check the value (YAML reads no as false)")
         preset = values.get("preset", cls.model_fields["preset"].default)
@@ -291,7 +291,7 @@ class LabConfig(Common):
     equal_cost: Annotated[list[str], Words] = ["dynamic_vit"]  # models beside which stand ViTs that cost as little
     long_epochs: CountOrZero = 0  # of the longer training of the convolutional tokenizer and of ResNet-20; 0: none
     long_cutout: Share = 0.25  # cutout in that training, which sees the images often
-    long_preset: Literal["", Preset] = ""  # size of a larger ViT, trained as long with conv and patch; empty: none
+    long_preset: Literal["", Preset] = ""  # a larger ViT, trained as long with conv and patch; empty or no larger: none
     backbone: Literal["conv", "patch"] = "conv"  # tokenizer of the ViT that chapter 03 goes on from, of the longest run
     fine_tune_epochs: Count = 2  # of every reduction of tokens, and of the ViT that is fine-tuned without one
     fine_tune_lr: Positive = 3e-4  # peak learning rate of these; DynamicViT: see backbone_rate

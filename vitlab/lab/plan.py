@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitlab.analysis.complexity import macs, smaller_vit
-from vitlab.config import BALANCED, POST_HOC, LabConfig, RunConfig
+from vitlab.config import BALANCED, POST_HOC, PRESETS, LabConfig, RunConfig
 from vitlab.data.splits import Data, Source, split
 from vitlab.errors import LabError
 from vitlab.machine import ROOT
@@ -120,7 +120,8 @@ class Plan:
         shorter |= {row.title: row.title for row in MODELS.values() if row.chapter == "02"}
         more = {"epochs": p.long_epochs, "minutes": 0, "cutout": p.long_cutout}
         longer = {f"{name}, {p.long_epochs} epochs": (short, more) for name, short in shorter.items()}
-        if p.long_preset not in ("", p.preset):
+        size = PRESETS.get(p.long_preset, {"depth": 0, "dim": 0})
+        if size["depth"] * size["dim"] ** 2 > p.depth * p.dim**2:
             conv, patch = (
                 f"ViT-{p.long_preset.title()}, {t} tokenizer, {p.long_epochs} epochs" for t in ("conv", "patch")
             )
