@@ -284,14 +284,19 @@ def test_classes_that_are_recognised_equally_well_are_all_named_or_counted() -> 
 def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
     assert "The ring marks" in sentences_linear.curves(lab_with(9), "2 epochs")
     assert sentences_linear.curves(lab_with(0), "2 epochs").endswith("(2 epochs, 90 images, seed 0).")
-    assert "(seed 0). Validation is done with tokens really" in sentences_tokens.curves(lab_with(9), "2 epochs", 0.1)
-    assert "(seed 0). DynamicViT's ViT learns at 10%" in sentences_tokens.curves(lab_with(0), "2 epochs", 0.1)
+    kinds = RunConfig(epochs=2, lr=6e-4), RunConfig(lr=3e-3, backbone_rate=0.005, frozen=0.0)
+    assert "(seed 0). Validation is done with tokens really" in sentences_tokens.curves(lab_with(9), *kinds)
+    text = sentences_tokens.curves(lab_with(0), *kinds)
+    assert "(seed 0). DynamicViT's predictors learn at chapter 2's rates, its ViT at 0.005 times these; the" in text
+    assert text.endswith("the others at 0.2 times these.")
+    still = sentences_tokens.curves(lab_with(0), kinds[0], kinds[1].replace(frozen=0.17))
+    assert "times these, and not at all in the first 0.17 of the training; the" in still
     several = lab_with(0)
     several.plan.seeds = range(3)
-    assert "2 epochs from the same weights within a seed (" in sentences_tokens.curves(several, "2 epochs", 0.1)
+    assert "2 epochs from the same weights within a seed (" in sentences_tokens.curves(several, *kinds)
     for told in (
         sentences_vit.curves(several),
-        sentences_tokens.curves(several, "2 epochs", 0.1),
+        sentences_tokens.curves(several, *kinds),
         sentences_linear.curves(several, "2 epochs"),
     ):
         assert told.endswith(" Thin lines: further seeds.")
@@ -304,9 +309,13 @@ def test_heads_share_the_work_or_look_at_the_same() -> None:
 
 
 def test_neighbours_are_alike_or_not() -> None:
-    config = RunConfig()
+    config = RunConfig(image_size=16, start_size=0)
     assert "neighbours have become alike" in sentences_vit.places("ViT", config, 0.4, 0.0)
     assert "have hardly become alike" in sentences_vit.places("ViT", config, 0.06, -0.1)
+    growing = config.replace(start_size=8)
+    for near in (0.4, 0.06):  # what the interpolation of positions has done
+        assert "stretched over the grid while the images were small" in sentences_vit.places("ViT", growing, near, 0.0)
+    assert "neighbours have become alike" in sentences_vit.places("ViT", config.replace(start_size=16), 0.4, 0.0)
     assert "fixed, and alike" in sentences_vit.places("ViT", config.replace(positions="sincos"), 0.4, 0.0)
 
 
@@ -655,6 +664,15 @@ def test_fast_model_beyond_one_standard_error_is_not_taken_though_no_test_shows_
     many = MODELS.assign(test_images=10_000)  # an error of 0.3 points, and b is one point behind
     assert "Take a, 90.0%" in sentences_comparison.answer(many, pairs(0.5, 0.5, 0.5), speed_of(many))
     assert "Take b" in sentences_comparison.answer(MODELS, pairs(0.5, 0.5, 0.5), speed_of(MODELS))
+
+
+def test_longer_trainings_say_which_of_them_has_cutout(few: Source) -> None:
+    run = SimpleNamespace(summary={"parameters": 1234})
+    found = {"difference": 0.1, "interval": (0.05, 0.15), "p": 0.001, "only_a": 1, "only_b": 40, "seeds": 1}
+    for own, long, words in ((0.0, 0.2, "epochs, with Cutout (DeVries"), (0.2, 0.0, "epochs, without Cutout: ")):
+        plan = Plan(SMALL.replace(long_epochs=9, cutout=own, long_cutout=long), few)
+        lab = SimpleNamespace(plan=plan, compare=lambda reference, name: found, run_of=lambda config: run)
+        assert words in sentences_vit.longer(lab, next(iter(plan.longer)))
 
 
 def test_longer_and_larger_trainings_say_what_differs_and_what_it_brought(few: Source) -> None:

@@ -418,14 +418,14 @@ def net(tied_with: list[str] | None = None, off: float = 0.002, **ahead: float) 
     rivals = RIVALS.assign(macs=[10e6, 24e6, 36e6, 12e6], epochs=10)
     if tied_with:
         rivals = rivals[rivals["model"].isin(["Net", *(names[key] for key in tied_with)])]
-    return sentences_comparison.convolution_or_attention("Net", rivals, pd.concat(pairs))
+    return sentences_comparison.convolution_or_attention("Net", "2 minutes", rivals, pd.concat(pairs))
 
 
 def test_convolution_or_attention_by_rule() -> None:
     tie = net()
     assert "where work counts: *Light* is at most 0.2 points behind it, and needs 83% of its multiply-adds" in tie
     assert tie.endswith("It is shown to be ahead of none of them (corrected for 3 tests).")
-    assert tie.startswith("Of the models trained from the start for as many epochs, 10: the")
+    assert tie.startswith("Of the models trained from the start for 2 minutes: the convolutional network **Net** (8")
     open_ = net(off=0.02)
     assert "not shown to be ahead of *Light*, which needs 83% of its multiply-adds and may be up to 2.0 points" in open_
     assert "behind: which is the better choice where work counts is open." in open_

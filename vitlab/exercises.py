@@ -81,8 +81,8 @@ def _cosine_attention(attention: type[nn.Module]) -> str:
     if before.shape != tokens.shape:
         return f"it maps {tuple(tokens.shape)} to {tuple(before.shape)}"
     before.square().sum().backward()
-    if layer.temperature.grad is None or not layer.temperature.grad.any():
-        return "no gradient reaches the temperature"
+    if layer.scale.grad is None or not layer.scale.grad.any():
+        return "no gradient reaches the scale"
     with torch.no_grad():
         layer.qkv.weight[:32] *= 3
         layer.qkv.bias[:32] *= 3

@@ -117,8 +117,8 @@ def held(where: Tensor) -> Tensor:
 def rollout(attentions: list[Tensor], grid: int, reduced: list[Tensor] = ()) -> Tensor:
     """Attention rollout (Abnar & Zuidema 2020): (B, grid, grid), how much each patch flows into the answer.
 
-    Into the class token, or the mean of all tokens. Heads averaged, half of the identity added for the residual path,
-    rows normalised, layers multiplied; a reduction of tokens between two layers is one more matrix.
+    Into the class token, or the mean of all tokens. Heads averaged, half of that and half of the identity (the residual
+    path), layers multiplied; a reduction of tokens between two layers is one more matrix.
     """
     steps = iter(reduced)
     flow = torch.eye(attentions[0].shape[-1], device=attentions[0].device)

@@ -123,13 +123,13 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     )
 
 
-def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
+def convolution_or_attention(cnn: str, budget: str, results: pd.DataFrame, pairs: pd.DataFrame) -> str:
     """One sentence, by rule: when is the convolutional network `cnn` the better choice?
 
-    results: of models trained for as many epochs; pairs: of `cnn` with each of them, corrected for these tests alone;
-    models of unknown cost are left out. It is the better choice where it is shown to be ahead of every model
-    that needs fewer multiply-adds, and not where such a one is ahead, or behind by `LOSS` at most; else it is open.
-    Models that are ahead of it, for more work, are named with what they cost.
+    results: of models trained for the same budget, in words; pairs: of `cnn` with each of them, corrected for these
+    tests alone; models of unknown cost are left out. It is the better choice where it is shown to be ahead of every
+    model that needs fewer multiply-adds, and not where such a one is ahead, or behind by `LOSS` at most; else it is
+    open. Models that are ahead of it, for more work, are named with what they cost.
     """
     rows = results.dropna(subset=["macs"]).set_index("model")
     own = rows.loc[cnn]
@@ -138,8 +138,8 @@ def convolution_or_attention(cnn: str, results: pd.DataFrame, pairs: pd.DataFram
     lighter = [name for name in better if rows.loc[name, "macs"] <= own["macs"]]
 
     what = (
-        f"Of the models trained from the start for as many epochs, {own['epochs']:.0f}: the convolutional network "
-        f"**{cnn}** ({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
+        f"Of the models trained from the start for {budget}: the convolutional network **{cnn}** "
+        f"({own['accuracy']:.1%}, {own['macs'] / 1e6:,.1f} million multiply-adds, "
         f"{own['latency_ms']:.2f} ms an image)"
     )
     if lighter:

@@ -57,8 +57,9 @@ def matrices(most: dict[str, float], tokens: int) -> str:
     """most: kind of attention -> its largest weight."""
     told = ", ".join(f"{value:.3f} ({name})" for name, value in most.items())
     return (
-        f"Attention weights of one head for the same random queries and keys ({tokens} tokens); a row sums to 1. The "
-        f"largest weight is {told}: before any training the {min(most, key=most.get)} weights are the flattest."
+        f"Attention weights of one head for the same random queries and keys ({tokens} tokens, PyTorch's default "
+        f"initialisation, not the models'); a row sums to 1. The largest weight is {told}: the "
+        f"{min(most, key=most.get)} weights are the flattest. Of shorter queries and keys all are nearer 1/{tokens}."
     )
 
 

@@ -14,6 +14,8 @@ from vitlab.analysis.tokens import TRACED
 from vitlab.texts import signed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vitlab.config import RunConfig
     from vitlab.lab import Lab
     from vitlab.runs import Run
@@ -67,19 +69,22 @@ def as_it_is(images: str, trained: dict[str, str], seed: int) -> str:
     )
 
 
-def curves(lab: "Lab", budget: str, rate: float) -> str:
+def curves(lab: "Lab", whole: "RunConfig", dynamic: "RunConfig") -> str:
+    """whole: of the ViT that is fine-tuned without a reduction; dynamic: of DynamicViT."""
     how = " Validation is done with tokens really gone." if len(lab.data.val) else ""
     seeds = lab.plan.seed_numbers([name for name, config in lab.plan.chapters["03"].items() if config.init_from])
     start = "the same weights within a seed" if len(lab.plan.seeds) > 1 else "the same weights"
+    still = f", and not at all in the first {dynamic.frozen:.2g} of the training" if dynamic.frozen else ""
     return (
-        f"Trained on for {budget} from {start} ({seeds}).{how} DynamicViT's ViT learns at {rate:.0%} of its "
-        f"predictors' rate, the others at one rate for all weights.{thin_lines(lab)}"
+        f"Trained on for {whole.budget} from {start} ({seeds}).{how} DynamicViT's predictors learn at chapter 2's "
+        f"rates, its ViT at {dynamic.backbone_rate:.2g} times these{still}; the others at "
+        f"{whole.lr / dynamic.lr:.2g} times these.{thin_lines(lab)}"
     )
 
 
-def speeds(lab: "Lab", batch: int, smaller: bool) -> str:
-    """smaller: whether ViTs that were built as small are among them."""
-    long = f"for {lab.params.minutes:g} minutes" if lab.params.minutes else "on as many images"
+def speeds(lab: "Lab", batch: int, smaller: "Sequence[RunConfig]") -> str:
+    """smaller: of the ViTs among them that were built as small."""
+    long = f"for {smaller[0].budget}" if smaller and smaller[0].minutes else "on as many images"
     built = f", and the ViTs built as small, trained from the start {long}" if smaller else ""
     return (
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}{built}: accuracy on {len(lab.data.test):,} test "

@@ -172,6 +172,7 @@ def longer(lab: "Lab", name: str) -> str:
     reference, changes = lab.plan.longer[name]
     config, before = lab.plan.config(name), lab.plan.config(reference)
     cut = ", with Cutout (DeVries and Taylor 2017) so that images seen so often stay new" if config.cutout else ""
+    cut = ", without Cutout" if before.cutout and not config.cutout else cut
     larger, smaller = (f"{lab.run_of(c).summary['parameters']:,}" for c in (config, before))
     asked, told = {
         "epochs": ("more training", f"{config.budget} instead of {before.budget}{cut}: after them "),
@@ -241,6 +242,11 @@ def places(name: str, config: "RunConfig", near: float, far: float) -> str:
     """Caption of filters and positions; near, far: mean cosine of neighbours' positions, and of any two."""
     if config.positions == "sincos":
         how = "fixed, and alike where places are near"
+    elif 0 < config.start_size < config.image_size:
+        how = (
+            "learned, and were stretched over the grid while the images were small, which by itself makes neighbours "
+            "alike: what was learned this can't tell"
+        )
     elif near > max(0.1, far + 0.1):
         how = "learned: neighbours have become alike"
     else:
