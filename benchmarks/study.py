@@ -47,10 +47,12 @@ def of_budget(profile: Path, overrides: dict, epochs: int) -> list[Study]:
     if BALANCED in main.names:
         vit = lab.train_one(reference).summary
         balanced = metrics.mean_and_spread([main.runs[BALANCED, s].summary["test"]["accuracy"] for s in main.seeds])[0]
+        cut = main.runs[BALANCED, main.seeds[0]].config.cutout, reference.cutout
+        unlike = f" (Cutout {cut[0]:g} there, {cut[1]:g} here)" if cut[0] != cut[1] else ""
         apart = balanced - vit["test"]["accuracy"]
         print(
             f"The balanced reference reaches {balanced:.1%} after {main.steps:,} steps, {lab.plan.study_vit} of "
-            f"chapter 02 {vit['test']['accuracy']:.1%} after {vit['steps']:,}: {100 * apart:+.1f} points, "
+            f"chapter 02 {vit['test']['accuracy']:.1%} after {vit['steps']:,}{unlike}: {100 * apart:+.1f} points, "
             f"{'near enough' if apart >= -NEAR else 'too far'}."
         )
     return studies

@@ -68,12 +68,14 @@ def ways(config: RunConfig) -> dict[str, dict[str, Any]]:
 def departures(params: LabConfig, depth: int) -> dict[str, dict[str, Any]]:
     """Name -> changes of DynamicViT's configuration, one at a time, then together."""
     rate = min(1.0, params.fine_tune_lr / params.lr)
-    later = sorted({min(stage + 1, depth - 1) for stage in stages_of(depth)})
+    stages = params.stages or stages_of(depth)
+    later = sorted({min(stage + 1, depth - 1) for stage in stages})
+    fewer = f" ({len(later)} instead of {len(stages)})" if len(later) < len(stages) else ""  # in a ViT of few blocks
     alone = {
         "backbone at the yardstick's rate": {"backbone_rate": rate},
         "backbone never frozen": {"frozen": 0.0},
         "averaged weights": {"ema": 0.99},
-        "stages a block later": {"stages": later},
+        f"stages a block later{fewer}": {"stages": later},
         "best tokens, no draw, in the last third": {"settle": 0.33},
         "never a draw": {"settle": 1.0},
     }
@@ -123,6 +125,10 @@ class Bench:
         self.labs = [first, *(Lab(params.replace(seed=params.seed + s), first.source) for s in range(1, seeds))]
         if not len(self.labs[0].data.val):
             raise LabError("these tables are of validation images, and there are none: set val_fraction")
+        if missing := [name for name in tokenizers if name not in first.plan.tokenizers]:
+            raise LabError(
+                f"tokenizer {missing[0]} is none of this profile's: name it in tokenizers, or set --tokenizers"
+            )
         self.params, self.tokenizers = params, tokenizers
 
     def starts(self, tokenizer: str) -> list[RunConfig]:

@@ -90,20 +90,23 @@ def test_other_classes_are_named_where_there_are_any(classes: int, words: str) -
     text = sentences_data.scores(study, 32)
     assert "by remedy (ViT, conv tokenizer), seeds: 1" in text
     assert f"Recall: of the {words} classes" in text
+    study.group = 1
+    study.class_names = [*"ab"]
+    assert "Recall: of the commonest and the rarest class; the first" in sentences_data.scores(study, 32)
 
 
 @pytest.mark.parametrize(
     ("best", "words"),
     [
-        ((0.4, 0.1, 0.6), "20.0%; in recall these classes gain (+40.0 points, +10.0 to +60.0)."),
-        ((0.4, -0.1, 0.6), "20.0%; in recall these classes are not shown to gain (+40.0"),
-        ((-0.4, -0.5, -0.1), "20.0%; in recall these classes lose (−40.0"),
+        ((0.4, 0.1, 0.6), "20.0%; in recall that is a gain (+40.0 points, +10.0 to +60.0)."),
+        ((0.4, -0.1, 0.6), "20.0%; in recall that is no gain that is shown (+40.0"),
+        ((-0.4, -0.5, -0.1), "20.0%; in recall that is a loss (−40.0"),
     ],
 )
 def test_rare_images_are_taken_for_commoner_ones_or_not(best: tuple, words: str) -> None:
     matrices = {"none": np.array([[9, 1], [6, 4]]), "sampler": np.array([[9, 1], [2, 8]])}
     text = sentences_data.rare_answers(matrices, 1, gains(sampler=best).iloc[0])
-    assert "Without a remedy 60.0% of the images of the 1 rarest" in text
+    assert "Without a remedy 60.0% of the images of the rarest class are taken for" in text
     assert words in text
 
 
@@ -169,7 +172,7 @@ def test_augmentations_are_those_of_every_chapter(changes: dict, words: str, few
 @pytest.mark.parametrize(
     ("val", "words"),
     [
-        ([10, 10], "10 for validation, 3 for training. Whoever had the former would train on them."),
+        ([10, 10], "10 for validation, 3 for training. In practice one would train on the former instead."),
         ([3, 3], "3 for validation, 3 for training. An epoch chosen by the former would bring their chance"),
         ([9, 2], "2 for validation, 3 for training. An epoch chosen by the former"),
     ],

@@ -155,20 +155,24 @@ def validation_of_rare(train: Tensor, val: Tensor) -> str:
     rarest = train.argmin()
     held, left = int(val[rarest]), int(train[rarest])
     reason = (
-        "Whoever had the former would train on them."
+        "In practice one would train on the former instead."
         if held > left
         else "An epoch chosen by the former would bring their chance into the comparison."
     )
     return f"Images of the rarest class: {held:,} for validation, {left:,} for training. {reason}"
 
 
+def _number(few: int) -> tuple[str, str]:
+    return (f"{few} ", "classes") if few > 1 else ("", "class")
+
+
 def scores(study: "Study", batch: int) -> str:
     """Caption of the study's figure."""
     few, vit = study.group, study.lab.plan.study_vit
-    others = ", the other" if len(study.class_names) > 2 * few else ""
+    others, (many, kind) = ", the other" if len(study.class_names) > 2 * few else "", _number(few)
     return (
         f"Test scores by remedy ({vit}), seeds: {len(study.seeds)}, {study.steps:,} steps of batch {batch}. Recall: "
-        f"of the {few} commonest{others} and the {few} rarest classes; the first shows who pays, the last who gains."
+        f"of the {many}commonest{others} and the {many}rarest {kind}; the first shows who pays, the last who gains."
     )
 
 
@@ -205,10 +209,11 @@ def rare_answers(matrices: dict[str, np.ndarray], few: int, rare: pd.Series) -> 
         for matrix in matrices.values()
     ]
     _, best = matrices
-    change = "gain" if rare["low"] > 0 else "lose" if rare["high"] < 0 else "are not shown to gain"
+    many, kind = _number(few)
+    change = "a gain" if rare["low"] > 0 else "a loss" if rare["high"] < 0 else "no gain that is shown"
     return (
-        f"Without a remedy {shares[0]:.1%} of the images of the {few} rarest classes are taken for a commoner class, "
-        f"under {words(best)} {shares[1]:.1%}; in recall these classes {change} ({points(rare)})."
+        f"Without a remedy {shares[0]:.1%} of the images of the {many}rarest {kind} are taken for a commoner one, "
+        f"under {words(best)} {shares[1]:.1%}; in recall that is {change} ({points(rare)})."
     )
 
 
@@ -294,10 +299,10 @@ def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few:
         costs = f", but the commonest classes pay under {_with_gains(all_paying)}" if len(all_paying) else ""
         return f"No remedy is shown to gain{costs}."
     paying = [name for name in better if common.loc[name, "high"] < 0]
-    best = best_gain(gains).name
+    best, (many, kind) = best_gain(gains).name, _number(few)
     text = (
-        f"Under {words(best)} the recall of the {few} rarest classes changes by {points(rare.loc[best])}, and that of "
-        f"the {few} commonest by {points(common.loc[best])}. "
+        f"Under {words(best)} the recall of the {many}rarest {kind} changes by {points(rare.loc[best])}, and that of "
+        f"the {many}commonest by {points(common.loc[best])}. "
     )
     if not paying:
         return f"{text}No remedy that gains is shown to cost the commonest classes recall."

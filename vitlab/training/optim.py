@@ -66,6 +66,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.mT
+        # x ← a x + (b G + c G G) x, with a, b, c = 3.4445, −4.7750, 2.0315
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return (x.mT if tall else x).to(matrices.dtype)
 
@@ -74,7 +75,7 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     """AdamW or SGD for all weights, or Muon for the hidden layers' matrices and AdamW for the rest.
 
     A kernel (O, I, k, k) counts as the matrix (O, I·k·k). Weight decay acts on matrices and kernels alone: not on
-    biases, norms, the class token and positions; SGD's is added to the gradient, where a hundredth of AdamW's is usual.
+    biases, norms, the class token and positions; SGD adds it to the gradient: there take about a hundredth of AdamW's.
     A model whose weights do not all learn alike has a method `pace(name)`: the share of the learning rate, and the
     share of training before which the weight stands still. Each group keeps its peak learning rate as `peak`, and that
     share as `start`.
@@ -108,7 +109,8 @@ def hidden_matrices(model: nn.Module) -> set[str]:
     """Names of the weights that Muon takes: in a ViT those of the blocks, and the tokenizer's convolutions after its
     first; in another module all matrices and kernels but the first and the last, which meet pixels and classes.
 
-    A depthwise kernel is no matrix, its rows have nothing to do with one another: AdamW takes it.
+    A depthwise kernel is no matrix, its rows have nothing to do with one another: AdamW takes it. A layer's Q, K and V
+    stand in one matrix, and are made orthogonal as one.
     """
     weights = {name: p for name, p in model.named_parameters() if p.ndim > 1}
     if not hasattr(model, "blocks"):
