@@ -139,11 +139,12 @@ class Lab:
             if {environment.get("code", now) for environment in run.environments} - {now}:
                 old[run.path] = self.name_of(run.config)
         if old:
-            which = listed(old.values()) if len(old) <= 3 else f"{len(old)} runs"
+            few = len(old) <= 3
+            which = listed(old.values()) if few else f"{len(old)} runs"
+            where = listed(path.name for path in old) if few else "their folders"
             print(
                 f"Trained before the code of models, losses or training was changed: {which}. To train anew, delete "
-                f"{'the folder' if len(old) == 1 else 'the folders'} {listed(path.name for path in old)} in "
-                f"{self.runs_dir}, or name another runs_dir."
+                f"{where} in {self.runs_dir}, or name another runs_dir."
             )
 
     def missing(self, configs: Iterable[RunConfig]) -> list[RunConfig]:
