@@ -208,8 +208,8 @@ class Plan:
             shaped = {"imbalance": imbalance, "imbalance_ratio": ratio, "imbalance_order": p.study_order}
             size = self.num_train(p.run(**shaped))
             steps = steps or p.study_epochs * max(1, size // min(p.batch_size, size))
-            common = {"tokenizer": p.study_tokenizer, "steps": steps, "patience": 0, "keep_epoch": "last"}
-            common["cutout"] = p.study_cutout or p.cutout
+            common = {"tokenizer": p.study_tokenizer, "cutout": p.study_cutout or p.cutout}
+            common |= {"steps": steps, "patience": 0, "keep_epoch": "last"}
             configs = {}
             for seed in range(p.seed, p.seed + repeats):
                 if imbalance != "none":  # a folder that comes imbalanced has no balanced twin
