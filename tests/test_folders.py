@@ -16,7 +16,7 @@ from vitlab.config import RunConfig
 from vitlab.data import decode, folders
 from vitlab.data.folders import look_into
 from vitlab.data.sources import load_source
-from vitlab.data.splits import Source, split
+from vitlab.data.splits import Source, Split, hold_out, split, uneven
 from vitlab.errors import LabError
 
 SIZE = 8
@@ -398,10 +398,47 @@ def test_split_keeps_copies_together_and_tells_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "word"), [("test", "test"), ("valid", "validation")])
-def test_training_images_in_another_part_are_told_of(part: str, word: str, tmp_path: Path) -> None:
-    classes(tmp_path / "data" / "train")
+def test_training_images_in_another_part_are_left_out(part: str, word: str, tmp_path: Path) -> None:
+    classes(tmp_path / "data" / "train", n=9)
     classes(tmp_path / "data" / part, n=4)
-    assert f"8 of the 8 {word} images are training images as well" in notes(tmp_path / "data")
+    source = load(tmp_path / "data")
+    assert f"8 of the 18 training images are {word} images as well and were left out." in source.notes
+    train, *others = pictures_of(source)
+    assert not any(train & other for other in others)
+    assert len(source.train) == (10 if part == "test" else 8)  # where there is no test part, two are held out
+
+
+def test_validation_images_that_are_tested_are_left_out(tmp_path: Path) -> None:
+    classes(tmp_path / "data" / "train", first=50)
+    classes(tmp_path / "data" / "val", n=6)
+    classes(tmp_path / "data" / "test", n=4)
+    source = load(tmp_path / "data")
+    assert source.notes == ("8 of the 12 validation images are test images as well and were left out.",)
+    assert source.val.class_counts(2).tolist() == [2, 2]
+    shutil.rmtree(tmp_path / "data" / "val")
+    shutil.copytree(tmp_path / "data" / "test", tmp_path / "data" / "val")
+    source = load(tmp_path / "data")
+    assert source.val is None
+    assert len(split(source, RunConfig(val_fraction=0.2)).val) == 2
+
+
+def test_class_whose_training_images_are_all_tested_is_refused(tmp_path: Path) -> None:
+    classes(tmp_path / "data" / "train", n=4)
+    classes(tmp_path / "data" / "test", n=5)
+    assert "no training image of class cat is left" in fault(tmp_path / "data")
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.75, 2.0, 10.0])
+def test_hold_out_keeps_the_ratio_of_the_classes(ratio: float) -> None:
+    sizes = torch.tensor([round(60 * ratio), 60])
+    labels = torch.arange(2).repeat_interleave(sizes)
+    whole = Split.whole(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+    train, test = hold_out(whole)
+    assert len(train) + len(test) == len(whole)
+    counts = train.class_counts(2)
+    assert counts[0] / counts[1] == pytest.approx(ratio, rel=0.02)
+    assert uneven(counts) == uneven(sizes)
+    assert len(test) / len(whole) == pytest.approx(0.2, rel=0.02)
 
 
 def test_picture_in_two_classes_is_told_of_and_never_held_out(tmp_path: Path) -> None:
@@ -625,14 +662,14 @@ def test_no_folder_ends_in_a_traceback_or_a_silent_loss(seed: int, tmp_path: Pat
         assert ": " in said, f"{said!r} does not say what to do"
         return
     assert files_below(root) <= accounted_for(root), drawn
-    assert total(source) == len(look_into(root)), drawn
+    assert total(source) == len(look_into(root)) or "and were left out" in " ".join(source.notes), drawn
     counts = [source.train.class_counts(len(source.classes)), source.test.class_counts(len(source.classes))]
     assert min(int(count.min()) for count in counts) > 0, drawn
     parts = pictures_of(source)
     told = " ".join(source.notes)
     untold = [kind for kind, paths in look_into(root).passed_over.items() if f"{len(paths):,} {kind}" not in told]
     assert not untold, drawn
-    assert not parts[0] & parts[1] or "training images as well" in told, drawn
+    assert not parts[0] & parts[1], drawn
     data = split(source, RunConfig(seed=seed))
     assert len(data.train) + len(data.val) == len(source.train) + len(source.val or ()), drawn
     assert data.class_counts.min() > 0, drawn

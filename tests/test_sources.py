@@ -29,7 +29,8 @@ def test_digits_are_the_scans_themselves_at_their_own_size(digits: Source) -> No
         expected = torch.from_numpy((scans.images / 16 * 255).round().astype(np.uint8))[part.index]
         assert torch.equal(part.images[:, 0], expected)
         assert torch.equal(part.labels, torch.from_numpy(scans.target)[part.index])
-    assert not digits.notes
+    assert len(digits.notes) == 1
+    assert "13 people" in digits.notes[0]
     assert "16×16" in load_source(RunConfig(image_size=16)).notes[0]
 
 
@@ -158,14 +159,16 @@ def test_imbalanced_folder_is_tested_on_its_balanced_sibling(course: Path, sibli
 def test_imbalanced_folder_without_a_sibling_gives_up_some_images_for_testing(course: Path) -> None:
     (course.parent / "CIFAR10_balance").rename(course.parent / "elsewhere")
     source = load(course)
-    assert source.test.class_counts(10).tolist() == [1] * 10
+    assert source.test.class_counts(10).tolist() == [4, 4, 3, 3, 2, 2, 2, 1, 1, 1]  # a fifth of each
     assert "held out" in source.notes[0]
 
 
-def test_balanced_sibling_that_holds_training_images_is_told_on(course: Path) -> None:
+def test_training_images_that_the_balanced_sibling_holds_are_left_out(course: Path) -> None:
     shown = course.parent / "CIFAR10_balance" / "3" / "0.png"
     shown.write_bytes((course / "3" / "0.png").read_bytes())
-    assert "1 of the 20 test images are training images as well, so scores are too good." in load(course).notes
+    source = load(course)
+    assert "1 of the 110 training images are test images as well and were left out." in source.notes
+    assert source.train.class_counts(10).tolist()[3] == 13
 
 
 def test_sibling_with_other_classes_is_refused(course: Path) -> None:

@@ -4,6 +4,7 @@ What fits lies in memory, decoded once; of what does not, batches are read from 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from vitlab.texts import listed, shown
 
 CPU = torch.device("cpu")
 FEW = 20  # test images of a class that are too few to tell models apart
-DECODING = 3  # counted up when the same files would be decoded otherwise
+DECODING = 4  # counted up when the same files would be decoded otherwise
 CIFAR10_BATCHES = "cifar-10-batches-py"  # as its archive calls the folder, and torchvision looks for it
 
 
@@ -58,6 +59,7 @@ def _digits(image_size: int) -> Source:
     images = _resized((rows[:, :64] / 16 * 255).float().reshape(-1, 1, 8, 8), image_size)
     train, test = hold_out(Split.whole(images, rows[:, 64].long()))
     notes = [] if image_size == 8 else [f"The scans have 8×8 pixels and are drawn at {image_size}×{image_size}."]
+    notes.append("The same 13 people wrote the digits of all parts: what other hands write may be harder.")
     return _source(train, test, [str(digit) for digit in range(10)], notes)
 
 
@@ -130,12 +132,14 @@ def _decoded(found: Folder, image_size: int) -> Source:
     for part, rows in found.rows.items():
         labels = torch.tensor([k for k, name in enumerate(found.classes) for _ in rows[name]])
         parts[part] = Split.whole(pools[part], labels)
-    pictures, among = _same_pictures(parts)
-    notes += among
+    pictures = _numbered(parts)
+    notes += _part_company(parts, pictures, found.classes)
+    notes += _of_copies(parts["train"], pictures)
     train, copies, test = parts["train"], pictures["train"], parts.get("test")
     if test is None:
-        train, test = hold_out(train, copies, found.classes)
-        copies = copies[train.index]
+        whole = train
+        train, test = hold_out(whole, copies, found.classes)
+        copies = copies[torch.searchsorted(whole.index, train.index)]
         notes += _notes_of_hold_out(test, found.classes)
     elif found.root in found.parts.values():
         notes.insert(0, f"The test images are those of {shown(found.parts['test'].name)}, the folder beside it.")
@@ -152,21 +156,47 @@ def _notes_of_hold_out(test: Split, classes: tuple[str, ...]) -> list[str]:
     )
 
 
-def _same_pictures(parts: dict[str, Split]) -> tuple[dict[str, Tensor], list[str]]:
-    """Part -> (N,) a number for each picture, equal for copies and −1 for one that lies in several classes; and notes.
-
-    Pictures are equal when all their pixels are, as the models see them.
-    """
+def _numbered(parts: dict[str, Split]) -> dict[str, Tensor]:
+    """Part -> (N,) a number for each picture; equal where all pixels are, as the models see them."""
     digests = np.array(
         [hashlib.blake2b(image.numpy(), digest_size=8).digest() for part in parts.values() for image in part.pool]
     ).view(np.uint64)
     numbers = torch.from_numpy(np.unique(digests, return_inverse=True)[1]).split([len(part) for part in parts.values()])
-    pictures, notes = dict(zip(parts, numbers, strict=True)), []
-    train, labels = pictures["train"], parts["train"].labels
-    for part, harm in (("test", "scores are too good"), ("val", "the epoch is chosen by images that it has seen")):
-        if part in pictures and (known := int(torch.isin(pictures[part], train).sum())):
-            name = "validation" if part == "val" else part
-            notes.append(f"{known:,} of the {len(parts[part]):,} {name} images are training images as well, so {harm}.")
+    return dict(zip(parts, numbers, strict=True))
+
+
+def _part_company(parts: dict[str, Split], pictures: dict[str, Tensor], classes: Sequence[str]) -> list[str]:
+    """Take out of train what validation or test have as well, and out of validation what test has; notes of it.
+
+    Otherwise scores would be too good, and the epoch chosen by images that were learned, or are to be tested.
+    LabError where nothing of a class is left to learn from.
+    """
+    notes = []
+    for part, name, further in (("train", "training", ("val", "test")), ("val", "validation", ("test",))):
+        others = [pictures[other] for other in further if other in pictures]
+        if part not in parts or not others:
+            continue
+        known = torch.isin(pictures[part], torch.cat(others))
+        if known.any():
+            whose = " or ".join("validation" if other == "val" else other for other in further if other in pictures)
+            few = f"{int(known.sum()):,} of the {len(known):,} {name} images"
+            notes.append(f"{few} are {whose} images as well and were left out.")
+            left = (~known).nonzero().flatten()
+            parts[part], pictures[part] = parts[part].take(left), pictures[part][left]
+    counts = parts["train"].class_counts(len(classes))
+    if not counts.all():
+        raise LabError(
+            f"no training image of class {classes[int(counts.argmin())]} is left, as all of them are for testing or "
+            "validation as well: add others, or take these out of the other part"
+        )
+    if "val" in parts and not len(parts["val"]):
+        del parts["val"]
+    return notes
+
+
+def _of_copies(of_train: Split, pictures: dict[str, Tensor]) -> list[str]:
+    """Notes of pictures that train has more than once; those that lie in several classes get the number −1."""
+    notes, train, labels = [], pictures["train"], of_train.labels
     if copies := len(train) - len(train.unique()):
         notes.append(
             f"{copies:,} of the {len(train):,} images are copies of others; wherever we split, copies stay together."
@@ -176,7 +206,7 @@ def _same_pictures(parts: dict[str, Split]) -> tuple[dict[str, Tensor], list[str
     if len(several := several[times > 1]):
         notes.append(f"{len(several):,} pictures lie in more than one class: no model can be right about all of them.")
         pictures["train"] = train.masked_fill(torch.isin(train, several), -1)
-    return pictures, notes
+    return notes
 
 
 def _source(

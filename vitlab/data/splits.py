@@ -86,9 +86,8 @@ class Source:
 
     @property
     def imbalanced(self) -> bool:
-        """Whether a class is twice as large as another, or more: then the imbalance is used as it comes."""
-        counts = self.train.class_counts(len(self.classes))
-        return bool(counts.max() >= 2 * counts.min())
+        """Whether the imbalance is used as it comes."""
+        return uneven(self.train.class_counts(len(self.classes)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -160,11 +159,17 @@ def imbalanced_counts(available: list[int], profile: str, ratio: float) -> list[
     return [max(1, round(most * share)) for share in shares]
 
 
-def hold_out(whole: Split, copies: Tensor | None = None, classes: tuple[str, ...] = ()) -> list[Split]:
-    """Train and test, stratified with the same number of test images from each class; the same for every seed.
+def uneven(counts: Tensor) -> bool:
+    """Whether a class is twice as large as another, or more; counts (C,) images of each."""
+    return bool(counts.max() >= 2 * counts.min())
 
-    copies: as those of a `Source`; what they keep together can make the numbers differ. LabError for one of `classes`
-    that has a single picture.
+
+def hold_out(whole: Split, copies: Tensor | None = None, classes: tuple[str, ...] = ()) -> list[Split]:
+    """Train and test, stratified, the same for every seed.
+
+    Each class gives as many test images as another; where that would leave the training images uneven, the same share
+    of its images, so that what comes imbalanced stays as imbalanced as it is. copies: as those of a `Source`; what they
+    keep together can make the numbers differ. LabError for one of `classes` that has a single picture.
     """
     rng = np.random.default_rng(0)
     labels = whole.labels
@@ -174,8 +179,11 @@ def hold_out(whole: Split, copies: Tensor | None = None, classes: tuple[str, ...
             f"class {single[0]} has no two pictures of its own, of which one could be held out for testing: add some, "
             "or remove its folder"
         )
-    per_class = max(1, min(round(TEST_FRACTION * len(labels) / len(members)), min(map(len, members)) // 2))
-    parted = [_part(places, per_class, copies) for places in members]
+    sizes = torch.tensor([len(places) for places in members])
+    equal = max(1, min(round(TEST_FRACTION * len(labels) / len(members)), int(sizes.min()) // 2))
+    shares = [max(1, round(TEST_FRACTION * n)) for n in sizes.tolist()]
+    wanted = shares if uneven(sizes - equal) else [equal] * len(members)
+    parted = [_part(places, n, copies) for places, n in zip(members, wanted, strict=True)]
     test, train = (np.sort(np.concatenate(part)) for part in zip(*parted, strict=True))
     return [whole.take(torch.from_numpy(part)) for part in (train, test)]
 
