@@ -15,6 +15,7 @@ from vitlab.analysis import (
     sentences_costs,
     sentences_data,
     sentences_linear,
+    sentences_study,
     sentences_tokens,
     sentences_vit,
 )
@@ -67,16 +68,16 @@ def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
 )
 def test_what_imbalance_does_is_the_first_sentence(gap: tuple | None, remedy: tuple, words: list[str]) -> None:
     row = None if gap is None else gains(balanced=gap).iloc[0]
-    text = sentences_data.answer(50.0, row, gains(sampler=remedy))
+    text = sentences_study.answer(50.0, row, gains(sampler=remedy))
     assert "n imbalance of 50:1 cost" in text
     assert all(part in text for part in words)
-    assert "n imbalance of 50:1, with 950 images fewer, costs" in sentences_data.answer(
+    assert "n imbalance of 50:1, with 950 images fewer, costs" in sentences_study.answer(
         50.0, gains(balanced=(0.1, 0.05, 0.15)).iloc[0], gains(sampler=remedy), missing=950
     )
 
 
 def test_remedy_that_helps_most_is_one_that_is_shown_to() -> None:
-    text = sentences_data.answer(50.0, None, gains(sampler=(0.08, 0.02, 0.1), drw=(0.2, -0.1, 0.5)))
+    text = sentences_study.answer(50.0, None, gains(sampler=(0.08, 0.02, 0.1), drw=(0.2, -0.1, 0.5)))
     assert "sampler, the best of those shown to help, gains 8.0 points" in text
     assert "DRW" not in text
 
@@ -87,12 +88,12 @@ def test_remedy_that_helps_most_is_one_that_is_shown_to() -> None:
 def test_other_classes_are_named_where_there_are_any(classes: int, words: str) -> None:
     lab = SimpleNamespace(plan=SimpleNamespace(study_vit="ViT, conv tokenizer"))
     study = SimpleNamespace(lab=lab, group=3, seeds=[0], steps=100, class_names=[*"abcdefghij"[:classes]])
-    text = sentences_data.scores(study, 32)
+    text = sentences_study.scores(study, 32)
     assert "by remedy (ViT, conv tokenizer), seeds: 1" in text
     assert f"Recall: of the {words} classes" in text
     study.group = 1
     study.class_names = [*"ab"]
-    assert "Recall: of the commonest and the rarest class; the first" in sentences_data.scores(study, 32)
+    assert "Recall: of the commonest and the rarest class; the first" in sentences_study.scores(study, 32)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_other_classes_are_named_where_there_are_any(classes: int, words: str) -
 )
 def test_rare_images_are_taken_for_commoner_ones_or_not(best: tuple, words: str) -> None:
     matrices = {"none": np.array([[9, 1], [6, 4]]), "sampler": np.array([[9, 1], [2, 8]])}
-    text = sentences_data.rare_answers(matrices, 1, gains(sampler=best).iloc[0])
+    text = sentences_study.rare_answers(matrices, 1, gains(sampler=best).iloc[0])
     assert "Without a remedy 60.0% of the images of the rarest class are taken for" in text
     assert words in text
 
@@ -125,21 +126,21 @@ def test_surest_remedy_is_the_best_one_or_another_and_never_the_reference(
 ) -> None:
     names = ["balanced", "none", "sampler", "drw"]
     scores = pd.DataFrame({"remedy": names, "macro_f1": macro_f1, "calibration_error": errors})
-    text = sentences_data.sureness(scores)
+    text = sentences_study.sureness(scores)
     assert text.startswith("Trained on the imbalanced data, the models have the smallest calibration error")
     assert words in text
-    assert sentences_data.sureness(scores[1:]).startswith("The models have the smallest calibration error")
+    assert sentences_study.sureness(scores[1:]).startswith("The models have the smallest calibration error")
 
 
 def test_remedies_are_spoken_of_where_they_are_studied() -> None:
     few, every = ["none", "sampler", "logit_adjustment"], list(STUDIED)
-    assert sentences_data.studied(few) == "This run studies, beside *none*: *sampler*, *logit adjustment*."
-    assert sentences_data.studied(every) == "This run studies all of them."
+    assert sentences_study.studied(few) == "This run studies, beside *none*: *sampler*, *logit adjustment*."
+    assert sentences_study.studied(every) == "This run studies all of them."
     for words in ("deferred", "LDAM", "*both*"):
-        assert words not in sentences_data.remedy_effects(few)
-        assert words in sentences_data.remedy_effects(every)
-    assert "Post-hoc" not in sentences_data.curves(few)
-    assert "Post-hoc" in sentences_data.curves(every)
+        assert words not in sentences_study.remedy_effects(few)
+        assert words in sentences_study.remedy_effects(every)
+    assert "Post-hoc" not in sentences_study.curves(few)
+    assert "Post-hoc" in sentences_study.curves(every)
 
 
 @pytest.mark.parametrize(
@@ -178,22 +179,22 @@ def test_augmentations_are_those_of_every_chapter(changes: dict, words: str, few
     ],
 )
 def test_validation_has_more_of_the_rarest_class_or_not(val: list[int], words: str) -> None:
-    assert words in sentences_data.validation_of_rare(torch.tensor([100, 3]), torch.tensor(val))
+    assert words in sentences_study.validation_of_rare(torch.tensor([100, 3]), torch.tensor(val))
 
 
 def test_of_no_validation_images_nothing_is_said() -> None:
-    assert sentences_data.validation_of_rare(torch.tensor([100, 3]), torch.tensor([0, 0])) == ""
+    assert sentences_study.validation_of_rare(torch.tensor([100, 3]), torch.tensor([0, 0])) == ""
 
 
 def test_twice_is_too_much_where_there_is_something_to_correct() -> None:
     effects = pd.DataFrame(
         {"remedy": ["both"] * 2, "images": [100, 10], "drawn": 0.5, "weight": [1, 10], "share": [1, 9]}
     )
-    text = sentences_data.twice(effects)
+    text = sentences_study.twice(effects)
     assert "comes 1.00 times as often" in text
     assert "counts 10 times as much: 9 times" in text
-    assert sentences_data.twice(effects.assign(images=[100, 90])) == ""
-    assert sentences_data.twice(effects.assign(remedy="sampler")) == ""
+    assert sentences_study.twice(effects.assign(images=[100, 90])) == ""
+    assert sentences_study.twice(effects.assign(remedy="sampler")) == ""
 
 
 @pytest.mark.parametrize(

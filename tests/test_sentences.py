@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_data, sentences_tokens, sentences_vit
+from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_study, sentences_tokens, sentences_vit
 from vitlab.analysis.findings import Speed
 from vitlab.texts import markdown
 
@@ -124,7 +124,7 @@ def test_pairs_without_a_clear_difference_are_only_counted() -> None:
     [("linear", [40, 10], ["linear", "4:1"]), ("none", [300, 90], ["as they come", "3.33:1"])],
 )
 def test_imbalance_is_named_with_the_ratio_that_was_reached(profile: str, counts: list[int], words: list[str]) -> None:
-    assert all(word in sentences_data.imbalance(profile, np.array(counts)) for word in words)
+    assert all(word in sentences_study.imbalance(profile, np.array(counts)) for word in words)
 
 
 # ---------------------------------------------------------------- the imbalance study
@@ -139,6 +139,7 @@ def gains(**rows: tuple[float, float, float]) -> pd.DataFrame:
 
 UP, FLAT, DOWN = (0.1, 0.04, 0.16), (0.02, -0.04, 0.08), (-0.1, -0.16, -0.04)
 WIDE = (0.2, -0.1, 0.5)  # the largest gain, and not shown
+PATCHES = RunConfig(tokenizer="patch", mixup=0.0, cutmix=0.0)
 
 
 def test_best_gain_is_the_largest_of_those_that_are_shown_or_of_all() -> None:
@@ -148,13 +149,13 @@ def test_best_gain_is_the_largest_of_those_that_are_shown_or_of_all() -> None:
 
 def test_every_sentence_calls_a_remedy_the_best_whose_gain_is_shown() -> None:
     rows = gains(drw=WIDE, sampler=UP)
-    text = sentences_data.best_remedy(rows, seeds=3)
+    text = sentences_study.best_remedy(rows, seeds=3)
     assert text.startswith("The best remedy that shows a gain is **sampler**: macro F1 0.600 against 0.500")
     assert text.endswith("1 of 2 remedies gain beyond the noise: *sampler* +10.0 points, +4.0 to +16.0.")
-    assert sentences_data.who_pays(rows, rows, rows, few=3).startswith("Under sampler the recall")
-    price = sentences_data.price_of_imbalance(gains(balanced=UP).iloc[0], rows, missing=9)
+    assert sentences_study.who_pays(rows, rows, rows, few=3).startswith("Under sampler the recall")
+    price = sentences_study.price_of_imbalance(gains(balanced=UP).iloc[0], rows, missing=9)
     assert "the best remedy, sampler, wins 10.0 of these points back" in price
-    assert "Best by class sizes: linear 9:1: *sampler* (+10.0 points" in sentences_data.elsewhere({"linear 9:1": rows})
+    assert "Best by class sizes: linear 9:1: *sampler* (+10.0 points" in sentences_study.elsewhere({"linear 9:1": rows})
 
 
 @pytest.mark.parametrize(
@@ -168,31 +169,31 @@ def test_every_sentence_calls_a_remedy_the_best_whose_gain_is_shown() -> None:
     ],
 )
 def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, expected: str, not_said: str) -> None:
-    text = sentences_data.best_remedy(gains(**rows), seeds=3)
+    text = sentences_study.best_remedy(gains(**rows), seeds=3)
     assert expected in text
     assert "over seeds and test images" in text
     assert not_said not in text
-    assert "one seed says nothing" in sentences_data.best_remedy(gains(**rows), seeds=1)
+    assert "one seed says nothing" in sentences_study.best_remedy(gains(**rows), seeds=1)
 
 
 def test_remedies_as_good_as_the_best_are_those_that_no_interval_parts_from_it() -> None:
-    text = sentences_data.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
+    text = sentences_study.as_good("ldam_drw", gains(sampler=(-0.02, -0.08, 0.04), both=DOWN))
     assert "Not measurably behind LDAM-DRW: *sampler*" in text
     assert "both" not in text
-    assert "Every other remedy is measurably behind" in sentences_data.as_good("ldam_drw", gains(both=DOWN))
+    assert "Every other remedy is measurably behind" in sentences_study.as_good("ldam_drw", gains(both=DOWN))
 
 
 def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
     better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
-    text = sentences_data.who_pays(better, common, better, few=3)
+    text = sentences_study.who_pays(better, common, better, few=3)
     assert "Under sampler the recall of the 3 rarest classes changes by +10.0 points" in text
     assert "pay measurably under *sampler* −10.0 points" in text
     assert "no loss is shown under *post hoc*" in text
     assert "both" not in text  # it gains nothing
-    assert "No remedy that gains is shown to cost" in sentences_data.who_pays(better, better, better, few=3)
-    told = sentences_data.who_pays(gains(both=FLAT), common.loc[["both"]], better, few=3)
+    assert "No remedy that gains is shown to cost" in sentences_study.who_pays(better, better, better, few=3)
+    told = sentences_study.who_pays(gains(both=FLAT), common.loc[["both"]], better, few=3)
     assert told.startswith("No remedy is shown to gain, but the commonest classes pay under *both* −10.0 points")
-    assert sentences_data.who_pays(gains(both=FLAT), gains(both=FLAT), better, few=3) == "No remedy is shown to gain."
+    assert sentences_study.who_pays(gains(both=FLAT), gains(both=FLAT), better, few=3) == "No remedy is shown to gain."
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
 )
 def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple | None, expected: list[str]) -> None:
     trained = None if to_best is None else gains(sampler=to_best).iloc[0]
-    text = sentences_data.what_is_free(gains(post_hoc=row), trained)
+    text = sentences_study.what_is_free(gains(post_hoc=row), trained)
     assert all(words in text for words in expected)
 
 
@@ -215,15 +216,28 @@ def test_what_is_free_is_said_to_gain_what_it_gains(row: tuple, to_best: tuple |
 )
 def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, expected: str) -> None:
     noise = pd.Series({"sampler": 1.234, "class_weights": 3.456})
-    text = sentences_data.same_gradient(gains(class_weights=row).iloc[0], noise)
+    text = sentences_study.same_gradient(gains(class_weights=row).iloc[0], noise, PATCHES)
     assert expected in text
     assert "3.5 times as long" in text
     assert "1.2 times under the sampler" in text
     loud = noise.replace(3.456, 12345.67)
-    assert "12,345.7 times as long" in sentences_data.same_gradient(gains(class_weights=row).iloc[0], loud)
+    assert "12,345.7 times as long" in sentences_study.same_gradient(gains(class_weights=row).iloc[0], loud, PATCHES)
     assert text.endswith("; with class weights a rare image counts much, but seldom comes.")
-    calm = sentences_data.same_gradient(gains(class_weights=row).iloc[0], noise.replace(3.456, 1.0))
+    calm = sentences_study.same_gradient(gains(class_weights=row).iloc[0], noise.replace(3.456, 1.0), PATCHES)
     assert "seldom" not in calm  # the sampler is the noisier one
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "minimise the same expected loss and"),
+        ({"tokenizer": "conv"}, "nearly the same expected loss (but for batch norm in the tokenizer, to which"),
+        ({"mixup": 0.2, "cutmix": 1.0}, "nearly the same expected loss (but for MixUp and CutMix, to which"),
+    ],
+)
+def test_sampler_and_weights_are_the_same_where_images_do_not_meet(changes: dict, words: str) -> None:
+    noise = pd.Series({"sampler": 1.2, "class_weights": 3.4})
+    assert words in sentences_study.same_gradient(gains(class_weights=FLAT).iloc[0], noise, PATCHES.replace(**changes))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +248,7 @@ def test_remedies_of_the_same_gradient_differ_where_that_is_shown(row: tuple, ex
     ],
 )
 def test_noise_that_hides_the_gradient_is_given_no_number(noise: dict[str, float], under: str) -> None:
-    text = sentences_data.same_gradient(gains(class_weights=FLAT).iloc[0], pd.Series(noise))
+    text = sentences_study.same_gradient(gains(class_weights=FLAT).iloc[0], pd.Series(noise), PATCHES)
     assert f"the noise of a step: under {under} it is too long" in text
     assert text.endswith("to be told from so few batches.")
     assert "inf" not in text
@@ -246,27 +260,27 @@ def test_noise_that_hides_the_gradient_is_given_no_number(noise: dict[str, float
 )
 def test_price_of_imbalance_is_named_only_beyond_the_noise(gap: tuple, expected: str) -> None:
     row = gains(balanced=gap).iloc[0]
-    text = sentences_data.price_of_imbalance(row, gains(sampler=UP, both=FLAT), missing=1200)
+    text = sentences_study.price_of_imbalance(row, gains(sampler=UP, both=FLAT), missing=1200)
     assert expected in text
     won = "the best remedy, sampler, wins 10.0 of these points back"
     assert (won in text) == ("1,200 missing images" in text) == ("better" in text)
-    assert "wins" not in sentences_data.price_of_imbalance(row, gains(both=FLAT), missing=1200)
-    more = sentences_data.price_of_imbalance(row, gains(sampler=(0.12, 0.06, 0.18)), missing=1200)
+    assert "wins" not in sentences_study.price_of_imbalance(row, gains(both=FLAT), missing=1200)
+    more = sentences_study.price_of_imbalance(row, gains(sampler=(0.12, 0.06, 0.18)), missing=1200)
     assert ("the best remedy, sampler, gains 12.0 points, more than that" in more) == ("better" in more)
     assert "back" not in more
-    short = sentences_data.price_of_imbalance(row, gains(both=FLAT), missing=0)  # too few steps to see more images
+    short = sentences_study.price_of_imbalance(row, gains(both=FLAT), missing=0)  # too few steps to see more images
     assert ("the price of uneven data, as neither has seen an image twice" in short) == ("better" in short)
     assert "missing" not in short
 
 
 def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
-    text = sentences_data.elsewhere(
+    text = sentences_study.elsewhere(
         {"linear 10:1": gains(sampler=UP, drw=FLAT), "linear 99:1": gains(sampler=UP, drw=(0.3, 0.1, 0.5))}
     )
     assert "linear 10:1: *sampler* (+10.0 points" in text
     assert "linear 99:1: *DRW* (+30.0 points" in text
     assert text.endswith("at all these class sizes: *sampler*.")
-    assert sentences_data.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
+    assert sentences_study.elsewhere({"a": gains(drw=FLAT)}).endswith("sizes: none.")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
-from vitlab.analysis import metrics, sentences_data, study
+from vitlab.analysis import metrics, sentences_study, study
 from vitlab.analysis.study import Study
 from vitlab.config import BALANCED, POST_HOC, STUDIED, RunConfig
 from vitlab.data.splits import Source, Split
@@ -287,8 +287,8 @@ def test_single_seed_of_further_class_sizes_has_the_chance_of_training_of_the_fi
     narrow = np.std(drawn_anew[0] - drawn_anew[1], ddof=1)  # what the test images alone leave open
     assert (wide["high"] - wide["low"]) / 2 > 2 * np.hypot(narrow, np.sqrt(2 * drawn.noise("macro_f1")[0]))
     assert len(study.shapes_table([drawn, further]).columns) == 2
-    caption = sentences_data.shapes_table([drawn, further])
+    caption = sentences_study.shapes_table([drawn, further])
     assert caption.endswith(
         "Seeds: 2 (linear 9:1), 1 (linear 4:1); where there is one, the chance of training is that of linear 9:1."
     )
-    assert sentences_data.shapes_table([further]).endswith("Seeds: 1 (linear 4:1).")
+    assert sentences_study.shapes_table([further]).endswith("Seeds: 1 (linear 4:1).")

@@ -9,8 +9,8 @@ training/      compiling: whether it pays
 runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
 texts          names that users gave               neighbours  threads that give way to other programs
 analysis/      metrics, complexity, timing         attention, tokens, tables, study
-analysis/      sentences: what numbers say         sentences_data, sentences_vit, sentences_tokens: of chapters 1 to 3
-analysis/      sentences_linear                    sentences_costs, sentences_comparison: of chapters 4 to 6
+analysis/      sentences: what numbers say         sentences_data, sentences_study, sentences_vit: of chapters 1 and 2
+analysis/      sentences_tokens, sentences_linear  sentences_costs, sentences_comparison: of chapters 3 to 6
 analysis/      plots, study_plots, pictures        theme, chart_parts  figure_data: the numbers of a chart
 analysis/      diagrams, drawing: SVG              typefaces   that have the letters of users' names
 analysis/      findings: the answers of page one

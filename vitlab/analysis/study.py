@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from vitlab import machine
-from vitlab.analysis import metrics, sentences, sentences_data
+from vitlab.analysis import metrics, sentences, sentences_study
 from vitlab.config import BALANCED, POST_HOC
 from vitlab.data.augment import augment
 from vitlab.data.batches import epoch_order, training_batches
@@ -21,6 +21,7 @@ from vitlab.training.step import seed_step
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
+    from vitlab.runs import Run
 
 SCORES = {
     "macro_f1": "macro F1",
@@ -56,9 +57,9 @@ def remedy_effects(lab: "Lab") -> pd.DataFrame:
 def gradient_noise(lab: "Lab", batches: int = 20) -> pd.Series:
     """Remedy -> length of the chance part of one batch's gradient over the length of its mean; sampler, class weights.
 
-    Both have the same mean. Measured with the weights of the trained model without a remedy, on batches as training
-    draws them. For g of mean m, √(E|g − m|²) / |m|, without the bias that a mean of few batches has; inf where chance
-    explains all of that mean.
+    Both have the same mean, but for what `sentences_study.unlike_batches` names. Measured with the weights of the
+    trained model without a remedy, on batches as training draws them. For g of mean m, √(E|g − m|²) / |m|, without the
+    bias that a mean of few batches has; inf where chance explains all of that mean.
     """
     seed = lab.params.seed
     model = lab.load_study()["none", seed].model(device=lab.params.device).train()
@@ -116,10 +117,14 @@ class Study:
         sizes = self.counts[self.seeds[0]].sort(descending=True).values.tolist()
         return [f"{n:,} image{'s' * (n != 1)}" for n in sizes]
 
+    def answers(self, run: "Run") -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, C) and labels (N,) that the runs are compared by: of the test images."""
+        return run.predictions
+
     @cached_property
     def predictions(self) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
-        """(name, seed) -> test logits (N, C) and labels (N,), the classes numbered as in the data."""
-        found = {key: run.predictions for key, run in self.runs.items()}
+        """(name, seed) -> `answers`, logits (N, C) and labels (N,), the classes numbered as in the data."""
+        found = {key: self.answers(run) for key, run in self.runs.items()}
         if POST_HOC in self.names:
             for seed in self.seeds:
                 logits, labels = found["none", seed]
@@ -170,7 +175,7 @@ class Study:
         """
         first = next(iter(self.lab.plan.studies))
         if len(self.seeds) == 1 and self.shape != first:
-            return Study(self.lab, first).noise(score, names)
+            return type(self)(self.lab, first).noise(score, names)
         trained = [name for name in ("none", *self.remedies) if name != POST_HOC]
         names = names or (trained if len(trained) > 1 else ["none", *self.remedies])
         return metrics.training_noise({name: self._by_seed(score, name) for name in names})
@@ -241,18 +246,18 @@ def conclusion(study: Study) -> list[str]:
     if gap is not None:
         run = study.runs[BALANCED, study.seeds[0]]
         missing = max(0, min(run.summary["train_images"], study.steps * run.config.batch_size) - int(counts.sum()))
-    told = [sentences_data.answer(float(counts.max() / counts.min()), gap, gains, missing)]
-    told.append(sentences_data.best_remedy(gains, len(study.seeds)))
+    told = [sentences_study.answer(float(counts.max() / counts.min()), gap, gains, missing)]
+    told.append(sentences_study.best_remedy(gains, len(study.seeds)))
     if len(gains) > 1:
-        told.append(sentences_data.as_good(best, study.behind_the_best()))
-    told.append(sentences_data.who_pays(gains, common, rare, study.group))
+        told.append(sentences_study.as_good(best, study.behind_the_best()))
+    told.append(sentences_study.who_pays(gains, common, rare, study.group))
     if POST_HOC in gains.index:
         trained = gains.drop(POST_HOC)
         top = metrics.best_gain(trained).name if len(trained) else None
         free = study.against(top).loc[POST_HOC].rename(top) if top else None
-        told.append(sentences_data.what_is_free(gains, free))
+        told.append(sentences_study.what_is_free(gains, free))
     if gap is not None:
-        told.append(sentences_data.price_of_imbalance(gap, gains, missing))
+        told.append(sentences_study.price_of_imbalance(gap, gains, missing))
     return told
 
 
