@@ -11,6 +11,7 @@ import torch
 from conftest import SMALL, speed_of
 
 from vitlab.analysis import (
+    sentences,
     sentences_comparison,
     sentences_costs,
     sentences_data,
@@ -20,7 +21,7 @@ from vitlab.analysis import (
     sentences_vit,
 )
 from vitlab.analysis.chart_parts import MOST_LABELS
-from vitlab.config import STUDIED, RunConfig
+from vitlab.config import STUDIED, LabConfig, RunConfig
 from vitlab.data.splits import Source
 from vitlab.lab.plan import Plan
 
@@ -292,7 +293,7 @@ def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
     assert "(seed 0). Validation is done with tokens really" in sentences_tokens.curves(lab_with(9), *kinds)
     text = sentences_tokens.curves(lab_with(0), *kinds)
     assert "(seed 0). DynamicViT's predictors learn at chapter 2's rates, its ViT at 0.005 times these; the" in text
-    assert text.endswith("the others at 0.2 times these.")
+    assert text.endswith("the others at 0.2 times these. Its loss is of answers with tokens drawn.")
     still = sentences_tokens.curves(lab_with(0), kinds[0], kinds[1].replace(frozen=0.17))
     assert "times these, and not at all in the first 0.17 of the training; the" in still
     several = lab_with(0)
@@ -375,13 +376,15 @@ def test_training_is_told_with_growing_images_where_they_grow() -> None:
 
 def test_predictors_are_held_against_random_tokens_for_the_same_weights() -> None:
     rows = pd.DataFrame([{"model": "DynamicViT", "accuracy": 0.8, "saved": 0.37, **FLAT}])
-    text = sentences_tokens.learned(rows, "500 validation images", found(0.05, 0.001), True)
+    pairs = pd.DataFrame([{"a": "DynamicViT", "b": "Random tokens", **found(-0.02, 0.001)}])
+    text = sentences_tokens.learned(rows, pairs, "500 validation images", found(0.05, 0.001), True)
     assert "**80.0%** of the test images correctly with 37% fewer" in text
     told = (
         "With the same trained weights, on 500 validation images, which also chose its epoch, its own choice is ahead"
     )
     assert told in text
-    text = sentences_tokens.learned(rows, "500 training images", found(0.05, 0.001), False)
+    assert "Each trained on with its own, on the test images, *DynamicViT* is ahead of *Random tokens* by 2.0" in text
+    text = sentences_tokens.learned(rows, pairs, "500 training images", found(0.05, 0.001), False)
     assert "on 500 training images, its own choice is ahead of random tokens" in text
 
 
@@ -451,14 +454,17 @@ def test_top_k_that_loses_more_than_chance_before_training_is_named() -> None:
 
 def test_fewer_tokens_are_faster_or_not() -> None:
     speed = pd.DataFrame(
-        {"speed_up": [1.2, 1.02, 0.9], "latency_ratio": [1.2, 1.3, 0.98]}, index=["Top-K", "EViT", "ToMe"]
-    ).assign(speed_up_spread=0.05, latency_ratio_spread=0.05)
+        {"speed_up": [1.2, 1.07, 0.9], "latency_ratio": [1.2, 1.3, 0.93]}, index=["Top-K", "EViT", "ToMe"]
+    ).assign(speed_up_spread=0.08, latency_ratio_spread=0.08)
     text = sentences_tokens.is_it_faster(speed)
     assert text.startswith("In batches *Top-K* is shown to be faster than the ViT with all tokens; for one image none")
     exact = speed.assign(speed_up_spread=0.01, latency_ratio_spread=0.01)
     text = sentences_tokens.is_it_faster(exact)
     assert "In batches *Top-K* and *EViT* are shown" in text
     assert text.endswith("; for one image *ToMe* is.")
+    small = sentences_tokens.is_it_faster(exact.assign(speed_up=1.04, latency_ratio=0.97))  # less than counts
+    assert "In batches none is" in small
+    assert small.endswith("; for one image none is.")
     assert "In batches all 3 ways to fewer are shown" in sentences_tokens.is_it_faster(speed.assign(speed_up=1.2))
 
 
@@ -691,3 +697,23 @@ def test_longer_and_larger_trainings_say_what_differs_and_what_it_brought(few: S
     assert "patches?** As large and trained as long, but for the tokenizer: " in patches
     for name, text in told.items():
         assert f"*{name}* is ahead of *{plan.longer[name][0]}* by 10.0 points" in text
+
+
+def test_inline_is_held_against_softmax_with_what_it_has_besides() -> None:
+    assert "that the softmax ViT lacks" in sentences_linear.like_with_like({("ViT", "InLine ViT"): WON})
+    pair = (sentences_linear.LOCAL, sentences_linear.LEAST)
+    text = sentences_linear.like_with_like({("ViT", "InLine ViT"): WON, pair: FLAT})
+    assert text.startswith("With the same local term on both sides, between *ViT with the local term* and *InLine ViT*")
+    assert pair in {(a, b) for a, b, _ in sentences_linear.CHANGES}
+
+
+def test_shapes_of_what_was_built_as_small_are_told(few: Source) -> None:
+    plan = Plan(LabConfig(equal_cost=["dynamic_vit", "linear_vit"]), few)
+    for chapter in ("03", "04"):
+        text = sentences.shapes(plan, chapter)
+        names = [name for name in plan.chapters[chapter] if ", as " in name]
+        assert len(names) == 2
+        for name in names:
+            c = plan.config(name)
+            assert f"*{name}*: {c.depth} blocks, width {c.dim}, MLP ratio {c.mlp_ratio:g}" in text
+    assert sentences.shapes(Plan(LabConfig(equal_cost=[]), few), "03") == ""

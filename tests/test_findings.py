@@ -26,6 +26,7 @@ RESULTS = pd.DataFrame(
         "images_per_second": [1000.0, 1000.0, 900.0, 1200.0],
         "latency_ms": [2.0, 2.0, 2.5, 3.0],
         "training_seconds": 60.0,
+        "epochs": 10,
         "seeds": 1,
     }
 )
@@ -209,10 +210,11 @@ def test_way_to_fewer_tokens_loses_least_of_those_without_a_loss() -> None:
 
 def test_linear_attention_pays_from_some_number_of_tokens_or_never() -> None:
     crossed, against = {"kernelised": 500.0, "Linformer": math.inf}, {"Linear ViT": {"difference": -0.05, "p": 0.01}}
-    rows = RESULTS.assign(images_per_second=[1000.0, 1000.0, 1050.0, 1200.0])
+    rows = RESULTS.assign(images_per_second=[1000.0, 1000.0, 1060.0, 1200.0])
     text = findings.linear(against, speed_of(rows, 0.1), crossed, (64, 4096), 128, 16)  # inside what is open
     assert "As a layer of width 128 alone, from about 500 tokens (*kernelised*)" in text
     assert "in the lab's own models, of 16 tokens, none is shown to beat softmax in batches, and *Linear ViT*" in text
+    assert "convolution" not in text
     against["Linear ViT"]["p"] = 0.5
     text = findings.linear(against, speed_of(rows, 0.01), {"kernelised": math.inf}, (64, 4096), 384, 16)
     assert "As a layer of width 384 alone, not up to 4,096 tokens" in text
@@ -328,7 +330,7 @@ def test_shortlist_says_of_how_many_seeds_a_score_is_the_mean() -> None:
     assert "seeds" not in findings.shortlist_caption(RESULTS, 16)
     some = RESULTS.assign(seeds=[3, 3, 1, 3])
     assert list(findings.shortlist_table(some)["seeds"]) == ["3", "3", "1", "3"]
-    assert "scores are means over a model's seeds. Images" in findings.shortlist_caption(some, 16)
+    assert "scores are means over a model's seeds; epochs include" in findings.shortlist_caption(some, 16)
 
 
 def test_unknown_cost_is_a_dash() -> None:

@@ -18,7 +18,7 @@ from vitlab.data.splits import Source
 from vitlab.errors import LabError
 from vitlab.lab import Lab, results
 from vitlab.lab.costs import Costs
-from vitlab.lab.results import check
+from vitlab.lab.results import FEW, check
 from vitlab.report import make
 from vitlab.runs import Run
 from vitlab.training.fit import fit
@@ -107,13 +107,20 @@ def test_crop_of_a_recipe_is_held_against_the_images_size(fresh: Lab) -> None:
 
 
 def test_lab_without_validation_images_says_so(few: Source) -> None:
-    assert not any("validation" in note for note in Lab(SMALL, few).notes)
+    assert not any("No image" in note for note in Lab(SMALL, few).notes)
     zeros = torch.nonzero(few.train.labels == 0)[:, 0]
     places = torch.cat([torch.nonzero(few.train.labels)[:, 0], zeros[:1]])  # one zero alone
     lab = Lab(SMALL, replace(few, train=few.train.take(places)))
     assert len(lab.data.val) == 0
     assert sum("No image is left for validation" in note for note in lab.notes) == 1
     assert not any("validation" in note for note in Lab(SMALL.replace(val_fraction=0), lab.source).notes)
+
+
+def test_few_validation_images_are_told_of(few: Source) -> None:
+    lab = Lab(SMALL.replace(val_fraction=0.05), few)
+    n = len(lab.data.val)
+    assert 0 < n < FEW
+    assert f"Only {n} validation images choose the epochs: one of them is worth {100 / n:.1f} points." in lab.notes
 
 
 def test_run_starts_from_the_run_that_its_configuration_names(done: Lab) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_study, sentences_tokens, sentences_vit
 from vitlab.analysis.findings import Speed
+from vitlab.config import RunConfig
 from vitlab.texts import markdown
 
 

@@ -192,6 +192,15 @@ def test_report_s_copy_is_scored_on_its_own_test_images_where_its_data_are_named
     assert (code, "own test images" in said) == (0, False)
 
 
+def test_images_that_it_was_trained_with_are_told_of(run: Run, colours: Path, tmp_path: Path) -> None:
+    shutil.copytree(colours / "train", tmp_path / "mine")
+    scores, _, remark = use.evaluate_run(run, str(tmp_path / "mine"))
+    assert f"{scores['n']} of these images are among those that it was trained with" in remark
+    shutil.rmtree(tmp_path / "mine")
+    shutil.copytree(colours / "test", tmp_path / "mine")
+    assert "trained with" not in use.evaluate_run(run, str(tmp_path / "mine"))[2]
+
+
 def test_copy_of_a_cifar10_run_scores_the_class_folders_that_are_named_not_its_own_images(
     run: Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

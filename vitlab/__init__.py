@@ -14,7 +14,7 @@ analysis/      sentences_tokens, sentences_linear  sentences_costs, sentences_co
 analysis/      plots, study_plots, pictures        theme, chart_parts  figure_data: the numbers of a chart
 analysis/      diagrams, drawing: SVG              typefaces   that have the letters of users' names
 analysis/      findings: the answers of page one
-lab/           plan: which runs a chapter makes    workers, cluster, costs, results; use: a trained model at work
+lab/           plan: which runs a chapter makes    workers, cluster, costs, noise, results; use: a trained model at work
 kernel         what a notebook's kernel offers     export, exercises  models as files; answers, checked
 report/        notebook: figures and prose         explorer, saving, kernels  make, title, render: notebooks to HTML
 report/        page, formulas, fonts: HTML         paper, pages: PDF

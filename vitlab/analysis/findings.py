@@ -1,7 +1,8 @@
 """The answers of page one: a sentence a question, each by a rule from what was measured.
 
 results: `tables.by_model`; pairs: `tables.pairs`; speed: `Lab.speed`. A difference counts where `metrics.shown` says
-so; a gain where its interval leaves zero out; a model is faster where its lead exceeds what the rounds leave open.
+so; a gain where its interval leaves zero out; a model is faster where its lead exceeds what the rounds leave open,
+and `timing.LEAD`.
 """
 
 import math
@@ -13,6 +14,7 @@ import pandas as pd
 from vitlab.analysis.complexity import EQUAL_COST
 from vitlab.analysis.metrics import best_gain, shown
 from vitlab.analysis.sentences import named
+from vitlab.analysis.sentences_linear import LEAST
 from vitlab.analysis.theme import own_words
 from vitlab.analysis.timing import above, below
 from vitlab.texts import signed, unit_of_time
@@ -222,6 +224,7 @@ def linear(
     """
     fewest, longest = measured
     text = f"**When does linear attention pay?** As a layer of width {width} alone,"
+    term = f"; *{LEAST}* has a local convolution besides" if LEAST in against else ""
     times = {name: speed(name, "ViT") for name in against}
     faster = [name for name, time in times.items() if above(*time)]
     slower = [name for name, time in times.items() if below(*time)]
@@ -239,7 +242,7 @@ def linear(
     clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
     if finite and finite[first] <= fewest:
         clock = f"at every size measured, from {fewest:,} tokens (*{first}*)"
-    return f"{text} {clock}; in the lab's own models, of {here} tokens, {pace}, {loses}."
+    return f"{text} {clock}; in the lab's own models, of {here} tokens, {pace}, {loses}{term}."
 
 
 def worth(results: pd.DataFrame, beside: dict[str, list[str]], speed: Speed) -> str:
@@ -301,6 +304,7 @@ def shortlist_caption(results: pd.DataFrame, batch: int) -> str:
     rows = shortlist(results)["model"]
     names = "".join(f"; {told}" for word, told in NAMES.items() if any(word in name for name in rows))
     names += "; scores are means over a model's seeds" if results["seeds"].max() > 1 else ""
+    names += "; epochs include those of the ViT that a model goes on from"
     return (
         f"**The models in short**, {_which(results)}, most accurate first{names}. Images a second in "
         f"batches of {batch}, latency of one. Chapter 6 has all, and how they were measured."
@@ -325,6 +329,7 @@ def shortlist_table(results: pd.DataFrame) -> pd.DataFrame:
     columns = {
         "accuracy, % (95% interval)": [f"{100 * v:.1f} ({100 * a:.1f} – {100 * b:.1f})" for v, a, b in intervals],
         **({"seeds": [*map(str, rows["seeds"])]} if results["seeds"].max() > 1 else {}),
+        "epochs": [*map(str, rows["epochs"])],
         "million parameters": known("parameters", ".2f", 1e-6),
         "million multiply-adds": known("macs", ",.1f", 1e-6),
         "images/s": known("images_per_second", ",.0f"),

@@ -263,9 +263,8 @@ def hero(frame: pd.DataFrame) -> Figure:
         _points(axis, known, known[column] / unit)
         costs = known.assign(cost=1 / known[column] if column == "images_per_second" else known[column])
         best = costs[on_frontier(costs, "cost")].sort_values(column)
-        axis.plot(
-            best[column] / unit, best["accuracy"], color=MUTED, linewidth=1, linestyle=":", zorder=0, label="frontier"
-        )
+        worse = "pre" if column == "images_per_second" else "post"  # between two on the frontier there is no model
+        axis.step(best[column] / unit, best["accuracy"], color=MUTED, ls=":", where=worse, zorder=0, label="frontier")
         axis.set(xlabel=label, xscale="log")
         wide = known[column].max() / known[column].min()
         axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide > 30 else (1, 2, 5) if wide > 4 else FINE))

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
+from vitlab.models.registry import MODELS
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
+    from vitlab.lab.plan import Plan
 
 
 def p_text(p: float) -> str:
@@ -53,6 +55,13 @@ def words(name: str) -> str:
 def expected(confirmed: bool) -> str:
     """How a sentence begins that holds an expectation against what was measured."""
     return "As expected" if confirmed else "Against the expectation"
+
+
+def shapes(plan: "Plan", chapter: str) -> str:
+    """For a caption: how the ViTs look that were built to cost as little as a lighter model of this chapter."""
+    small = {name: plan.config(name) for model, name in plan.equal_cost if MODELS[model].chapter == chapter}
+    told = [f"*{n}*: {c.depth} blocks, width {c.dim}, MLP ratio {c.mlp_ratio:g}" for n, c in small.items()]
+    return f" Built as small: {'; '.join(told)}." if told else ""
 
 
 def thin_lines(lab: "Lab") -> str:

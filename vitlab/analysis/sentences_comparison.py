@@ -94,13 +94,13 @@ def smaller_or_lighter(light: str, smaller: list[str], results: pd.DataFrame, pa
     """
     rows = results.set_index("model")
     other, better, *time = beside_smaller(light, smaller, results, pairs, speed)
+    seed = first_seed(results, light, other)
     scores = (f"{rows.loc[name, 'accuracy']:.1%}" for name in (other, light))
     work = (f"{rows.loc[name, 'macs'] / 1e6:,.2f}" for name in (other, light))
     cost = (
-        f"accuracy {' against '.join(scores)}, {' against '.join(work)} million multiply-adds, in batches "
-        f"{time[0]:.2f} times as many images a second"
+        f"accuracy{', each over its own seeds,' if seed else ''} {' against '.join(scores)}, {' against '.join(work)} "
+        f"million multiply-adds, in batches {time[0]:.2f} times as many images a second"
     )
-    seed = first_seed(results, light, other)
     if better == light:
         return f"**{light}** is a better choice{seed} than a smaller ViT (*{other}*: {cost})."
     if better == other:
@@ -193,10 +193,10 @@ def costs(lab: "Lab") -> str:
 def against_cost(images: int, seeds: int) -> str:
     dots = " Dots are single seeds, where a model has several." if seeds > 1 else ""
     return (
-        f"Accuracy with its 95% interval ({images:,} test images) against three kinds of cost, minutes of training "
-        "among them. Up and to the left is better; the dotted frontier joins the models that no other beats at the "
-        "same or a lower cost. Where intervals overlap widely, look at the paired tests below before preferring a "
-        f"model.{dots}"
+        f"Accuracy with its 95% interval ({images:,} test images) against three kinds of cost, the time of training "
+        "among them, which depends on what else the machine did. Up and to the left is better; the dotted frontier "
+        "joins the models that no other beats at the same or a lower cost. Where intervals overlap widely, look at the "
+        f"paired tests below before preferring a model.{dots}"
     )
 
 
@@ -221,7 +221,7 @@ def paired(lab: "Lab", pairs: int, images: int) -> str:
 def by_class(differences: pd.DataFrame) -> str:
     """differences: `tables.recall_differences`; of many classes the figure writes no numbers."""
     text = "Recall of each class by each model minus that of the ViT, in points"
-    tests = "(within the class, Holm over the figure)"
+    tests = "(within the class, with one chance of training for all classes, Holm over the figure)"
     found = f"{shown(differences).sum()} of {len(differences)}"
     if differences["class"].nunique() > MOST_LABELS:
         return f"{text}. Shown by tests {tests}: {found}."

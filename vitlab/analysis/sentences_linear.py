@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from vitlab.analysis.metrics import shown
-from vitlab.analysis.sentences import named, p_text, thin_lines, verdict
+from vitlab.analysis.sentences import named, p_text, shapes, thin_lines, verdict
 from vitlab.analysis.timing import above, below
 from vitlab.texts import markdown, signed
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vitlab.runs import Run
 
 LINEAR = ("Linear ViT", "Linformer ViT", "InLine ViT")  # the local terms apart, which are a control
-LEAST = "InLine ViT"  # expected to lose least
+LEAST, LOCAL = "InLine ViT", "ViT with the local term"  # expected to lose least, and softmax with what it has besides
 TWO_ORDERS = (
     "One product of three matrices in two orders, for one head of this chapter's models, drawn to scale but for sides "
     "too short for a letter. Softmax works on the weights, so that each of them has to be computed; without it keys "
@@ -35,8 +35,10 @@ CHANGES = (
     ("Linear ViT", "InLine ViT without its local term", INJECTIVE),
     ("InLine ViT without its local term", "InLine ViT", "local term, on InLine"),
     ("Linear ViT", "Linear ViT with the local term", "local term, on the kernel"),
-    ("ViT", "ViT with the local term", CONTROL),
-    ("ViT", "InLine ViT", "InLine for softmax, its local term included"),
+    ("ViT", LOCAL, CONTROL),
+    ("ViT", LEAST, "InLine for softmax, its local term included"),
+    (LOCAL, LEAST, "InLine for softmax, both with the local term"),
+    (LOCAL, "Linear ViT with the local term", "kernel for softmax, both with the local term"),
 )
 
 
@@ -75,7 +77,7 @@ def scores(lab: "Lab", tokens: int, k: int, batch: int) -> str:
     return (
         f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, a "
         f"CPU with one thread, latency at batch 1, images a second in batches of {batch}, medians; ratios in the text "
-        f"are taken within each round; MACs are multiply-adds). Linformer's k is {k}."
+        f"are taken within each round; MACs are multiply-adds). Linformer's k is {k}.{shapes(lab.plan, '04')}"
     )
 
 
@@ -168,7 +170,7 @@ def by_class(images: int, classes: int) -> str:
 def noticed(differences: pd.DataFrame) -> str:
     """Which classes notice; differences: `tables.recall_differences`."""
     clear = differences[shown(differences)]
-    tests = "the tests (within the class, Holm over all)"
+    tests = "the tests (within the class, with one chance of training for all classes, Holm over all)"
     text = f"Of these {len(differences)} differences to the ViT {tests} can show "
     if clear.empty:
         return f"{text}none."
@@ -199,6 +201,13 @@ def answer(against: dict[str, dict], speed: Ratios, wait: Ratios, tokens: int) -
         f"and {named(prompt) or 'none'} for one image"
     )
     return f"**{cost}; at our {tokens} tokens {pays}.**"
+
+
+def like_with_like(compared: dict[tuple[str, str], dict]) -> str:
+    """What is InLine's attention, and what its local term; compared: `tables.attentions`."""
+    if (LOCAL, LEAST) in compared:
+        return f"With the same local term on both sides, {verdict(f'*{LOCAL}*', f'*{LEAST}*', compared[LOCAL, LEAST])}."
+    return f"*{LEAST}* has a local term, a 3×3 convolution, that the softmax ViT lacks: its difference is that of both."
 
 
 def as_expected(against: dict[str, dict], among: dict[tuple[str, str], dict]) -> str:

@@ -258,9 +258,9 @@ def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:
 
 def unlike_batches(config: "RunConfig") -> str:
     """Why a sampler's loss is not quite that of class weights: what one image's loss owes to others of its batch."""
-    mixed = listed([name for name, of in (("MixUp", config.mixup), ("CutMix", config.cutmix)) if of])
-    norm = "batch norm in the tokenizer" if config.tokenizer != "patch" else ""
-    return " and ".join(filter(None, [norm, mixed]))
+    there = {"batch norm in the tokenizer": config.tokenizer != "patch", "MixUp": config.mixup, "CutMix": config.cutmix}
+    names = [name for name, used in there.items() if used]
+    return listed(names) if names else ""
 
 
 def same_gradient(difference: pd.Series, noise: pd.Series, config: "RunConfig") -> str:

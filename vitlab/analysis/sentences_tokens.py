@@ -8,7 +8,7 @@ import pandas as pd
 from vitlab import texts
 from vitlab.analysis.findings import Speed, paces
 from vitlab.analysis.metrics import LEVEL, holm, shown
-from vitlab.analysis.sentences import expected, named, p_text, thin_lines, verdict
+from vitlab.analysis.sentences import expected, named, p_text, shapes, thin_lines, verdict
 from vitlab.analysis.timing import above, below
 from vitlab.analysis.tokens import TRACED
 from vitlab.texts import signed
@@ -78,7 +78,7 @@ def curves(lab: "Lab", whole: "RunConfig", dynamic: "RunConfig") -> str:
     return (
         f"Trained on for {whole.budget} from {start} ({seeds}).{how} DynamicViT's predictors learn at chapter 2's "
         f"rates, its ViT at {dynamic.backbone_rate:.2g} times these{still}; the others at "
-        f"{whole.lr / dynamic.lr:.2g} times these.{thin_lines(lab)}"
+        f"{whole.lr / dynamic.lr:.2g} times these. Its loss is of answers with tokens drawn.{thin_lines(lab)}"
     )
 
 
@@ -91,6 +91,7 @@ def speeds(lab: "Lab", batch: int, smaller: "Sequence[RunConfig]") -> str:
         f"images ({lab.plan.seed_words}) against work and "
         f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of {lab.costs.rounds} rounds "
         "or more that take turns; × is a ratio to the first row within each round)."
+        f"{shapes(lab.plan, '03')}"
     )
 
 
@@ -208,19 +209,23 @@ def before(rows: pd.DataFrame) -> str:
     return f"Before it is trained on, a ViT can lose more by Top-K than by chance: {told}." if told else ""
 
 
-def learned(found: pd.DataFrame, images: str, chance: dict, validated: bool) -> str:
+def learned(found: pd.DataFrame, pairs: pd.DataFrame, images: str, chance: dict, validated: bool) -> str:
     """What DynamicViT reaches, and whether its predictors know more than chance gives.
 
-    found: `tables.reductions`; chance: `metrics.compare`, on `images`, of its trained weights with random tokens and
-    with those that it chooses; validated: whether these images also chose its epoch.
+    found: `tables.reductions`; pairs: `tables.pairs` of these ways; chance: `metrics.compare`, on `images`, of its
+    trained weights with random tokens and with those that it chooses; validated: whether these images also chose its
+    epoch.
     """
     row = found.set_index("model").loc[LEARNED]
     long = verdict("the ViT trained on for as long", "it", row.to_dict())  # corrected for all ways
     drawn = verdict("random tokens", "its own choice", chance)
+    [both] = pairs[pairs["a"].isin([LEARNED, BY_CHANCE]) & pairs["b"].isin([LEARNED, BY_CHANCE])].to_dict("records")
+    trained = verdict(f"*{both['a']}*", f"*{both['b']}*", both)
     return (
         f"DynamicViT answers **{row['accuracy']:.1%}** of the test images correctly with {row['saved']:.0%} fewer "
         f"multiply-adds: {long}. Did its predictors learn more than chance gives? With the same trained weights, on "
-        f"{images}{', which also chose its epoch' if validated else ''}, {drawn}."
+        f"{images}{', which also chose its epoch' if validated else ''}, {drawn}; but these weights know no other "
+        f"choice than their own. Each trained on with its own, on the test images, {trained}."
     )
 
 

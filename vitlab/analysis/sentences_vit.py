@@ -98,7 +98,7 @@ def recipe(config: "RunConfig") -> str:
     rate = f"learning rate {config.lr:g} at its peak"
     if config.optimizer == "muon":
         rate = f"learning rates {config.muon_lr:g} (Muon) and {config.lr:g} (AdamW) at their peaks"
-    text = f"Here: {OPTIMIZERS[config.optimizer]}, {rate}, {config.batch_size} images a batch."
+    text = f"Here: {OPTIMIZERS[config.optimizer]}, {rate}, {config.batch_size} images a batch; {_regularised(config)}."
     if not 0 < config.start_size < config.image_size:
         return text
     return (
@@ -108,13 +108,22 @@ def recipe(config: "RunConfig") -> str:
     )
 
 
+def _regularised(config: "RunConfig") -> str:
+    """What keeps weights small and answers modest."""
+    smoothing = f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "no label smoothing"
+    clip = f", gradients cut at length {config.clip:g}" if config.clip else ""
+    return f"weight decay {config.weight_decay:g}, {smoothing}{clip}; images are shifted and mirrored as chapter 1 says"
+
+
 def curves(lab: "Lab") -> str:
     kept = "The ring marks the epoch whose weights were kept; they alone meet the test set."
     seeds = lab.plan.seed_numbers(lab.plan.chapters["02"])
     what = "Loss and validation accuracy" if len(lab.data.val) else "Loss"
+    harder = len({config.cutout for config in lab.plan.chapters["02"].values()}) > 1
+    loss = " With Cutout images are harder, so that losses with and without it do not compare." if harder else ""
     return (
         f"{what} while training, by epoch and by the clock ({len(lab.data.train):,} images, "
-        f"{seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}{thin_lines(lab)}"
+        f"{seeds}). {kept if len(lab.data.val) else 'The last weights meet the test set.'}{loss}{thin_lines(lab)}"
     )
 
 
@@ -344,7 +353,7 @@ def at_equal_minutes(histories: dict[str, pd.DataFrame], seed: str = "") -> str:
     order = sorted(reached, key=lambda name: -reached[name])
     return (
         f"After {_clock(end)} of training{seed}, when the first of them was done, they classified of the validation "
-        "images: "
+        "images (each by its own clock, which ran beside whatever else the machine did): "
         + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
         + ". Those that went on had a learning rate that had not fallen to zero yet, which is worth points at the end."
     )

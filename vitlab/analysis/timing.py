@@ -24,6 +24,7 @@ ROUNDS = 7
 MORE = 1.5  # times the rounds at most
 SECONDS = 16.0  # a round, after which no further one is added: beside a busy program ratios never agree
 SPREAD = 0.08  # of a ratio, from which on more rounds are made
+LEAD = 0.05  # from which on a model is called faster: a token more, or where an array lies, is worth less than that
 
 
 def seconds(work: Callable[[], object], at_least: float = 0.2, repeats: int = 5) -> tuple[float, float, float]:
@@ -102,13 +103,13 @@ def ratio(values: Sequence[float], reference: Sequence[float], together: bool = 
 
 
 def above(ratio: Any, off: Any) -> Any:
-    """Whether a ratio, which may be `off` by so much of it, is above 1; of numbers or columns."""
-    return ratio > 1 + off
+    """Whether a ratio, which may be `off` by so much of it, is above 1, by `LEAD` or more; of numbers or columns."""
+    return ratio > 1 + np.maximum(off, LEAD)
 
 
 def below(ratio: Any, off: Any) -> Any:
-    """Whether it is below 1."""
-    return ratio * (1 + off) < 1
+    """Whether it is below 1, by as much."""
+    return ratio * (1 + np.maximum(off, LEAD)) < 1
 
 
 def _quartiles_apart(values: pd.Series) -> float:

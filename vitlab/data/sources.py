@@ -156,11 +156,20 @@ def _notes_of_hold_out(test: Split, classes: tuple[str, ...]) -> list[str]:
     )
 
 
+def digests_of(images: Tensor) -> np.ndarray:
+    """(N, C, H, W) uint8 -> (N,) a number for each image, equal where all pixels are."""
+    return np.array([hashlib.blake2b(image.numpy(), digest_size=8).digest() for image in images]).view(np.uint64)
+
+
+def at_hand(config: Common) -> bool:
+    """Whether the configured data set is on this machine: nothing has to be downloaded for it."""
+    root = absolute(config.data_dir or "data/cifar10")
+    return config.dataset == "digits" or (root.is_dir() if config.dataset == "folder" else _batches(root) is not None)
+
+
 def _numbered(parts: dict[str, Split]) -> dict[str, Tensor]:
     """Part -> (N,) a number for each picture; equal where all pixels are, as the models see them."""
-    digests = np.array(
-        [hashlib.blake2b(image.numpy(), digest_size=8).digest() for part in parts.values() for image in part.pool]
-    ).view(np.uint64)
+    digests = np.concatenate([digests_of(part.pool) for part in parts.values()])
     numbers = torch.from_numpy(np.unique(digests, return_inverse=True)[1]).split([len(part) for part in parts.values()])
     return dict(zip(parts, numbers, strict=True))
 

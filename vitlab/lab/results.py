@@ -22,6 +22,7 @@ from vitlab.files import absolute, code_digest
 from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import cluster, workers
 from vitlab.lab.costs import Costs
+from vitlab.lab.noise import TrainingNoise
 from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import MODELS, build_model
 from vitlab.neighbours import give_way
@@ -34,11 +35,7 @@ from vitlab.training.progress import Budget
 from vitlab.training.session import CODE, RunSession
 
 Key = TypeVar("Key")
-SCORES = {  # of a run's summary["test"]
-    "accuracy": lambda test: test["accuracy"],
-    "macro_f1": lambda test: test["f1"]["macro"],
-    "recall": lambda test: test["per_class"]["recall"],
-}
+FEW = 100  # validation images from which on the best epoch is more than chance
 DATA_NAMES = {"digits": "handwritten digits (scikit-learn)", "cifar10": "CIFAR-10"}
 
 
@@ -114,6 +111,9 @@ class Lab:
                 "No image is left for validation, as a class has no two pictures of its own to part: every model keeps "
                 "its last epoch, not its best."
             )
+        if 0 < len(self.data.val) < FEW:
+            one = f"one of them is worth {100 / len(self.data.val):.1f} points"
+            notes.append(f"Only {len(self.data.val)} validation images choose the epochs: {one}.")
         return notes
 
     @property
@@ -326,36 +326,13 @@ class Lab:
         noise = {score: self.training_noise(a, b, score) for score in ("accuracy", "macro_f1")}
         return metrics.compare(first, second, labels, self._draw, noise)
 
-    def training_noise(self, a: str, b: str, score: str) -> tuple[float, float]:
-        """`metrics.training_noise` of a score, "accuracy", "macro_f1" or "recall", for models like a and b.
-
-        Pooled over the models with several seeds, of chapter 02 and of theirs, that begin as these do: at the start, or
-        from another run's weights (`metrics.mixed_noise` of one and the other). A run from elsewhere has a seed of its
-        own, so that seeds are no blocks.
-        """
-        chapters = frozenset({"02", *(self.plan.chapter_of(name) for name in (a, b) if name not in self.extra)})
-        kinds, blocks = {self._goes_on(name) for name in (a, b)}, not {a, b} & self.extra.keys()
-        found = [self._noise_of(goes_on, chapters, score, blocks) for goes_on in sorted(kinds)]
-        known = [noise for noise in found if math.isfinite(noise[1])]
-        return metrics.mixed_noise(*known) if len(known) > 1 else (known or found)[0]
-
-    def _noise_of(self, goes_on: bool, chapters: frozenset[str], score: str, blocks: bool) -> tuple[float, float]:
-        key = goes_on, chapters, score, blocks
-        if key not in self._noise:
-            names = [name for chapter in sorted(chapters) for name in self.plan.chapters[chapter]]
-            several = [n for n in names if len(self.plan.repeats[n]) > 1 and self._goes_on(n) == goes_on]
-            scores = {n: [SCORES[score](run.summary["test"]) for run in self.load_seeds(n)] for n in several}
-            self._noise[key] = metrics.training_noise(scores, blocks) if scores else (0.0, math.inf)
-        return self._noise[key]
-
-    def _goes_on(self, name: str) -> bool:
-        """Whether a model's training begins with another run's weights."""
-        config = self.extra[name].config if name in self.extra else self.plan.config(name)
-        return bool(getattr(config, "init_from", ""))
-
     @cached_property
-    def _noise(self) -> dict[tuple, tuple[float, float]]:
-        return {}
+    def _noise(self) -> TrainingNoise:
+        return TrainingNoise(self)
+
+    def training_noise(self, a: str, b: str, score: str) -> tuple[float, float]:
+        """`metrics.training_noise` for two models, "accuracy", "macro_f1" or "recall": `TrainingNoise.of`."""
+        return self._noise.of(a, b, score)
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""

@@ -18,7 +18,7 @@ from vitlab.config import LabConfig, parse
 from vitlab.data.batches import to_float
 from vitlab.data.decode import decode
 from vitlab.data.folders import evaluated
-from vitlab.data.sources import load_source, recognised
+from vitlab.data.sources import at_hand, digests_of, load_source, recognised
 from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
 from vitlab.files import absolute, expanded
@@ -108,7 +108,18 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
         notes.append(f"The folder has no images of {', '.join(absent)}; means leave these classes out.")
     if found.parts["test"] != root:
         notes.insert(0, f"Scored is {found.relative(found.parts['test'])} alone.")
+    if not copied and (learned := _learned_from(run, pools["test"])):
+        notes.insert(0, f"{learned:,} of these images are among those that it was trained with: scores are too good.")
     return metrics.scores(logits, labels), _rows(run, files, labels, logits), " ".join([*found.notes, *notes])
+
+
+def _learned_from(run: Run, images: Tensor) -> int:
+    """How many of (N, 3, S, S) uint8 images a run was trained or validated with; 0 where its data are gone."""
+    if run.record["channels"] == 1 or not at_hand(run.config):
+        return 0
+    data = split(load_source(run.config), run.config)
+    own = np.concatenate([digests_of(part.images) for part in (data.train, data.val)])
+    return int(np.isin(digests_of(images), own).sum())
 
 
 @torch.inference_mode()
