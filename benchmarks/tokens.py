@@ -177,18 +177,17 @@ class Bench:
         for tokenizer in self.tokenizers:
             runs = self.trained(self.starts(tokenizer))
             whole = self.scores(runs)
-            config, costs = runs[0].config.replace(keep_ratio=self.params.keep_ratio), self.labs[0].costs
+            config, costs = self.starts(tokenizer)[0], self.labs[0].costs
             full, rows, curves = tokens.work(config, costs)["block_macs"], [], []
             for title, changes in ways(config).items():
-                scores = []
+                scores, fewer = [], config.replace(**changes)
                 for lab, run in zip(self.labs, runs, strict=True):
-                    options = {"keep_ratio": self.params.keep_ratio} | changes
-                    model = tokens.reduced(run, **{"name" if k == "model" else k: v for k, v in options.items()})
-                    scores.append(self.accuracy(lab, model, run.config.replace(**options)))
+                    model = tokens.reduced(run, fewer)
+                    scores.append(self.accuracy(lab, model, fewer))
                     if title in tokens.untrained():
-                        frame, _ = tokens.at_ratios(model, lab.data.val, run.config.replace(**options), RATIOS, costs)
+                        frame, _ = tokens.at_ratios(model, lab.data.val, fewer, RATIOS, costs)
                         curves.append(frame.assign(method=title))
-                work = tokens.work(config.replace(**options), costs)["block_macs"]
+                work = tokens.work(fewer, costs)["block_macs"]
                 rows.append({"method": title, "blocks' MACs": f"{work / full:.1%}", **lost(scores, whole)})
             show(f"As it is: {tokenizer} tokenizer, all tokens {percent(whole)}", rows)
             self.half_a_point(pd.concat(curves), full, float(np.mean(whole)))

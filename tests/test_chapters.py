@@ -717,3 +717,17 @@ def test_shapes_of_what_was_built_as_small_are_told(few: Source) -> None:
             c = plan.config(name)
             assert f"*{name}*: {c.depth} blocks, width {c.dim}, MLP ratio {c.mlp_ratio:g}" in text
     assert sentences.shapes(Plan(LabConfig(equal_cost=[]), few), "03") == ""
+
+
+def test_departures_from_what_was_published_are_told() -> None:
+    published = RunConfig(preset="tiny")
+    assert sentences_tokens.departures(published, RunConfig()) == ""
+    changed = published.replace(stages=[2, 3, 4], backbone_rate=0.2, frozen=0.0, settle=0.33)
+    text = sentences_tokens.departures(changed, RunConfig())
+    for words in (
+        "its ViT learns at 0.2 times the predictors' rate instead of 0.01; from the first step on, instead",
+        "in the last 33% the best-scored tokens stay",
+        "stand before blocks 3, 4 and 5, not 2, 4 and 5.",
+    ):
+        assert words in text
+    assert sentences_tokens.departures(published.replace(stages=[1, 3, 4]), RunConfig()) == ""  # those that it has

@@ -117,7 +117,9 @@ def test_longest_tokens_are_those_that_a_trained_model_keeps(
     exec(check, namespace)
     weights = {name: value for name, value in run.weights().items() if not name.startswith("predictors.")}
     plain = SimpleNamespace(config=run.config, classes=run.classes, record=run.record, weights=lambda: weights)
-    by_length = predict(tokens.reduced(plain, "topk_vit", salience="norm"), part, run.config)
+    by_length = predict(
+        tokens.reduced(plain, plain.config.replace(model="topk_vit", salience="norm")), part, run.config
+    )
     share = metrics.accuracy(metrics.tally(by_length.numpy(), part.labels.numpy()))
     assert f"longest tokens: {share:.1%} of the validation images" in capsys.readouterr().out
     torch.testing.assert_close(predict(namespace["longest"], part, run.config), by_length)

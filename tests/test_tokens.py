@@ -16,10 +16,13 @@ from vitlab.models.registry import reductions
 @pytest.mark.parametrize("name", reductions().values())
 def test_trained_vit_can_be_reduced_as_it_is(name: str, done: Lab) -> None:
     run = done.load(done.plan.backbone)
-    model, images = tokens.reduced(run, name, keep_ratio=1.0), to_float(done.data.val.images).to("cpu")
+    model = tokens.reduced(run, run.config.replace(model=name, keep_ratio=1.0))
+    images = to_float(done.data.val.images).to("cpu")
     torch.testing.assert_close(model.cpu()(images), run.model().cpu()(images), atol=1e-5, rtol=1e-5)
     model.keep_ratio = 0.5
     assert not torch.allclose(model(images), run.model().cpu()(images))
+    later = tokens.reduced(run, run.config.replace(model=name, stages=[run.config.depth - 1]))
+    assert later.stages == [run.config.depth - 1]  # whatever the ViT's own configuration says
 
 
 def test_only_dynamic_vit_has_something_to_learn() -> None:
@@ -130,7 +133,7 @@ def test_curve_without_all_tokens_begins_at_the_vit_itself() -> None:
 
 def test_weights_trained_with_predictors_can_be_read_with_random_tokens(done: Lab) -> None:
     dynamic = done.load("DynamicViT")
-    weights = tokens.reduced(dynamic, "random_vit").state_dict()
+    weights = tokens.reduced(dynamic, dynamic.config.replace(model="random_vit")).state_dict()
     assert all(torch.equal(weights[n], w) for n, w in dynamic.weights().items() if not n.startswith("predictors."))
 
 

@@ -11,6 +11,7 @@ from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, named, p_text, shapes, thin_lines, verdict
 from vitlab.analysis.timing import above, below
 from vitlab.analysis.tokens import TRACED
+from vitlab.models.reduce import stages_of
 from vitlab.texts import signed
 
 if TYPE_CHECKING:
@@ -80,6 +81,26 @@ def curves(lab: "Lab", whole: "RunConfig", dynamic: "RunConfig") -> str:
         f"rates, its ViT at {dynamic.backbone_rate:.2g} times these{still}; the others at "
         f"{whole.lr / dynamic.lr:.2g} times these. Its loss is of answers with tokens drawn.{thin_lines(lab)}"
     )
+
+
+def departures(config: "RunConfig", published: "RunConfig") -> str:
+    """Which departures of DynamicViT from its publication are switched on; "" where none is.
+
+    published: a configuration with what was published for the rates.
+    """
+    told = []
+    if config.backbone_rate != published.backbone_rate:
+        usual = f"instead of {published.backbone_rate:.2g}"
+        told.append(f"its ViT learns at {config.backbone_rate:.2g} times the predictors' rate {usual}")
+    if config.frozen != published.frozen:
+        still = f"only after {config.frozen:.0%} of the training" if config.frozen else "from the first step on"
+        told.append(f"{still}, instead of after {published.frozen:.0%}")
+    if config.settle:
+        told.append(f"in the last {config.settle:.0%} the best-scored tokens stay, and none are drawn")
+    if (stages := stages_of(config.depth, config.stages)) != (usual := stages_of(config.depth)):
+        blocks, others = (texts.listed(str(stage + 1) for stage in of) for of in (stages, usual))
+        told.append(f"its stages, and those of all ways, stand before blocks {blocks}, not {others}")
+    return f"Departures from DynamicViT as published that are switched on: {'; '.join(told)}." if told else ""
 
 
 def speeds(lab: "Lab", batch: int, smaller: "Sequence[RunConfig]") -> str:

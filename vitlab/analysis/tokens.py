@@ -30,16 +30,15 @@ def untrained() -> dict[str, str]:
     return {title: name for title, name in reductions().items() if not hasattr(MODELS[name].build, "pace")}
 
 
-def reduced(backbone: "Run", name: str, **changes: Any) -> nn.Module:
-    """The trained ViT of a run with another model's way to fewer tokens, without training; predictors are fresh.
+def reduced(backbone: "Run", config: RunConfig) -> nn.Module:
+    """The trained ViT of a run with the way to fewer tokens of `config`, without training; predictors are fresh.
 
-    Those of a run that has some are left out.
+    Those of a run that has some are left out. Of stages and keep ratio a ViT's own configuration may say something
+    else: nothing depended on them when it was trained.
     """
-    model = build_model(
-        backbone.config.replace(model=name, **changes), len(backbone.classes), backbone.record["channels"]
-    )
+    model = build_model(config, len(backbone.classes), backbone.record["channels"])
     start_from(model, {name: w for name, w in backbone.weights().items() if not name.startswith("predictors.")})
-    return model.to(device(backbone.config.device)).eval()
+    return model.to(device(config.device)).eval()
 
 
 def at_ratios(
