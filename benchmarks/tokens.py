@@ -66,9 +66,8 @@ def ways(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def departures(params: LabConfig, depth: int) -> dict[str, dict[str, Any]]:
-    """Name -> changes of DynamicViT's configuration, one at a time, then together."""
-    rate = min(1.0, params.fine_tune_lr / params.lr)
-    stages = params.stages or stages_of(depth)
+    """Name -> changes of DynamicViT's configuration: as published, one departure at a time, all, and the profile's."""
+    rate, stages = min(1.0, params.fine_tune_lr / params.lr), stages_of(depth)
     later = sorted({min(stage + 1, depth - 1) for stage in stages})
     fewer = f" ({len(later)} instead of {len(stages)})" if len(later) < len(stages) else ""  # in a ViT of few blocks
     alone = {
@@ -79,8 +78,14 @@ def departures(params: LabConfig, depth: int) -> dict[str, dict[str, Any]]:
         "best tokens, no draw, in the last third": {"settle": 0.33},
         "never a draw": {"settle": 1.0},
     }
-    mended = {"backbone_rate": rate, "frozen": 0.0, "ema": 0.99, "settle": 0.33}
-    return {"as published": {}} | alone | {"rates, EMA and no draw together": mended}
+    mended = {"backbone_rate": rate, "frozen": 0.0, "settle": 0.33}
+    together = {"rates and no draw together": mended, "and stages a block later": mended | {"stages": later}}
+    published = {
+        name: getattr(RunConfig(), name) for name in ("backbone_rate", "frozen", "settle", "stages", "keep_ratio")
+    }
+    rows = {"as published": published} | {title: published | changes for title, changes in (alone | together).items()}
+    own = any(getattr(params, name) != value for name, value in published.items())
+    return rows | ({"as this profile has it": {}} if own else {})
 
 
 def call_of(model: nn.Module, images: Tensor) -> Callable[[], object]:
@@ -223,9 +228,13 @@ class Bench:
     def ablation(self) -> None:
         for tokenizer in self.tokenizers:
             whole, rows = self.yardstick[tokenizer], []
+            full = tokens.work(self.starts(tokenizer)[0], self.labs[0].costs)["block_macs"]
             for title, changes in self.named(tokenizer)["ablation"].items():
                 runs = self.trained(self.on_from(tokenizer, **changes))
-                rows.append({"DynamicViT": title, **lost(self.scores(runs), whole)})
+                work = tokens.work(runs[0].config, self.labs[0].costs)["block_macs"]
+                rows.append(
+                    {"DynamicViT": title, "blocks' MACs": f"{work / full:.1%}", **lost(self.scores(runs), whole)}
+                )
             show(f"DynamicViT, one departure at a time, {tokenizer} tokenizer", rows)
 
     @torch.inference_mode()

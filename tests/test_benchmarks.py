@@ -150,9 +150,22 @@ def test_every_row_of_tokens_is_a_run_of_its_own(profile: Path, few: Source) -> 
     params = load_params(profile, {"dataset": "digits"})
     bench = script("tokens").Bench.__new__(script("tokens").Bench)
     bench.params, bench.labs = params, [Lab(params, few)]
-    for table, size in {"trained on": 7, "ablation": 8}.items():
-        runs = [bench.on_from("conv", **changes)[0] for changes in bench.named("conv")[table].values()]
-        assert len({str(identity(config, "data")) for config in runs}) == len(runs) == size
+    for table, size in {"trained on": 7, "ablation": 9}.items():
+        named = bench.named("conv")[table]
+        runs = [bench.on_from("conv", **changes)[0] for changes in named.values()]
+        assert len({str(identity(config, "data")) for config in runs}) == len(runs)
+        assert len(runs) - ("as this profile has it" in named) == size
+
+
+def test_ablation_of_dynamic_vit_begins_as_published_whatever_the_profile_has(few: Source) -> None:
+    params = load_params(ROOT / "params" / "quick.yaml", {"keep_ratio": 0.5, "backbone_rate": 0.2, "stages": [2, 3]})
+    rows = script("tokens").departures(params, 6)
+    assert rows["as published"] == {
+        "backbone_rate": 0.01, "frozen": 0.17, "settle": 0.0, "stages": [], "keep_ratio": 0.7,
+    }  # fmt: skip
+    assert rows["backbone never frozen"] == rows["as published"] | {"frozen": 0.0}
+    assert rows["and stages a block later"]["stages"] == [2, 4, 5]
+    assert rows["as this profile has it"] == {}
 
 
 SMALL_PROFILE = """
