@@ -113,3 +113,14 @@ def test_a_picture_has_no_numbers() -> None:
     figure, [[axis]] = theme.canvas()
     axis.imshow(np.zeros((4, 4)))
     assert data_of(figure).empty
+
+
+def test_ends_of_error_bars_are_kept_whatever_they_stand_at() -> None:
+    figure, axes = plt.subplots()
+    axes.bar([0, 1], [3.0, 5.0], yerr=[0.5, 1.0])
+    axes.errorbar([2], [4.0], yerr=[0.25], fmt="none")
+    rows = data_of(figure)
+    assert rows[["x", "y", "low", "high"]].to_numpy().tolist() == [
+        [0, 3.0, 2.5, 3.5], [1, 5.0, 4.0, 6.0], [2, 4.0, 3.75, 4.25],
+    ]  # fmt: skip
+    assert not any(str(name).startswith("_") for name in rows.get("series", []))

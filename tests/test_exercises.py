@@ -140,6 +140,8 @@ def test_fault_of_the_reader_is_told_and_ends_nothing(capsys: pytest.CaptureFixt
 
 
 def test_what_is_to_be_broken_must_be_there() -> None:
+    with pytest.raises(LabError, match=r"there is no vitlab/vit\.py: name the file by its place"):
+        exercises.tests_that_notice("vit.py", "softmax", "", "test_vit.py")
     with pytest.raises(LabError, match="does not hold 'softmx'"):
         exercises.tests_that_notice("models/vit.py", "softmx", "", "test_vit.py")
 

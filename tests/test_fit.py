@@ -492,8 +492,24 @@ def test_predictions_do_not_depend_on_how_images_are_batched(tiny: RunConfig, fe
 
 def test_parameters_of_a_lab_are_no_recipe_and_the_sentence_says_what_is(few: Source, tiny: RunConfig) -> None:
     data = split(few, tiny)
-    with pytest.raises(LabError, match=r"lab.params.recipe\(epochs=10\) makes one, and no LabConfig"):
+    with pytest.raises(LabError, match=r"a recipe, as lab.params.recipe\(epochs=10\), and got LabConfig"):
         fit(nn.Linear(2, 2), data, LabConfig())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": Net}, r"a module, as MyNet\(\), and not the class MyNet, and got Net"),
+        ({"data": "lab"}, "data, as lab.data, and got str"),
+        ({"session": "lab"}, r"a session, as lab.session\(model, recipe\), and got str"),
+        ({"teacher": Net}, "a module as teacher, as one that is trained, and got Net"),
+        ({"teacher": nn.Linear(2, 2)}, r"Net has no method terms\(images, teacher\)"),
+    ],
+)
+def test_what_fit_cannot_take_is_said_before_any_work(changes: dict, words: str, few: Source, tiny: RunConfig) -> None:
+    arguments = {"model": Net(), "data": split(few, tiny), "recipe": RECIPE} | changes
+    with pytest.raises(LabError, match=words):
+        fit(**arguments)
 
 
 # ---------------------------------------------------------------- from the weights of another run

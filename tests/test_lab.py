@@ -116,6 +116,14 @@ def test_lab_without_validation_images_says_so(few: Source) -> None:
     assert not any("validation" in note for note in Lab(SMALL.replace(val_fraction=0), lab.source).notes)
 
 
+def test_module_of_ones_own_sees_whole_images_and_takes_a_recipe(fresh: Lab) -> None:
+    grows = Lab(fresh.params.replace(image_size=8, start_size=4, patch_size=2), fresh.source)
+    assert grows.params.recipe(epochs=1).start_size == 0
+    assert grows.params.recipe(epochs=1, start_size=4).start_size == 4
+    with pytest.raises(LabError, match=r"lab\.session takes a module and its recipe"):
+        fresh.session(nn.Linear(2, 2), fresh.params.run(epochs=1))
+
+
 def test_few_validation_images_are_told_of(few: Source) -> None:
     lab = Lab(SMALL.replace(val_fraction=0.05), few)
     n = len(lab.data.val)

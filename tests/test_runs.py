@@ -186,6 +186,17 @@ def test_damage_of_whatever_kind_is_passed_over(
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", bytes(1000), b"garbage" * 100])
 def test_file_that_is_no_checkpoint_is_passed_over(content: bytes, tmp_path: Path) -> None:
+    check_passed_over(content, tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.001, 0.01, 0.03, 0.1, 0.5, 0.9, 0.999])
+def test_checkpoint_cut_anywhere_is_passed_over(share: float, tmp_path: Path) -> None:
+    torch.save({"step": 2, "weights": torch.zeros(100_000)}, tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    check_passed_over(whole[: round(share * len(whole))], tmp_path)
+
+
+def check_passed_over(content: bytes, tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.save_checkpoint({"step": 1})
     run.save_checkpoint({"step": 2})

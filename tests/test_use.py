@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from vitlab.config import RunConfig
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source
 from vitlab.export import export
-from vitlab.lab import use
+from vitlab.lab import Lab, use
 from vitlab.runs import Run
 
 
@@ -199,6 +200,46 @@ def test_images_that_it_was_trained_with_are_told_of(run: Run, colours: Path, tm
     shutil.rmtree(tmp_path / "mine")
     shutil.copytree(colours / "test", tmp_path / "mine")
     assert "trained with" not in use.evaluate_run(run, str(tmp_path / "mine"))[2]
+
+
+def test_train_says_what_was_done_to_the_data_and_begins_with_what_others_go_on_from(
+    command: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained = []
+    done = SimpleNamespace(summary={"test": {"accuracy": 0.5}}, path=tmp_path)
+    monkeypatch.setattr(Lab, "train_one", lambda _, config: trained.append(config.model) or done)
+    code, said, _ = command("train", "--params", "quick", "--run", "ToMe", "ViT, conv tokenizer")
+    assert code == 0
+    assert trained == ["vit", "tome_vit"]
+    assert "note: The same 13 people" in said
+
+
+def test_own_folder_that_has_changed_is_scored_as_any_other(
+    colours: Path, tiny: RunConfig, train: Callable[..., Run], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(colours, tmp_path / "mine")
+    config = tiny.replace(dataset="folder", data_dir=str(folder), epochs=1)
+    run = train(config, load_source(config))
+    shutil.copy(folder / "test" / "red" / "0.png", folder / "test" / "red" / "new.png")
+    scores, _, remark = use.evaluate_run(run, str(folder))
+    assert scores["n"] == 21
+    assert "own test images" not in remark
+    (folder / "train" / "red" / "0.png").write_bytes(b"broken")
+    scores, _, remark = use.evaluate_run(run, str(colours))
+    assert scores["n"] == 20
+    assert "Whether it was trained with some of them cannot be told: " in remark
+
+
+def test_answers_of_an_earlier_evaluation_are_kept(run: Run, colours: Path, command: Callable, tmp_path: Path) -> None:
+    for name in ("", "-2", "-3"):
+        assert command("evaluate", run.path, "--data", colours / "test")[1].endswith(
+            f"{run.path.name}-test{name}.csv\n"
+        )
+    (tmp_path / "precious.txt").write_text("mine")
+    code, _, told = command("evaluate", run.path, "--csv", tmp_path / "precious.txt")
+    assert code == 1
+    assert "precious.txt exists already: name another file with --csv" in told
+    assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
 def test_copy_of_a_cifar10_run_scores_the_class_folders_that_are_named_not_its_own_images(

@@ -13,6 +13,7 @@
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -42,9 +43,12 @@ def train(arguments: argparse.Namespace) -> None:
         lab = Lab.of(params)
     try:
         configs = {name: lab.plan.config(name) for name in arguments.run}  # a misspelt one stops all before any work
+        if state is None or state.is_main_process:
+            for note in lab.notes:
+                print(f"note: {note}")
         if params.cluster:
             lab.train(configs)
-        for name, config in configs.items():
+        for name, config in sorted(configs.items(), key=lambda named: bool(named[1].init_from)):  # starts come first
             run = lab.train_one(config)
             if state is None or state.is_main_process:
                 print(f"{name}: test accuracy {run.summary['test']['accuracy']:.1%}, in {run.path}")
@@ -81,10 +85,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from vitlab.lab.use import confusion, evaluate_run, find_run
 
     run = find_run(arguments.run)
+    path = arguments.csv
+    if path is None:
+        stem = f"{run.path.name}-{Path(arguments.data).resolve().name if arguments.data else 'test'}"
+        numbered = (Path(f"{stem}{f'-{n}' if n > 1 else ''}.csv") for n in itertools.count(1))
+        path = next(name for name in numbered if not name.exists())
+    elif path.exists():
+        raise LabError(f"{path} exists already: name another file with --csv")
     scores, rows, remark = evaluate_run(run, arguments.data)
-    path = arguments.csv or Path(
-        f"{run.path.name}-{Path(arguments.data).resolve().name if arguments.data else 'test'}.csv"
-    )
     with writing(path, "--csv FILE") as temporary:
         rows.to_csv(temporary, index=False)
     low, high = (100 * end for end in scores["interval"])

@@ -358,10 +358,10 @@ class LabConfig(Common):
         return parse(RunConfig, {name: getattr(self, name) for name in Common.model_fields} | _with_shape(changes))
 
     def recipe(self, **changes: Any) -> Recipe:
-        """How this lab trains a model, for a module of your own, with `changes`."""
-        recipe = parse(Recipe, {name: getattr(self, name) for name in Training.model_fields} | changes)
+        """How this lab trains a module of your own, with `changes`; images grow only where these say so."""
+        own = {name: getattr(self, name) for name in Training.model_fields.keys() - {"start_size"}}
         self.run(**changes)  # a recipe alone does not know the size of the images, which a crop may not exceed
-        return recipe
+        return parse(Recipe, own | changes)
 
     @classmethod
     def help(cls) -> dict[str, str]:

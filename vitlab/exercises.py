@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 def check(exercise: str, *answer: Any) -> bool:
     """Print whether the answer to an exercise, "2.1", is right, and if not what is missing; returns whether it is."""
+    exercise = str(exercise)  # a number means the same
     if exercise not in CHECKS:
         raise LabError(f"there is no exercise {exercise!r}: there are {', '.join(CHECKS)}")
     try:
@@ -106,6 +107,8 @@ def trained_against(lab: "Lab", attention: type[nn.Module], epochs: int = 3) -> 
 
 def tests_that_notice(file: str, old: str, new: str, tests: str) -> list[str]:
     """Names of the tests in tests/<tests> that fail once `old` is replaced by `new` in a copy of vitlab/<file>."""
+    if not (ROOT / "vitlab" / file).is_file():
+        raise LabError(f"there is no vitlab/{file}: name the file by its place in vitlab, as models/vit.py")
     source = (ROOT / "vitlab" / file).read_text(encoding="utf-8")
     if old not in source:
         raise LabError(f"vitlab/{file} does not hold {old!r}: copy it from there")

@@ -38,6 +38,7 @@ DAMAGE = (
     SafetensorError,
     YAMLError,
 )
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)  # what else a reader says of a file, it says of what is in it
 WRITERS_OF_TORCH = ("PytorchStreamWriter", "inline_container", "unexpected pos")
 
 
@@ -97,7 +98,7 @@ def reading(path: Path, cure: str) -> Iterator[Path]:
     except FileNotFoundError:
         raise LabError(f"{path} is missing: {cure}") from None
     except (OSError, *DAMAGE) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # without one it is bz2's, of what it cannot unpack
+        if isinstance(error, OSError) and error.errno in UNREADABLE:
             raise LabError(f"cannot read {path} ({error.strerror}): check its permissions, or {cure}") from None
         raise LabError(f"{path} is empty or damaged ({type(error).__name__}): {cure}") from None
 

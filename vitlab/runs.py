@@ -24,7 +24,7 @@ from vitlab.data.batches import to_float
 from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
-from vitlab.files import DAMAGE, copy, reading, writing
+from vitlab.files import DAMAGE, UNREADABLE, copy, reading, writing
 from vitlab.models.registry import MODELS, SHARED, build_model
 
 # preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
@@ -355,9 +355,10 @@ class Run:
                 return torch.load(path, weights_only=True, map_location="cpu")
             except FileNotFoundError:
                 continue
-            except OSError as error:
-                raise LabError(f"cannot read {path} ({error.strerror}): check its permissions, then go on") from None
-            except DAMAGE:
+            except (OSError, *DAMAGE) as error:  # an OSError also where torch finds a file far too short
+                if getattr(error, "errno", None) in UNREADABLE:
+                    why = f"cannot read {path} ({error.strerror})"
+                    raise LabError(f"{why}: check its permissions, then go on") from None
                 damaged += 1
         if damaged == 2:
             raise LabError(f"both checkpoints in {self.path} are damaged: delete them to train this run from the start")

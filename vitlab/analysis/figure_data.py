@@ -38,19 +38,25 @@ def _name(axes: Axes, number: int) -> str:
 def _rows(axes: Axes) -> list[dict]:
     rows, drawn = [], set()
     for container in axes.containers:
-        label = container.get_label()
+        label = _public(container.get_label())
         if isinstance(container, BarContainer):
             drawn.update(map(id, container.patches))
+            of_bars = []
             for bar in container.patches:
                 flat = container.orientation == "horizontal"
                 place = bar.get_y() + bar.get_height() / 2 if flat else bar.get_x() + bar.get_width() / 2
                 size = bar.get_width() if flat else bar.get_height()
                 x, y = (size, place) if flat else (place, size)
-                rows.append({"series": label, "x": x, "y": y})
+                of_bars.append({"series": label, "x": x, "y": y})
+            rows += _ended(of_bars, container.errorbar.lines[2][0] if container.errorbar else None)
         elif isinstance(container, ErrorbarContainer):
             line, _, bars = container.lines
             drawn.update(map(id, [line, *container.lines[1], *bars]))
-            rows += _with_ends(line, bars[0] if bars else None, label)
+            if line is not None:
+                rows += _with_ends(line, bars[0] if bars else None, label)
+            elif not any(getattr(other, "errorbar", None) is container for other in axes.containers):  # ends alone
+                middles = [segment.mean(0) for segment in bars[0].get_segments()] if bars else []
+                rows += _ended([{"series": label, "x": x, "y": y} for x, y in middles], bars[0] if bars else None)
     for line in axes.lines:
         # a guide has two points and no name, or crosses the whole panel, whose edges are no data
         named = _public(line.get_label()) or len(line.get_xdata()) > 2
@@ -63,7 +69,11 @@ def _rows(axes: Axes) -> list[dict]:
 
 
 def _with_ends(line: Line2D, bars: LineCollection | None, label: str) -> list[dict]:
-    rows = [{"series": _public(label), "x": x, "y": y} for x, y in zip(*line.get_data(), strict=True)]
+    return _ended([{"series": _public(label), "x": x, "y": y} for x, y in zip(*line.get_data(), strict=True)], bars)
+
+
+def _ended(rows: list[dict], bars: LineCollection | None) -> list[dict]:
+    """The rows with the ends of their error bars, as low and high."""
     for row, segment in zip(rows, bars.get_segments() if bars else (), strict=False):
         upright = np.ptp(segment[:, 0]) <= np.ptp(segment[:, 1])
         low, high = sorted(segment[:, int(upright)])

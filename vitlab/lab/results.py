@@ -226,6 +226,11 @@ class Lab:
 
         It is for this very module, recipe and `lab.data`: `fit` takes it for no others.
         """
+        if not isinstance(module, nn.Module) or not isinstance(recipe, Recipe) or isinstance(recipe, RunConfig):
+            raise LabError(
+                "lab.session takes a module and its recipe, lab.session(net, lab.params.recipe(epochs=10)): the "
+                "configuration of a run is for the lab's own models, which lab.train_one(config) trains"
+            )
         run = Run.of_module(self.runs_dir, module, recipe, self.data)
         return RunSession(run, title=type(module).__name__)
 

@@ -81,7 +81,9 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     if not folder:
         return _on_own_test_images(run, load_source(config.replace(data_dir="") if copied else config))
     if not copied and config.data_dir and os.path.realpath(root) == os.path.realpath(absolute(config.data_dir)):
-        return _on_own_test_images(run, load_source(config))
+        source = load_source(config)
+        if run.tested_on(source.digest, source.test.digest):  # else the folder has changed, and is one like others
+            return _on_own_test_images(run, source)
     named = recognised(config.replace(dataset="folder", data_dir=str(root)))
     if named.dataset == "cifar10" or (copied and root.name == config.data_dir):
         source = None
@@ -108,18 +110,22 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
         notes.append(f"The folder has no images of {', '.join(absent)}; means leave these classes out.")
     if found.parts["test"] != root:
         notes.insert(0, f"Scored is {found.relative(found.parts['test'])} alone.")
-    if not copied and (learned := _learned_from(run, pools["test"])):
-        notes.insert(0, f"{learned:,} of these images are among those that it was trained with: scores are too good.")
+    if not copied and (remark := _learned(run, pools["test"])):
+        notes.insert(0, remark)
     return metrics.scores(logits, labels), _rows(run, files, labels, logits), " ".join([*found.notes, *notes])
 
 
-def _learned_from(run: Run, images: Tensor) -> int:
-    """How many of (N, 3, S, S) uint8 images a run was trained or validated with; 0 where its data are gone."""
+def _learned(run: Run, images: Tensor) -> str:
+    """A remark on those of (N, 3, S, S) uint8 images that a run was trained or validated with; "" for none."""
     if run.record["channels"] == 1 or not at_hand(run.config):
-        return 0
-    data = split(load_source(run.config), run.config)
+        return ""
+    try:
+        data = split(load_source(run.config), run.config)
+    except LabError as error:
+        return f"Whether it was trained with some of them cannot be told: {error}."
     own = np.concatenate([digests_of(part.images) for part in (data.train, data.val)])
-    return int(np.isin(digests_of(images), own).sum())
+    known = int(np.isin(digests_of(images), own).sum())
+    return f"{known:,} of these images are among those that it was trained with: scores are too good." if known else ""
 
 
 @torch.inference_mode()

@@ -41,10 +41,10 @@ def fit(
     Validation accuracy chooses the epoch whose weights it ends with, in evaluation mode, unless `keep_epoch` says the
     last. Without a session nothing is kept; with a `RunSession` the training is kept in a run directory, continued
     after an interruption, and loaded once it is complete. LabError for a loss that is no number, for a batch that does
-    not fit into memory, for a session that `Lab.session` opened for something else, and for what is no recipe.
+    not fit into memory, for a session that `Lab.session` opened for something else, for a teacher of a model without
+    terms of its own, and for what is no module, data or recipe, or does not fit together.
     """
-    if not isinstance(recipe, Recipe):
-        raise LabError(f"fit takes a recipe, as lab.params.recipe(epochs=10) makes one, and no {type(recipe).__name__}")
+    _require_kinds(model, data, recipe, session, teacher)
     session = session or Session()
     session.require_opened_for(model, data, recipe)
     device = session.device(recipe)
@@ -71,6 +71,25 @@ def fit(
         model.load_state_dict(at.best["weights"])
         session.finish(model.eval(), data, recipe, at)
     return model, pd.DataFrame(at.history)
+
+
+def _require_kinds(model: Any, data: Any, recipe: Any, session: Any, teacher: Any) -> None:
+    """LabError where an argument of `fit` is none of its kind."""
+    for what, value, kind, cure in (
+        ("a module", model, nn.Module, "MyNet(), and not the class MyNet"),
+        ("data", data, Data, "lab.data"),
+        ("a recipe", recipe, Recipe, "lab.params.recipe(epochs=10)"),
+        ("a session", session, (Session, type(None)), "lab.session(model, recipe)"),
+        ("a module as teacher", teacher, (nn.Module, type(None)), "one that is trained"),
+    ):
+        if not isinstance(value, kind):
+            name = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise LabError(f"fit takes {what}, as {cure}, and got {name}")
+    if teacher is not None and not hasattr(model, "terms"):
+        raise LabError(
+            f"{type(model).__name__} has no method terms(images, teacher), so that a teacher would teach it nothing: "
+            "give it one, as DistilledViT in vitlab/models/dynamic_vit.py has it"
+        )
 
 
 def _loaded(model: nn.Module, run: Run, device: torch.device) -> tuple[nn.Module, pd.DataFrame]:
