@@ -68,7 +68,7 @@ def test_fine_tune_compares_pruning_with_training_on(
     for part, name in product(("train", "test"), ("cat", "dog")):
         (tmp_path / "photos" / part / name).mkdir(parents=True)
         for i in range(8):
-            picture = Image.new("RGB", (8, 8), (30 * i, 255 * (name == "cat"), 0))
+            picture = Image.new("RGB", (8, 8), (30 * i, 255 * (name == "cat"), 100 * (part == "test")))
             picture.save(tmp_path / "photos" / part / name / f"{i}.png")
     fine_tune = script("fine_tune")
     small = {"image_size": 8, "preset": "nano", "dim": 16, "batch_size": 8, "crop": 1, "linformer_k": 2}
