@@ -7,7 +7,7 @@ import pandas as pd
 
 from vitlab.analysis.metrics import shown
 from vitlab.analysis.sentences import named, p_text, shapes, thin_lines, verdict
-from vitlab.analysis.timing import above, below
+from vitlab.analysis.timing import LEAD, above, below
 from vitlab.texts import markdown, signed
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def scores(lab: "Lab", tokens: int, k: int, batch: int) -> str:
     return (
         f"Accuracy and cost at {tokens} tokens ({len(lab.data.test):,} test images, {lab.plan.seed_words}; float32, a "
         f"CPU with one thread, latency at batch 1, images a second in batches of {batch}, medians; ratios in the text "
-        f"are taken within each round; MACs are multiply-adds). Linformer's k is {k}.{shapes(lab.plan, '04')}"
+        f"are taken within each round, a lead counts from {LEAD:.0%} on; MACs are multiply-adds). "
+        f"Linformer's k is {k}.{shapes(lab.plan, '04')}"
     )
 
 

@@ -9,7 +9,7 @@ from vitlab import texts
 from vitlab.analysis.findings import Speed, paces
 from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, named, p_text, shapes, thin_lines, verdict
-from vitlab.analysis.timing import above, below
+from vitlab.analysis.timing import LEAD, above, below
 from vitlab.analysis.tokens import TRACED
 from vitlab.models.reduce import stages_of
 from vitlab.texts import signed
@@ -111,7 +111,7 @@ def speeds(lab: "Lab", batch: int, smaller: "Sequence[RunConfig]") -> str:
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}{built}: accuracy on {len(lab.data.test):,} test "
         f"images ({lab.plan.seed_words}) against work and "
         f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of {lab.costs.rounds} rounds "
-        "or more that take turns; × is a ratio to the first row within each round)."
+        f"or more that take turns; × is a ratio to the first row within each round, a lead counts from {LEAD:.0%} on)."
         f"{shapes(lab.plan, '03')}"
     )
 
