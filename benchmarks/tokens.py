@@ -79,7 +79,7 @@ def departures(params: LabConfig, depth: int) -> dict[str, dict[str, Any]]:
         "never a draw": {"settle": 1.0},
     }
     mended = {"backbone_rate": rate, "frozen": 0.0, "settle": 0.33}
-    together = {"rates and no draw together": mended, "and stages a block later": mended | {"stages": later}}
+    together = {"rates and no draw": mended, "rates, no draw, later stages": mended | {"stages": later}}
     published = {
         name: getattr(RunConfig(), name) for name in ("backbone_rate", "frozen", "settle", "stages", "keep_ratio")
     }

@@ -164,7 +164,7 @@ def test_ablation_of_dynamic_vit_begins_as_published_whatever_the_profile_has(fe
         "backbone_rate": 0.01, "frozen": 0.17, "settle": 0.0, "stages": [], "keep_ratio": 0.7,
     }  # fmt: skip
     assert rows["backbone never frozen"] == rows["as published"] | {"frozen": 0.0}
-    assert rows["and stages a block later"]["stages"] == [2, 4, 5]
+    assert rows["rates, no draw, later stages"]["stages"] == [2, 4, 5]
     assert rows["as this profile has it"] == {}
 
 

@@ -293,7 +293,7 @@ def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
     assert "(seed 0). Validation is done with tokens really" in sentences_tokens.curves(lab_with(9), *kinds)
     text = sentences_tokens.curves(lab_with(0), *kinds)
     assert "(seed 0). DynamicViT's predictors learn at chapter 2's rates, its ViT at 0.005 times these; the" in text
-    assert text.endswith("the others at 0.2 times these. Its loss is of answers with tokens drawn.")
+    assert text.endswith("the others at 0.2 times these. Its loss is of answers with tokens hidden.")
     still = sentences_tokens.curves(lab_with(0), kinds[0], kinds[1].replace(frozen=0.17))
     assert "times these, and not at all in the first 0.17 of the training; the" in still
     several = lab_with(0)

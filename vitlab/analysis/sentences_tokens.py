@@ -79,7 +79,7 @@ def curves(lab: "Lab", whole: "RunConfig", dynamic: "RunConfig") -> str:
     return (
         f"Trained on for {whole.budget} from {start} ({seeds}).{how} DynamicViT's predictors learn at chapter 2's "
         f"rates, its ViT at {dynamic.backbone_rate:.2g} times these{still}; the others at "
-        f"{whole.lr / dynamic.lr:.2g} times these. Its loss is of answers with tokens drawn.{thin_lines(lab)}"
+        f"{whole.lr / dynamic.lr:.2g} times these. Its loss is of answers with tokens hidden.{thin_lines(lab)}"
     )
 
 

@@ -111,8 +111,8 @@ def recipe(config: "RunConfig") -> str:
 def _regularised(config: "RunConfig") -> str:
     """What keeps weights small and answers modest."""
     smoothing = f"label smoothing {config.label_smoothing:g}" if config.label_smoothing else "no label smoothing"
-    clip = f", gradients cut at length {config.clip:g}" if config.clip else ""
-    return f"weight decay {config.weight_decay:g}, {smoothing}{clip}; images are shifted and mirrored as chapter 1 says"
+    small = f"weight decay {config.weight_decay:g}, {smoothing}, gradients cut at length {config.clip:g}"
+    return f"{small}; images are shifted and mirrored as chapter 1 says"
 
 
 def curves(lab: "Lab") -> str:
