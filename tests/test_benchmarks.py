@@ -19,11 +19,12 @@ from vitlab.analysis import metrics, timing
 from vitlab.config import BALANCED, RunConfig
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
+from vitlab.identity import identity
 from vitlab.lab import Lab
 from vitlab.machine import ROOT
 from vitlab.models.reduce import ToMeViT
 from vitlab.parameters import as_profile, load_params
-from vitlab.runs import Run, identity
+from vitlab.runs import Run
 
 
 def script(name: str) -> ModuleType:

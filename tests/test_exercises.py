@@ -2,11 +2,14 @@
 
 import copy
 import re
+from collections.abc import Callable
+from statistics import fmean, median
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vitlab import exercises
 from vitlab.analysis import metrics, tokens
@@ -132,6 +135,96 @@ def test_keep_ratio_between_the_steps_is_not_right(
     exec(found("03")["3.1"][2], namespace)
     exercises.check("3.1", namespace["lab"], namespace["highest"] + ratio - 0.55)
     assert f"Exercise 3.1: {verdict}" in capsys.readouterr().out
+
+
+def by_token(attention: type) -> type:
+    """2.2's answer with what it normalises along another axis."""
+
+    class Other(attention):
+        def forward(self, tokens: torch.Tensor, keep: None = None, trace: None = None) -> torch.Tensor:
+            q, k, v = vit.split_heads(self.qkv(tokens), 3, self.heads)
+            cosines = F.normalize(q, dim=2) @ F.normalize(k, dim=2).transpose(-2, -1)
+            weights = (cosines * self.scale[:, None, None]).softmax(-1)
+            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    return Other
+
+
+def over_queries(attention: type) -> type:
+    """2.2's answer, but each key's weights sum to one over the queries."""
+
+    class Other(attention):
+        def forward(self, tokens: torch.Tensor, keep: None = None, trace: None = None) -> torch.Tensor:
+            q, k, v = vit.split_heads(self.qkv(tokens), 3, self.heads)
+            cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+            weights = (cosines * self.scale[:, None, None]).softmax(-2)
+            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    return Other
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(by_token, "cosines know no length"), (over_queries, "not the softmax, over the keys")]
+)
+def test_attention_that_is_nearly_cosine_is_not_right(
+    change: Callable, told: str, namespace: dict, capsys: pytest.CaptureFixture
+) -> None:
+    exec(found("02")["2.2"][2], namespace)
+    assert not exercises.check("2.2", change(namespace["OwnAttention"]))
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        (lambda labels, counts: -(counts[labels] ** -0.5), "below zero"),
+        (lambda labels, counts: counts**-0.5, "(3,) weights for 525 images"),
+        (lambda labels, counts: counts[labels] ** -0.5 * torch.rand(len(labels)), "one class get different weights"),
+        (lambda labels, counts: 1 / counts[labels], "the roots are as 20 : 10 : 5"),
+    ],
+)
+def test_weights_that_no_sampler_draws_by_are_not_right(
+    weights: Callable, told: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert not exercises.check("1.2", weights)
+    assert told in capsys.readouterr().out
+
+
+def test_quadratic_work_is_seen_without_a_product_of_matrices(capsys: pytest.CaptureFixture) -> None:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        weights = (q[:, :, :, None] * k[:, :, None]).sum(-1)
+        return (weights[..., None] * v[:, :, None]).sum(3) / weights.sum(-1, keepdim=True)
+
+    assert not exercises.check("4.2", attend)
+    assert "twice the tokens take 3.9 times the work" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("left_out", "calls", "average"), [(0, 9, median), (1, 8, median), (1, 20, median), (1, 9, fmean)]
+)
+def test_measuring_otherwise_than_asked_is_not_right(
+    left_out: int, calls: int, average: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    def seconds(work: Callable, clock: Callable) -> float:
+        times = []
+        for _ in range(left_out + calls):
+            start = clock()
+            work()
+            times.append(clock() - start)
+        return average(times[left_out:])
+
+    assert not exercises.check("5.2", seconds)
+    assert "and their median is 5" in capsys.readouterr().out
+
+
+def test_names_of_tests_that_nobody_ran_are_not_right(capsys: pytest.CaptureFixture) -> None:
+    assert not exercises.check("2.3", ["test_made_up"])
+    assert "pass what exercises.tests_that_notice(…) has returned" in capsys.readouterr().out
+    of_another = exercises.Noticed(["test_vit"])
+    of_another.file = "models/vit.py"
+    assert exercises.check("2.3", of_another)
+    assert not exercises.check("3.3", of_another)
+    assert not exercises.check("2.3", exercises.Noticed())
 
 
 def test_fault_of_the_reader_is_told_and_ends_nothing(capsys: pytest.CaptureFixture) -> None:

@@ -185,6 +185,15 @@ def test_fit_without_a_session_keeps_nothing(data: Data, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fit_leaves_what_is_drawn_afterwards_as_it_was(data: Data) -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    net = Net()
+    torch.manual_seed(7)
+    fit(net, data, RECIPE)
+    assert torch.equal(torch.rand(3), wanted)
+
+
 def test_module_ends_with_the_weights_that_validation_chose(data: Data) -> None:
     seen: list[dict[str, Tensor]] = []
     net, accuracies = Net(), iter([0.3, 0.9, 0.9, 0.5])

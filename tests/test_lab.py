@@ -16,9 +16,11 @@ from vitlab.analysis import plots, sentences_comparison, tables
 from vitlab.config import LabConfig, Recipe
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
-from vitlab.lab import Lab, results
+from vitlab.lab import Lab, results, workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.results import FEW, check
+from vitlab.models.registry import MODELS
+from vitlab.models.vit import ViT
 from vitlab.report import make
 from vitlab.runs import Run
 from vitlab.training.fit import fit
@@ -114,6 +116,47 @@ def test_lab_without_validation_images_says_so(few: Source) -> None:
     assert len(lab.data.val) == 0
     assert sum("No image is left for validation" in note for note in lab.notes) == 1
     assert not any("validation" in note for note in Lab(SMALL.replace(val_fraction=0), lab.source).notes)
+
+
+def test_row_of_the_readers_own_is_trained_here_and_not_beside(fresh: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process knows neither the row nor its class."""
+    mine = type("Mine", (ViT,), {"__module__": "__main__"})
+    monkeypatch.setitem(MODELS, "mine", replace(MODELS["vit"], build=mine, title="My ViT"))
+    asked = []
+    monkeypatch.setattr(workers, "fitting", lambda todo, images: len(asked.append(todo) or todo))
+    config = fresh.plan.config("ViT").replace(model="mine", epochs=1)
+    fresh.train({"My ViT": config, "again": config.replace(seed=1)})
+    assert asked == [[]]
+    assert fresh.run_of(config).complete
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_run_is_found_by_its_directory_as_well(as_text: bool, done: Lab, tmp_path: Path) -> None:
+    run = done.load("ViT")
+    elsewhere = tmp_path / run.path.name
+    shutil.copytree(run.path, elsewhere)
+    assert done.load(run.path.name).path == run.path
+    assert done.load(str(elsewhere) if as_text else elsewhere).config == run.config
+    assert Run(str(run.path)) == run
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ViT, seed 7", "ViT has seed 0; the parameter seeds says how many"),
+        ("Vit", "did you mean 'ViT'"),
+        (3, "a run goes by its name, as 'ViT', and not by 3"),
+    ],
+)
+def test_run_that_is_not_there_is_told_with_what_is(name: str | int, words: str, fresh: Lab) -> None:
+    with pytest.raises(LabError, match=words):
+        fresh.load(name)
+
+
+def test_start_that_lies_elsewhere_is_refused_before_it_trains(fresh: Lab, tmp_path: Path) -> None:
+    config = fresh.plan.config("ViT").replace(init_from=str(tmp_path / "a-run"))
+    with pytest.raises(LabError, match="is a path: put that run's directory into"):
+        fresh.train_one(config)
 
 
 def test_module_of_ones_own_sees_whole_images_and_takes_a_recipe(fresh: Lab) -> None:

@@ -73,6 +73,9 @@ def test_values_under_more_stand_beside_the_others(profile: Callable[[str], Path
 def test_value_that_stands_twice_in_a_profile_is_refused(profile: Callable[[str], Path]) -> None:
     with pytest.raises(LabError, match=r"seed stands twice in .*p\.yaml, also under more"):
         load_params(profile("seed: 3\nmore:\n  seed: 4\n"))
+    for text in ("lr: 0.1\nseed: 3\nlr: 0.2\n", "seed: 3\nmore:\n  lr: 0.1\n  lr: 0.2\n"):
+        with pytest.raises(LabError, match=r"lr stands twice in .*p\.yaml: take one of them out"):
+            load_params(profile(text))
 
 
 def test_more_that_holds_no_names_is_refused(profile: Callable[[str], Path]) -> None:

@@ -11,13 +11,14 @@ from vitlab.analysis.complexity import macs
 from vitlab.config import BALANCED, POST_HOC, RunConfig
 from vitlab.data.splits import Source, split
 from vitlab.errors import LabError
+from vitlab.identity import identity
 from vitlab.lab.plan import NOTEBOOKS, Plan, how_to_make
 from vitlab.lab.results import check
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS
 from vitlab.models.vit import ViT
 from vitlab.parameters import load_params
-from vitlab.runs import Run, identity
+from vitlab.runs import Run
 
 TRAINED = [name for name in SMALL.remedies if name != POST_HOC]
 

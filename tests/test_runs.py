@@ -15,8 +15,9 @@ from vitlab import machine, runs
 from vitlab.config import RunConfig
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
+from vitlab.identity import identity
 from vitlab.models.registry import MODELS, Row
-from vitlab.runs import Run, identity
+from vitlab.runs import Run
 
 CONFIG = RunConfig()
 

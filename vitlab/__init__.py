@@ -6,8 +6,9 @@ models/        registry: name -> model
 data/          folders, decode, sources, splits    batches, augment, pictures: one of your own
 training/      losses, optim, step                 session, fit, evaluate, progress, display: what keeps a run alive
 training/      compiling: whether it pays
-runs, files    run directories between stages      machine     device, precision, threads, kernels, limits
-texts          names that users gave               neighbours  threads that give way to other programs
+runs, files    run directories between stages      identity: what a run is known by
+texts          names that users gave               machine     device, precision, threads, kernels, limits
+                                                   neighbours  threads that give way to other programs
 analysis/      metrics, complexity, timing         attention, tokens, tables, study
 analysis/      sentences: what numbers say         sentences_data, sentences_study, sentences_vit: of chapters 1 and 2
 analysis/      sentences_tokens, sentences_linear  sentences_costs, sentences_comparison: of chapters 3 to 6

@@ -227,8 +227,8 @@ class Common(Training):
         weights = self.depth * self.dim**2 * (4 + 2 * self.mlp_ratio) + self.num_tokens * self.dim
         if 16 * weights > (have := memory()):  # with gradients and AdamW's averages
             raise ValueError(
-                f"dim {self.dim}, depth {self.depth} and mlp_ratio {self.mlp_ratio:g} make {weights:.2g} weights, more "
-                f"than {have / 2**30:.0f} GiB of memory can train: lower one of them"
+                f"dim {self.dim}, depth {self.depth}, mlp_ratio {self.mlp_ratio:g} and image_size {self.image_size} "
+                f"make {weights:.2g} weights, more than {have / 2**30:.0f} GiB of memory can train: lower one of them"
             )
         if 4 * self.heads * self.num_tokens**2 > have:
             raise ValueError(

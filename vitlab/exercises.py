@@ -10,13 +10,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitlab.analysis import metrics
@@ -55,8 +59,15 @@ def _long_tail(ratio: float) -> str:
 
 def _root_sampler(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
     counts = torch.tensor([400, 100, 25])
-    labels = torch.arange(3).repeat_interleave(counts)
-    drawn = torch.zeros(3).index_add(0, labels, weights(labels, counts).float())
+    labels = torch.arange(3).repeat_interleave(counts)[torch.randperm(525, generator=torch.Generator().manual_seed(0))]
+    of_images = weights(labels, counts)
+    if of_images.shape != labels.shape:
+        return f"it returns {tuple(of_images.shape)} weights for {len(labels)} images"
+    if not (of_images.isfinite().all() and of_images.min() >= 0):
+        return "a weight below zero, or one that is no number, cannot be drawn by"
+    if any(len(of_images[labels == k].unique()) > 1 for k in range(3)):
+        return "images of one class get different weights"
+    drawn = torch.zeros(3).index_add(0, labels, of_images.float())
     wanted = counts.sqrt() / counts.sqrt().sum()
     shares = drawn / drawn.sum()
     if torch.allclose(shares, wanted, atol=1e-3):
@@ -78,18 +89,24 @@ def _smaller_vit(config: RunConfig, smaller: RunConfig) -> str:
 def _cosine_attention(attention: type[nn.Module]) -> str:
     torch.manual_seed(0)
     layer, tokens = attention(16, 2, 5), torch.randn(3, 5, 16)
-    before = layer(tokens)
-    if before.shape != tokens.shape:
-        return f"it maps {tuple(tokens.shape)} to {tuple(before.shape)}"
-    before.square().sum().backward()
-    if layer.scale.grad is None or not layer.scale.grad.any():
-        return "no gradient reaches the scale"
     with torch.no_grad():
-        layer.qkv.weight[:32] *= 3
-        layer.qkv.bias[:32] *= 3
-        if not torch.allclose(layer(tokens), before, atol=1e-5):
-            return "queries and keys that are three times as long change the result, and cosines know no length"
-    return ""
+        layer.scale.copy_(torch.tensor([5.0, 15.0]).view_as(layer.scale))
+    told = layer(tokens)
+    if told.shape != tokens.shape:
+        return f"it maps {tuple(tokens.shape)} to {tuple(told.shape)}"
+    told.square().sum().backward()
+    if layer.scale.grad is None or not layer.scale.grad.all():
+        return "no gradient reaches the scale of each head"
+    q, k, v = vit.split_heads(layer.qkv(tokens), 3, 2)
+    cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+    weights = (cosines * layer.scale.view(2, 1, 1)).softmax(-1)
+    if torch.allclose(told, layer.proj((weights @ v).transpose(1, 2).flatten(2)), atol=1e-5):
+        return ""
+    lengths = torch.cat([torch.rand(3, 5, 4).repeat_interleave(8, 2) + 0.5, torch.ones(3, 5, 16)], 2)
+    layer.qkv.register_forward_hook(lambda layer, tokens, projected: projected * lengths)
+    if not torch.allclose(layer(tokens), told, atol=1e-5):
+        return "the length of a token's query or key, in one head, changes the result, and cosines know no length"
+    return "it is not the softmax, over the keys, of each head's scale times the cosines"
 
 
 def trained_against(lab: "Lab", attention: type[nn.Module], epochs: int = 3) -> pd.DataFrame:
@@ -105,7 +122,13 @@ def trained_against(lab: "Lab", attention: type[nn.Module], epochs: int = 3) -> 
     return pd.DataFrame(curves)
 
 
-def tests_that_notice(file: str, old: str, new: str, tests: str) -> list[str]:
+class Noticed(list[str]):
+    """Names of tests that failed after a change; `file` is the one that was changed."""
+
+    file = ""
+
+
+def tests_that_notice(file: str, old: str, new: str, tests: str) -> Noticed:
     """Names of the tests in tests/<tests> that fail once `old` is replaced by `new` in a copy of vitlab/<file>."""
     if not (ROOT / "vitlab" / file).is_file():
         raise LabError(f"there is no vitlab/{file}: name the file by its place in vitlab, as models/vit.py")
@@ -121,11 +144,17 @@ def tests_that_notice(file: str, old: str, new: str, tests: str) -> list[str]:
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode > 1:
         raise LabError(f"pytest could not run tests/{tests}: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
-    return re.findall(r"^FAILED tests/\S+?::(\S+)", done.stdout, re.MULTILINE)
+    noticed = Noticed(re.findall(r"^FAILED tests/\S+?::(\S+)", done.stdout, re.MULTILINE))
+    noticed.file = file
+    return noticed
 
 
-def _noticed(names: Sequence[str]) -> str:
-    return "" if list(names) else "no test has noticed: break it, and run the tests"
+def _noticed(names: Sequence[str], file: str) -> str:
+    if not isinstance(names, Noticed):
+        return "pass what exercises.tests_that_notice(…) has returned"
+    if names.file != file:
+        return f"break vitlab/{file}, and not {names.file}"
+    return "" if names else "no test has noticed: break something else as well"
 
 
 # ---------------------------------------------------------------- 3
@@ -179,10 +208,21 @@ def _linear_order(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         return "the result is another one than that of the quadratic form"
     work = []
     for tokens in (128, 256):
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, _Numbers() as numbers:
             attention(*(torch.rand(1, 2, tokens, 8) for _ in range(3)))
-        work.append(counter.get_total_flops())
+        work.append(counter.get_total_flops() + numbers.made)
     return "" if work[1] <= 2.1 * work[0] else f"twice the tokens take {work[1] / work[0]:.1f} times the work"
+
+
+class _Numbers(TorchDispatchMode):
+    """How many numbers the tensors have that are made: products element by element are no FLOPs to torch's counter."""
+
+    made = 0
+
+    def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.made += sum(part.numel() for part in tree_leaves(made) if isinstance(part, Tensor))
+        return made
 
 
 # ---------------------------------------------------------------- 5
@@ -197,15 +237,19 @@ def _block_macs(macs: int) -> str:
 
 
 def _median_time(seconds: Callable[[Callable[[], object], Callable[[], float]], float]) -> str:
-    for first, times in ((9.0, [1.0, 2.0, 30.0]), (0.5, [3.0, 3.0, 1.0])):
-        now, left = [0.0], [first, *times * 4]
+    nine, further = [5.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 90.0], 1000.0  # their median is no other nine's, nor mean
+    for first in (100.0, 0.0):
+        now, left = [0.0], [first, *nine]
 
         def work(now: list = now, left: list = left) -> None:
-            now[0] += left.pop(0)
+            now[0] += left.pop(0) if left else further
 
-        told, wanted = seconds(work, lambda now=now: now[0]), float(np.median(times))
+        told, wanted = seconds(work, lambda now=now: now[0]), float(np.median(nine))
         if told != wanted:
-            return f"of calls of {first:g} s at first, then of {times} s in turns, it says {told:g} s, not {wanted:g}"
+            calls = ", ".join(f"{time:g}" for time in nine)
+            return (
+                f"of a first call of {first:g} s and nine of {calls} s it says {told}, and their median is {wanted:g}"
+            )
     return ""
 
 
@@ -234,10 +278,10 @@ CHECKS: dict[str, Callable[..., str]] = {
     "1.2": _root_sampler,
     "2.1": _smaller_vit,
     "2.2": _cosine_attention,
-    "2.3": _noticed,
+    "2.3": partial(_noticed, file="models/vit.py"),
     "3.1": _cheap_keep_ratio,
     "3.2": _norm_score,
-    "3.3": _noticed,
+    "3.3": partial(_noticed, file="models/dynamic_vit.py"),
     "4.1": _break_even,
     "4.2": _linear_order,
     "5.1": _block_macs,

@@ -301,7 +301,7 @@ def within_memory() -> Iterator[None]:
 
 @contextlib.contextmanager
 def set_for_training(model: nn.Module) -> Iterator[None]:
-    """Threads, memory and kernels as a training wants them; afterwards torch is set as before."""
+    """Threads, memory and kernels as a training wants them; afterwards torch is set as before, its generators too."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     keep_freed_memory()
     if torch.cuda.is_available():
@@ -310,7 +310,7 @@ def set_for_training(model: nn.Module) -> Iterator[None]:
         # more threads make narrow models no faster, and many times slower where another process wants the cores too
         torch.set_num_threads(1 if width_of(model) < NARROW else threads)
         torch.backends.cudnn.deterministic = True  # some kernels for convolutions add in any order
-        with within_memory(), giving_way():
+        with within_memory(), giving_way(), torch.random.fork_rng(range(torch.cuda.device_count())):
             yield
     finally:
         torch.set_num_threads(threads)

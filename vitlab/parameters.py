@@ -43,6 +43,7 @@ def read_profile(path: Path) -> dict[str, Any]:
         source = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark
         values = yaml.safe_load(source)
         written = yaml.load(source, yaml.BaseLoader)  # every value as it stands there
+        twice = _twice(yaml.compose(source, yaml.SafeLoader))
     except FileNotFoundError:
         beside = [*path.parent.glob("*.yaml")] or [*(ROOT / "params").glob("*.yaml")]
         have = ", ".join(sorted(other.stem for other in beside))
@@ -53,11 +54,21 @@ def read_profile(path: Path) -> dict[str, Any]:
         raise LabError(f"{path} is not valid YAML: {' '.join(str(error).split())}; quote what is text") from None
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise LabError(f"{path} must hold 'name: value' lines")
+    if twice:  # YAML takes the last one
+        raise LabError(f"{', '.join(sorted(twice))} stands twice in {path}: take one of them out")
     values = _flat(values, str(path))
     if not isinstance(written.get("more"), dict):  # more: null
         written = {name: text for name, text in written.items() if name != "more"}
     texts = {name: text for name, text in _flat(written, str(path)).items() if LabConfig.is_text(name)}
     return values | {name: "" if values[name] is None else text for name, text in texts.items()}
+
+
+def _twice(node: yaml.Node | None) -> set[str]:
+    """Names that a profile has twice, or the mapping under its `more`."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    names = [key.value for key, _ in pairs]
+    inner = (_twice(value) for key, value in pairs if key.value == "more")
+    return {name for name in names if names.count(name) > 1}.union(*inner)
 
 
 def profile_path(profile: str) -> Path:

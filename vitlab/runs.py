@@ -2,12 +2,11 @@
 
 import contextlib
 import hashlib
-import inspect
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,103 +24,12 @@ from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
 from vitlab.files import DAMAGE, UNREADABLE, copy, reading, writing
-from vitlab.models.registry import MODELS, SHARED, build_model
+from vitlab.identity import identity, module_identity, weights_digest
+from vitlab.models.registry import MODELS, build_model
 
-# preset: a name for dim, depth, heads, mlp_ratio; the others are about the machine and move the last digits at most
-IRRELEVANT = {"data_dir", "preset", "num_workers", "pin_memory", "channels_last", "device"}
 SMALL_FILES = ("split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
 OWN = "own-"  # what the directories of modules of the reader's own begin with
 LOCK_SECONDS = 5  # that a killed process may take to die
-
-
-def identity(config: Recipe, digest: str) -> dict[str, Any]:
-    """What decides a run's result: the values that its model, remedy and optimiser read, and the data's digest."""
-    unread = set(IRRELEVANT)
-    if isinstance(config, RunConfig):
-        row, of_images = MODELS[config.model], {"image_size", "patch_size"}  # these decide the images that it sees
-        unread |= {option for other in MODELS.values() for option in other.options} - {*row.options}
-        unread |= {*SHARED} - {*row.shared} - of_images
-        unread |= {"imbalance_ratio", "imbalance_order"} if config.imbalance == "none" else set()
-    unread |= {"keep_epoch"} if config.keep_epoch == "best" else set()  # runs from before there was a choice
-    unread |= {"grow"} if not config.start_size else set()
-    unread |= {"muon_lr"} if config.optimizer != "muon" else set()
-    budgets = ["steps", "minutes", "epochs"]  # the first that is given decides
-    budgets.remove(next(name for name in budgets if getattr(config, name)))
-    values = config.model_dump(exclude=unread | set(budgets))
-    if isinstance(config, RunConfig) and not MODELS[config.model].build.__module__.startswith("vitlab."):
-        values["source"] = source_digest(MODELS[config.model].build)  # a row that the reader has put there
-    return values | {"data": digest}
-
-
-def module_identity(module: nn.Module) -> dict[str, str]:
-    """What tells a module of the reader's own from others: its class, the source of it and its parts, its shapes and
-    settings, which parameters are frozen. The values of its weights don't count.
-    """
-    parts = {type(part) for part in module.modules()}
-    own = sorted((c for c in parts if not c.__module__.startswith("torch.")), key=lambda c: c.__qualname__)
-    shapes = repr(module) + repr([(name, tuple(value.shape)) for name, value in module.state_dict().items()])
-    shapes += repr([_settings(part) for part in module.modules()])  # neither of these shows attention's heads
-    frozen = [name for name, value in module.named_parameters() if not value.requires_grad]
-    shapes += repr(frozen) if frozen else ""
-    return {
-        "class": type(module).__qualname__,
-        "source": hashlib.sha256("".join(map(source_digest, own)).encode()).hexdigest()[:12],
-        "shapes": hashlib.sha256(shapes.encode()).hexdigest()[:12],
-    }
-
-
-def _settings(part: nn.Module) -> list[tuple[str, Any]]:
-    """What a module has as attributes: numbers, words, functions, and collections of them."""
-    return [
-        (name, setting)
-        for name, value in sorted(vars(part).items())
-        if name != "training" and not name.startswith("_")
-        if (setting := _setting(value, type(part))) is not None
-    ]
-
-
-def _setting(value: Any, owner: type) -> Any:
-    """An attribute as a run's identity has it, a function by its source; None for modules, tensors and the like."""
-    if isinstance(value, int | float | str):
-        return value
-    if isinstance(value, tuple | list):
-        settings = [_setting(one, owner) for one in value]
-        return None if None in settings else value if settings == list(value) else settings
-    if isinstance(value, Mapping):
-        return [(name, _setting(one, owner)) for name, one in value.items()]
-    if isinstance(value, partial):
-        return [_setting(part, owner) for part in (value.func, value.args, value.keywords)]
-    if inspect.isfunction(value) and not value.__module__.startswith("torch."):
-        return _source(value, owner)
-    if inspect.isroutine(value) or isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    return None
-
-
-def source_digest(cls: type) -> str:
-    """Of the source of a class and of what it inherits, up to torch's: its functions, and its constants."""
-    text = ""
-    for base in cls.__mro__:
-        if base is object or base.__module__.startswith("torch."):
-            continue
-        text += base.__qualname__
-        for name, value in vars(base).items():
-            function = getattr(value, "__func__", getattr(value, "fget", value))  # of a method or a property
-            if inspect.isfunction(function):
-                text += _source(function, cls)  # of a notebook's class as well, where that of the class is unknown
-            elif not name.startswith("__") and isinstance(value, int | float | str | tuple):
-                text += f"{name} = {value!r}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _source(function: Callable, cls: type) -> str:
-    try:
-        return inspect.getsource(function)
-    except OSError:
-        raise LabError(
-            f"the source of {cls.__name__}.{function.__name__} cannot be read, and a run is known by it: define the "
-            "class in a file or a notebook, or train without a session"
-        ) from None
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,6 +60,9 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # a text will do
+
     @classmethod
     def of(cls, runs_dir: Path, config: RunConfig, digest: str) -> "Run":
         """The directory of this very configuration on these very data, whether it exists or not."""
@@ -160,17 +71,21 @@ class Run:
         return cls(runs_dir / f"{'-'.join(words)}-{_hash(identity(config, digest))}")
 
     @classmethod
-    def of_module(cls, runs_dir: Path, module: nn.Module, recipe: Recipe, data: Data) -> "Run":
+    def of_module(
+        cls, runs_dir: Path, module: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None = None
+    ) -> "Run":
         """The directory of a module of the reader's own, trained by this recipe on these very images."""
         what = identity(recipe, data.digest) | {"module": module_identity(module), "train": data.train.digest}
+        what |= {"teacher": [module_identity(teacher), weights_digest(teacher)]} if teacher else {}
         return cls(runs_dir / f"{OWN}{type(module).__name__}-seed{recipe.seed}-{_hash(what)}")
 
-    def require_of_module(self, module: nn.Module, recipe: Recipe, data: Data) -> None:
-        """LabError for a directory that `of_module` has named, but for another module, recipe or data."""
-        if self.path.name.startswith(OWN) and self != Run.of_module(self.path.parent, module, recipe, data):
+    def require_of_module(self, module: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None) -> None:
+        """LabError for a directory that `of_module` has named, but for another module, recipe, data or teacher."""
+        if self.path.name.startswith(OWN) and self != Run.of_module(self.path.parent, module, recipe, data, teacher):
             raise LabError(
-                f"the session of {self.path.name} was opened for another module, recipe or data than fit was given: "
-                "open one with lab.session(net, recipe), then call fit(net, lab.data, recipe, session)"
+                f"the session of {self.path.name} was opened for another module, recipe, data or teacher than fit was "
+                "given: open one with lab.session(net, recipe), with a teacher lab.session(net, recipe, teacher), then "
+                "call fit(net, lab.data, recipe, session, teacher)"
             )
 
     @property

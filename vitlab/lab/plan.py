@@ -14,6 +14,7 @@ from vitlab.errors import LabError
 from vitlab.machine import ROOT
 from vitlab.models.registry import MODELS
 from vitlab.runs import Run
+from vitlab.texts import listed
 
 NOTEBOOKS = {path.name[:2]: path for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 
@@ -265,7 +266,13 @@ class Plan:
         return runs | further | self.study_configs
 
     def config(self, name: str) -> RunConfig:
+        if not isinstance(name, str):
+            raise LabError(f"a run goes by its name, as 'ViT', and not by {name!r}")
         if name not in self.configs:
+            model, _, seed = name.rpartition(", seed ")
+            if model in self.repeats and seed.isdecimal():
+                have = listed(str(config.seed) for config in self.repeats[model])
+                raise LabError(f"there is no run {name!r}: {model} has seed {have}; the parameter seeds says how many")
             raise LabError(f"there is no run {no_such_run(name, self.configs)}")
         return self.configs[name]
 

@@ -19,6 +19,7 @@ from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
 from vitlab.files import absolute, code_digest
+from vitlab.identity import identity
 from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import cluster, workers
 from vitlab.lab.costs import Costs
@@ -27,7 +28,7 @@ from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import MODELS, build_model
 from vitlab.neighbours import give_way
 from vitlab.parameters import from_notebook
-from vitlab.runs import Run, identity
+from vitlab.runs import Run
 from vitlab.texts import listed, markdown, shown
 from vitlab.training import display
 from vitlab.training.fit import fit_run
@@ -157,6 +158,7 @@ class Lab:
 
     def train_at_once(self, todo: Sequence[RunConfig]) -> None:
         """Train these on the cluster or in processes side by side; where one would train after the other, none."""
+        todo = [config for config in todo if not MODELS[config.model].from_outside]
         begun = {self.run_of(config).path.name for config in todo}
         waves = [[c for c in todo if c.init_from not in begun], [c for c in todo if c.init_from in begun]]
         images = len(self.source.train)
@@ -197,6 +199,11 @@ class Lab:
 
     def start_of(self, config: RunConfig) -> Run | None:
         """The complete run whose weights this one begins with, if there is one."""
+        if config.init_from != Path(config.init_from).name:
+            raise LabError(
+                f"init_from {config.init_from!r} is a path: put that run's directory into {self.runs_dir}, where the "
+                "one that starts from it lies as well, and give its name alone"
+            )
         start = Run(self.runs_dir / config.init_from) if config.init_from else None
         if start and not start.complete:
             known = (name for name, other in self.plan.configs.items() if self.run_of(other).path == start.path)
@@ -221,17 +228,18 @@ class Lab:
         names = (name for name, other in self.plan.configs.items() if self.run_of(other).path == path)
         return next(names, MODELS[config.model].title)
 
-    def session(self, module: nn.Module, recipe: Recipe) -> RunSession:
+    def session(self, module: nn.Module, recipe: Recipe, teacher: nn.Module | None = None) -> RunSession:
         """Keeps the training of a module of your own, on this lab's data, as a run beside the others.
 
-        It is for this very module, recipe and `lab.data`: `fit` takes it for no others.
+        It is for this very module, recipe, teacher and `lab.data`: `fit` takes it for no others. The module is known
+        by its code, its settings and its shapes, not by the values of its tensors.
         """
         if not isinstance(module, nn.Module) or not isinstance(recipe, Recipe) or isinstance(recipe, RunConfig):
             raise LabError(
                 "lab.session takes a module and its recipe, lab.session(net, lab.params.recipe(epochs=10)): the "
                 "configuration of a run is for the lab's own models, which lab.train_one(config) trains"
             )
-        run = Run.of_module(self.runs_dir, module, recipe, self.data)
+        run = Run.of_module(self.runs_dir, module, recipe, self.data, teacher)
         return RunSession(run, title=type(module).__name__)
 
     # ------------------------------------------------ what was made before
@@ -240,9 +248,15 @@ class Lab:
         return Run.of(self.runs_dir, config, self.source.digest)
 
     def load(self, name: str) -> Run:
-        """A complete run by name; LabError says which notebook makes it, and what the nearest run differs in."""
+        """A complete run by name, or by its directory; LabError says which notebook makes it, and what the nearest run
+        differs in.
+        """
         if name in self.extra:
             return self.extra[name]
+        if isinstance(name, str | Path) and name not in self.plan.configs:
+            directories = (Run(place) for place in (self.runs_dir / name, absolute(name)))
+            if there := next((run for run in directories if run.complete), None):
+                return there
         run = self.run_of(self.plan.config(name))
         if not run.complete:
             what = f"the run {name!r} of these parameters is not in {self.runs_dir}"

@@ -46,6 +46,11 @@ class Row:
         """Whether it has the shape that the presets give, and not one of its own."""
         return "dim" in self.shared
 
+    @property
+    def from_outside(self) -> bool:
+        """Whether a reader has put it here, in a notebook: no other process knows it."""
+        return not self.build.__module__.startswith("vitlab.")
+
 
 MODELS = {
     "vit": Row(ViT, "ViT", attention="softmax"),

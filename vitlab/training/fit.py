@@ -46,7 +46,7 @@ def fit(
     """
     _require_kinds(model, data, recipe, session, teacher)
     session = session or Session()
-    session.require_opened_for(model, data, recipe)
+    session.require_opened_for(model, data, recipe, teacher)
     device = session.device(recipe)
     if session.result:
         return _loaded(model, session.result, device)

@@ -105,7 +105,7 @@ class State:
         if self.first_bad >= 0:
             raise LabError(
                 f"the loss of {name} became {float(self.at.sums['loss'])} in step {int(self.first_bad)}, with lr "
-                f"{self.lr:.2g}: lower lr or clip, or use precision fp32; its last checkpoint is kept"
+                f"{self.lr:.2g}: lower lr or clip, or use precision fp32"
             )
 
     def row(self, budget: Budget) -> dict[str, float]:

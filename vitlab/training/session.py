@@ -67,7 +67,9 @@ class Session:
 
     # ------------------------------------------------ what fit asks for
 
-    def require_opened_for(self, model: nn.Module, data: Data, recipe: Recipe) -> None:
+    def require_opened_for(
+        self, model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None
+    ) -> None:
         """LabError where what is kept would be taken for that of another training."""
 
     def device(self, recipe: Recipe) -> torch.device:
@@ -164,8 +166,10 @@ class RunSession(Session):
         """What the first process says, for all of them."""
         return broadcast_object_list([value])[0] if self.accelerator else value
 
-    def require_opened_for(self, model: nn.Module, data: Data, recipe: Recipe) -> None:
-        self.run.require_of_module(model, recipe, data)
+    def require_opened_for(
+        self, model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None
+    ) -> None:
+        self.run.require_of_module(model, recipe, data, teacher)
 
     def device(self, recipe: Recipe) -> torch.device:
         return self.accelerator.device if self.accelerator else super().device(recipe)
