@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -436,14 +437,45 @@ READERS: dict[str, Callable[[Run], object]] = {
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("content", [b"", b"{", b"\0" * 50, b"PK\3\4 and no more"])
 def test_damaged_file_of_a_run_is_named_with_what_to_do(name: str, content: bytes, tmp_path: Path) -> None:
-    if name == "history.csv" and content not in (b"",):
-        pytest.skip("is a table of one column")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).write_bytes(content)
     with pytest.raises(LabError) as caught:
         READERS[name](Run(tmp_path / "run"))
     assert str(tmp_path / "run" / name) in str(caught.value)
     assert "delete the folder" in str(caught.value)
+
+
+@pytest.fixture
+def copied(done: Lab, tmp_path: Path) -> Run:
+    """A run that a test may damage."""
+    run = done.load("ViT")
+    shutil.copytree(run.path, tmp_path / run.path.name)
+    return Run(tmp_path / run.path.name)
+
+
+def test_history_that_was_cut_short_is_damaged(copied: Run) -> None:
+    path = copied.path / "history.csv"
+    assert len(copied.history) == copied.summary["epochs"]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(LabError, match=r"history\.csv .*delete the folder"):
+        _ = Run(copied.path).history
+
+
+def with_unknown_value(run: Run) -> None:
+    run.write_json("config.json", run.record | {"config": run.record["config"] | {"of_another_day": 1}})
+
+
+def with_other_weights(run: Run) -> None:
+    run.save("model.pt", run.weights() | {"of_another_day": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("change", [with_unknown_value, with_other_weights])
+def test_run_of_other_code_is_named_with_what_to_do(change: Callable[[Run], None], copied: Run) -> None:
+    change(copied)
+    with pytest.raises(LabError, match=r"was made by other code, .*of_another_day.*go back to the commit") as caught:
+        Run(copied.path).model()
+    assert str(copied.path) in str(caught.value)
 
 
 def test_missing_file_of_a_complete_run_is_named(done: Lab, tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_session_is_for_what_it_was_opened_for(
     ]:
         weights = {name: value.clone() for name, value in module.state_dict().items()}
         with pytest.raises(
-            LabError, match=r"another module, recipe or data .*: open one with lab\.session\(net, recipe"
+            LabError, match=r"another module, recipe, data or teacher .*: open one with lab\.session\(net, recipe"
         ):
             fit(module, images, recipe, session)
         torch.testing.assert_close(module.state_dict(), weights, rtol=0, atol=0)

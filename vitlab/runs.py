@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import textwrap
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,6 +100,18 @@ class Run:
         with reading(self.path / name, again) as path:
             yield path
 
+    @contextlib.contextmanager
+    def of_this_code(self) -> Iterator[None]:
+        """LabError where what other code has kept here does not fit today's."""
+        try:
+            yield
+        except (LabError, *DAMAGE) as error:
+            why = textwrap.shorten(str(error), 200, placeholder=" …")
+            raise LabError(
+                f"{self.path} was made by other code, whose files today's does not take ({why}): go back to the commit "
+                "in its environment.json, or delete the folder to have this run trained again"
+            ) from None
+
     @cached_property
     def summary(self) -> dict[str, Any]:
         with self._reading("summary.json") as path:
@@ -132,7 +145,8 @@ class Run:
     @cached_property
     def config(self) -> Recipe:
         """A `RunConfig`; of a module of the reader's own its `Recipe`."""
-        return parse(Recipe if "module" in self.record else RunConfig, self.record["config"])
+        with self.of_this_code():
+            return parse(Recipe if "module" in self.record else RunConfig, self.record["config"])
 
     @property
     def classes(self) -> list[str]:
@@ -154,7 +168,10 @@ class Run:
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, val_macro_f1, seconds, speed."""
         with self._reading("history.csv") as path:
-            return pd.read_csv(path)
+            rows = pd.read_csv(path)
+            if rows["epoch"].iloc[-1] != self.summary["epochs"]:
+                raise ValueError("cut short")
+            return rows
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +191,7 @@ class Run:
             )
             raise LabError(f"{self.path.name} holds weights of a class {own['class']}: pass an instance of it{other}")
         model = module if own else build_model(self.config, len(self.classes), self.record["channels"])
-        model.load_state_dict(self.weights())
+        self.give_weights(model)
         return model.to(machine.device(device)).eval()
 
     @property
@@ -192,6 +209,11 @@ class Run:
         with torch.inference_mode():
             probabilities = model(to_float(pixels[None])).softmax(-1)[0]
         return Prediction(pd.Series(probabilities.numpy(), self.classes).sort_values(ascending=False), remark)
+
+    def give_weights(self, model: nn.Module) -> None:
+        weights = self.weights()
+        with self.of_this_code():
+            model.load_state_dict(weights)
 
     def weights(self) -> dict[str, Tensor]:
         """Of the chosen epoch; a report's copy has none, unless the report keeps those of this model."""

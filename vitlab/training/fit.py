@@ -58,7 +58,8 @@ def fit(
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         objective = Objective(model.train(), recipe, data.class_counts, teacher and teacher.eval()).to(device)
-        at, full = Progress(**saved["progress"]) if saved else Progress(), False
+        with session.restoring():
+            at, full = Progress(**saved["progress"]) if saved else Progress(), False
         try:
             recipe = session.begin(at, objective, data, recipe)
             _learn(objective, data, recipe, session, at, saved)
@@ -93,7 +94,7 @@ def _require_kinds(model: Any, data: Any, recipe: Any, session: Any, teacher: An
 
 
 def _loaded(model: nn.Module, run: Run, device: torch.device) -> tuple[nn.Module, pd.DataFrame]:
-    model.load_state_dict(run.weights())
+    run.give_weights(model)
     return model.to(device).eval(), run.history
 
 
@@ -124,7 +125,8 @@ def _learn(
     device, classes, full_size = session.device(recipe), len(data.classes), data.train.pool.shape[-1]
     state, budget = State(objective.model, recipe, device, at), Budget(recipe, len(data.train))
     if saved:
-        state.load_state_dict(saved)
+        with session.restoring():
+            state.load_state_dict(saved)
     called = session.prepare(objective, data, recipe)
     weights = sampling_weights(recipe.remedy, data.train.labels, data.class_counts)
     with contextlib.closing(training_batches(data.train, recipe, device, weights, at.step)) as feed:

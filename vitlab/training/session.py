@@ -92,6 +92,10 @@ class Session:
                 place = self.meter.status.place if self.meter and self.meter.status.epoch else "its first steps"
                 raise Stopped(f"{self.title} stopped in {place}: {self.goes_on}") from None
 
+    def restoring(self) -> contextlib.AbstractContextManager:
+        """What is kept of an earlier start is put in its place."""
+        return contextlib.nullcontext()
+
     def begin(self, at: Progress, objective: Objective, data: Data, recipe: Recipe) -> Recipe:
         """Start the clock; returns the recipe with the precision that this training began with.
 
@@ -173,6 +177,9 @@ class RunSession(Session):
 
     def device(self, recipe: Recipe) -> torch.device:
         return self.accelerator.device if self.accelerator else super().device(recipe)
+
+    def restoring(self) -> contextlib.AbstractContextManager:
+        return self.run.of_this_code()
 
     @property
     def result(self) -> Run | None:
