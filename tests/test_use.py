@@ -16,6 +16,7 @@ from PIL import Image
 from vitlab import __main__
 from vitlab.analysis.timing import ROUNDS
 from vitlab.config import RunConfig
+from vitlab.data.pictures import as_pixels
 from vitlab.data.sources import load_source
 from vitlab.data.splits import Source
 from vitlab.export import export
@@ -155,6 +156,39 @@ def test_deep_images_are_read_by_one_rule_for_the_folder(
     monkeypatch.setattr(use, "_logits", lambda _, images: seen.append(images) or np.zeros((2, 2), np.float32))
     use.evaluate_run(run, str(tmp_path / "deep"))
     assert seen[0].amax((1, 2, 3)).tolist() == [233, 12]
+
+
+def test_pictures_are_read_by_the_rule_of_those_that_were_learned(
+    tiny: RunConfig, train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by what there is beside them: alone, a dark picture of 12 bits would be bright, and on another ground."""
+    clear = np.full((8, 8, 4), 255, np.uint8)  # white, half of it transparent
+    clear[:4, :, 3] = 0
+    for name in ("dim", "lit"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for i in range(12):
+            value = (i + 1) * (100 if name == "dim" else 330)
+            Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / "scans" / name / f"{i}.png")
+        Image.fromarray(clear - np.uint8([5, 5, 5, 0])).save(tmp_path / "scans" / name / "clear.png")
+        Image.fromarray(clear - np.uint8([6, 6, 6, 0])).save(tmp_path / "scans" / name / "clear2.png")
+    config = tiny.replace(dataset="folder", data_dir=str(tmp_path / "scans"), epochs=1)
+    run = train(config, load_source(config))
+    assert run.record["rule"] == {"bounds": {"16-bit or 32-bit": [100, 3960]}, "ground": "black"}
+    dark = np.full((8, 8), 486, np.uint16)
+    pixels, _ = as_pixels(Image.fromarray(dark), 3, 8, run.record["rule"])
+    assert pixels.unique().tolist() == [round(255 * (486 - 100) / (3960 - 100))]
+    told = run.predict(Image.fromarray(dark))
+    assert told.remark == "The picture was scaled from 100 – 3960 to black – white."
+    (tmp_path / "other" / "dim").mkdir(parents=True)
+    Image.fromarray(dark).save(tmp_path / "other" / "dim" / "a.png")
+    black = np.zeros((8, 8, 4), np.uint8)  # alone it would be put on white
+    black[:4, :, 3] = 255
+    Image.fromarray(black).save(tmp_path / "other" / "dim" / "b.png")
+    seen = []
+    monkeypatch.setattr(use, "_logits", lambda _, images: seen.append(images) or np.zeros((2, 2), np.float32))
+    use.evaluate_run(run, str(tmp_path / "other"))
+    assert torch.equal(seen[0][0], pixels)
+    assert not seen[0][1].any()
 
 
 def test_classes_may_be_absent_but_not_strange(run: Run, colours: Path, command: Callable, tmp_path: Path) -> None:

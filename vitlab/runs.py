@@ -156,7 +156,7 @@ class Run:
         own = {} if isinstance(config, RunConfig) else {"module": module_identity(model)}
         record = {"config": config.model_dump(), "identity": identity(config, data.digest), **own}
         record |= {"test_digest": data.test.digest, "classes": list(data.classes), "channels": data.channels}
-        record["image_size"] = data.train.pool.shape[-1]
+        record |= {"image_size": data.train.pool.shape[-1]} | ({"rule": data.rule} if data.rule else {})
         self.write_json("config.json", record | {"counts": data.class_counts.tolist()})
         self.write_arrays("split.npz", train=data.train.index.int().numpy())
 
@@ -204,7 +204,7 @@ class Run:
 
         It is converted as the training images were; `remark` says where that changed it. `module` as for `model`.
         """
-        pixels, remark = as_pixels(picture, self.record["channels"], self.image_size)
+        pixels, remark = as_pixels(picture, self.record["channels"], self.image_size, self.record.get("rule"))
         model = self.model(module, device="cpu")
         with torch.inference_mode():
             probabilities = model(to_float(pixels[None])).softmax(-1)[0]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,12 @@ DARK = 16  # of 255: images nowhere brighter are told of
 
 @dataclass
 class Rule:
-    """What the images of a folder that are no three bytes a pixel hold, and how they are therefore shown."""
+    """What the images of a folder that are no three bytes a pixel hold, and how they are therefore shown.
 
+    kept: what another rule has come to (`to_keep`), that of the images which a model has learned from.
+    """
+
+    kept: Mapping[str, Any] = field(default_factory=dict)
     lowest: dict[str, float] = field(default_factory=dict)  # of pixels of more than 8 bits: their kind -> value
     highest: dict[str, float] = field(default_factory=dict)
     light: float = 0.0  # of what is drawn on a transparent ground: sum of grey times opacity, and of opacity
@@ -77,8 +82,15 @@ class Rule:
         self.counts["transparent"] += alpha is not None
         return bool(kind) or alpha is not None
 
+    def to_keep(self) -> dict[str, Any]:
+        """What it has come to: kind -> the values that become black and white, and the ground, where one was needed."""
+        found = {"bounds": {kind: self.bounds(kind) for kind in self.lowest}} if self.lowest else {}
+        return found | ({"ground": self.ground} if self.counts["transparent"] else {})
+
     def bounds(self, kind: str) -> tuple[float, float]:
         """The values that become black and white: a customary range if the pixels fill half of it, else their own."""
+        if kind in (kept := self.kept.get("bounds", {})):
+            return tuple(kept[kind])
         low, high = self.lowest[kind], self.highest[kind]
         for first, last in RANGES:
             if first <= low and high <= last and high - low > (last - first) / 2:
@@ -88,6 +100,8 @@ class Rule:
     @property
     def ground(self) -> str:
         """Behind transparent images: what stands out from what they show."""
+        if "ground" in self.kept:
+            return self.kept["ground"]
         light, opacity = self.light, self.opacity
         for kind, (total, number) in self.drawn.items():
             low, high = self.bounds(kind)
@@ -171,15 +185,16 @@ def _alpha(image: Image.Image) -> np.ndarray | None:
 
 
 def decode(
-    parts: Mapping[str, Sequence[str]], size: int, unreadable: Mapping[str, str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Paths of each part to (N, 3, size, size) uint8 each, and notes on what was done to them.
+    parts: Mapping[str, Sequence[str]], size: int, unreadable: Mapping[str, str], kept: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Tensor], list[str], dict[str, Any]]:
+    """Paths of each part to (N, 3, size, size) uint8 each, notes on what was done to them, and `Rule.to_keep`.
 
-    unreadable: images that are known to be, and why; LabError names them with all that turn out to be.
+    kept: the rule by which to read them, if not by their own. unreadable: images that are known to be, and why;
+    LabError names them with all that turn out to be.
     The images lie in memory, or in a file that is never seen if it is too small.
     """
     paths = [path for part in parts.values() for path in part]
-    images, rule, broken = _room((len(paths), 3, size, size)), Rule(), dict(unreadable)
+    images, rule, broken = _room((len(paths), 3, size, size)), Rule(kept or {}), dict(unreadable)
     resized, several, waiting = np.zeros(len(paths), bool), 0, []
     bar = {"leave": False, "mininterval": 2, "disable": None}  # in a terminal alone
     with unlimited_pixels(), meanwhile(f"{len(paths):,} images are decoded, once …"):
@@ -210,7 +225,7 @@ def decode(
         pools[name] = torch.from_numpy(images[first : first + len(part)])
         notes += _notes_of_part(part, int(resized[first : first + len(part)].sum()), size)
         first += len(part)
-    return pools, notes
+    return pools, notes, rule.to_keep()
 
 
 def _notes_of_part(paths: Sequence[str], resized: int, size: int) -> list[str]:

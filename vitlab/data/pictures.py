@@ -1,6 +1,7 @@
 """A picture of one's own as a model takes it: converted as the training images were."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,19 @@ GREY, RGB = 1, 3  # channels
 
 
 @unlimited_pixels()
-def as_pixels(picture: Any, channels: int, size: int) -> tuple[Tensor, str]:
+def as_pixels(picture: Any, channels: int, size: int, kept: Mapping[str, Any] | None = None) -> tuple[Tensor, str]:
     """A picture as (channels, size, size) uint8, and in a sentence what had to be changed, "" if nothing.
 
     picture: a path, a file, a PIL image, or an array or tensor (H, W), (H, W, C) or (C, H, W) of bytes, or of
-    numbers in [0, 1]. Read as a folder that holds nothing else would be: turned as its EXIF says, its range and what
-    is transparent shown by a `Rule`, cropped to a square in the middle and scaled; made grey or RGB. LabError for what
-    is no picture.
+    numbers in [0, 1]. Turned as its EXIF says, its range and what is transparent shown by the `Rule` of the images that
+    the model learned from, `kept`, or by its own; cropped to a square in the middle and scaled; made grey or RGB.
+    LabError for what is no picture.
     """
     if channels not in (GREY, RGB):
         raise LabError(f"the model takes {channels} channels, and pictures have one or three: pass it tensors yourself")
     if isinstance(picture, np.ndarray | Tensor):
         picture = _from_numbers(np.asarray(picture.cpu() if isinstance(picture, Tensor) else picture))
-    image, (width, height), rule = _learnt(picture, size)
+    image, (width, height), rule = _learnt(picture, size, kept or {})
     changed = _changed(rule)
     if (width, height) != (size, size):
         cropped = "" if width == height else "cropped and "
@@ -43,9 +44,9 @@ def as_pixels(picture: Any, channels: int, size: int) -> tuple[Tensor, str]:
     return pixels.contiguous(), f"The picture was {listed(changed)}." if changed else ""
 
 
-def _learnt(picture: Any, size: int) -> tuple[Image.Image, tuple[int, int], Rule]:
+def _learnt(picture: Any, size: int, kept: Mapping[str, Any]) -> tuple[Image.Image, tuple[int, int], Rule]:
     """An image as `upright` gives it, width and height that it had, and the rule that has learnt of it alone."""
-    name, rule = "the picture" if isinstance(picture, Image.Image) else picture, Rule()
+    name, rule = "the picture" if isinstance(picture, Image.Image) else picture, Rule(kept)
     try:
         register_plugins()
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)

@@ -25,7 +25,7 @@ from vitlab.texts import listed, shown
 
 CPU = torch.device("cpu")
 FEW = 20  # test images of a class that are too few to tell models apart
-DECODING = 4  # counted up when the same files would be decoded otherwise
+DECODING = 5  # counted up when the same files would be decoded otherwise
 CIFAR10_BATCHES = "cifar-10-batches-py"  # as its archive calls the folder, and torchvision looks for it
 
 
@@ -127,7 +127,7 @@ def _decoded(found: Folder, image_size: int) -> Source:
     paths = {
         part: [path for name in found.classes for path, *_ in rows[name]] for part, rows in found.rows.items()
     }  # by class, in their order
-    pools, notes = decode(paths, image_size, found.unreadable)
+    pools, notes, rule = decode(paths, image_size, found.unreadable)
     parts = {}
     for part, rows in found.rows.items():
         labels = torch.tensor([k for k, name in enumerate(found.classes) for _ in rows[name]])
@@ -143,7 +143,7 @@ def _decoded(found: Folder, image_size: int) -> Source:
         notes += _notes_of_hold_out(test, found.classes)
     elif found.root in found.parts.values():
         notes.insert(0, f"The test images are those of {shown(found.parts['test'].name)}, the folder beside it.")
-    return _source(train, test, list(found.classes), notes, parts.get("val"), copies)
+    return replace(_source(train, test, list(found.classes), notes, parts.get("val"), copies), rule=rule)
 
 
 def _notes_of_hold_out(test: Split, classes: tuple[str, ...]) -> list[str]:

@@ -1,8 +1,10 @@
 """Splits of a data set: train, validation and test, stratified and seeded; and imbalance made to measure."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +82,7 @@ class Source:
     notes: tuple[str, ...]
     val: Split | None = None  # a validation part that came with it; None: some of train are taken
     copies: Tensor | None = None  # (N,) of train: equal for copies of one picture, −1 for what lies in two classes
+    rule: Mapping[str, Any] | None = None  # by which pictures of more than 8 bits, and transparent ones, were read
 
     def __repr__(self) -> str:
         return f"Source({self.digest}: train {self.train}, test {self.test}, {len(self.classes)} classes)"
@@ -94,7 +97,7 @@ class Source:
 class Data:
     """What a run sees: train (shaped by the imbalance), validation and test (balanced where the source is).
 
-    digest: of the source that they were taken from.
+    digest, rule: of the source that they were taken from.
     """
 
     train: Split
@@ -102,6 +105,7 @@ class Data:
     test: Split
     classes: tuple[str, ...]
     digest: str
+    rule: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         parts = f"train {self.train}, validation {self.val}, test {self.test}"
@@ -141,6 +145,7 @@ def split(source: Source, config: RunConfig) -> Data:
         test=source.test,
         classes=source.classes,
         digest=source.digest,
+        rule=source.rule,
     )
 
 

@@ -101,7 +101,7 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
     rows = found.rows["test"]
     files = [path for name in found.classes for path, *_ in rows[name]]
     labels = np.array([run.classes.index(name) for name in found.classes for _ in rows[name]])
-    pools, notes = decode({"test": files}, run.image_size, found.unreadable)
+    pools, notes, _ = decode({"test": files}, run.image_size, found.unreadable, run.record.get("rule"))
     if run.record["channels"] == 1:
         notes.append("All were made grey.")
     logits = _logits(run, pools["test"])

@@ -114,7 +114,9 @@ class Explorer:
             return
         content = io.BytesIO(bytes(self.upload.value[-1]["content"]))
         try:
-            self.own, self.remark.value = as_pixels(content, self.run.record["channels"], self.run.image_size)
+            self.own, self.remark.value = as_pixels(
+                content, self.run.record["channels"], self.run.image_size, self.run.record.get("rule")
+            )
         except LabError as error:
             self.remark.value = html.escape(str(error).replace(str(content), self.upload.value[-1]["name"]))
             return
