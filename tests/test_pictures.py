@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_png
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vitlab.config import RunConfig
 from vitlab.data import folders
@@ -55,12 +55,25 @@ def test_what_fits_is_taken_as_it_is_in_any_form(tmp_path: Path) -> None:
         (Image.fromarray(DEEP), 1, 8, "The picture was scaled from 0 – 65535 to black – white."),
         (Image.fromarray(SQUARE.astype(np.float32) - 9), 3, 8, "The picture was scaled from -9 – 54 to black – white."),
         (np.zeros((3, 8, 8), np.uint8), 3, 8, ""),
+        (Image.new("CMYK", (8, 8)), 3, 8, "The picture was made RGB from CMYK."),
+        (Image.new("HSV", (8, 8)), 3, 8, "The picture was made RGB from HSV."),
     ],
 )
 def test_what_was_converted_is_said(picture: object, channels: int, size: int, remark: str) -> None:
     pixels, said = as_pixels(picture, channels, size)
     assert pixels.shape == (channels, size, size)
     assert said == remark
+
+
+def test_which_of_a_files_pictures_was_taken_and_how_it_was_turned_is_said(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("L", (8, 8)).save(tmp_path / "two.gif", save_all=True, append_images=[Image.new("L", (8, 8), 255)])
+    assert as_pixels(tmp_path / "turned.jpg", 3, 8)[1] == "The picture was turned as its EXIF says."
+    pixels, remark = as_pixels(tmp_path / "two.gif", 1, 8)
+    assert remark == "The picture was taken as the first of 2 and made grey."
+    assert not pixels.any()
 
 
 def test_files_are_read_as_class_folders_are(tmp_path: Path) -> None:

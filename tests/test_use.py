@@ -122,6 +122,20 @@ def test_evaluate_takes_a_folder_with_one_part(
     assert f"Scored is {part} alone." in said
 
 
+def test_picture_that_cannot_be_read_keeps_no_other_from_its_answer(
+    run: Run, colours: Path, command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], Run.weights
+    monkeypatch.setattr(Run, "weights", lambda self: loads.append(self) or load(self))
+    red, blue = colours / "test/red/0.png", colours / "test/blue/1.png"
+    code, said, wrong = command("predict", run.path, red, "a.png", blue, "b.png")
+    assert code == 1
+    assert said.splitlines()[0].startswith(f"{red}: red ")
+    assert said.splitlines()[1].startswith(f"{blue}: blue ")
+    assert "no picture a.png: check its path; there is no picture b.png" in wrong
+    assert len(loads) == 1
+
+
 def test_what_evaluate_passes_over_is_counted_and_all_broken_images_are_named(
     run: Run, colours: Path, command: Callable, tmp_path: Path
 ) -> None:

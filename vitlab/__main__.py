@@ -76,8 +76,14 @@ def predict(arguments: argparse.Namespace) -> None:
 
     run = find_run(arguments.run)
     require_pictures_only(run)
+    faults = []
     for picture in arguments.image:
-        print(f"{picture}: {run.predict(picture)}")
+        try:
+            print(f"{picture}: {run.predict(picture)}")
+        except LabError as fault:  # the others are answered all the same
+            faults.append(str(fault))
+    if faults:
+        raise LabError("; ".join(faults))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

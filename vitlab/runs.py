@@ -205,10 +205,15 @@ class Run:
         It is converted as the training images were; `remark` says where that changed it. `module` as for `model`.
         """
         pixels, remark = as_pixels(picture, self.record["channels"], self.image_size, self.record.get("rule"))
-        model = self.model(module, device="cpu")
+        model = self.model(module, device="cpu") if module else self._answering
         with torch.inference_mode():
             probabilities = model(to_float(pixels[None])).softmax(-1)[0]
         return Prediction(pd.Series(probabilities.numpy(), self.classes).sort_values(ascending=False), remark)
+
+    @cached_property
+    def _answering(self) -> nn.Module:
+        """The model that one picture after the other is shown to."""
+        return self.model(device="cpu")
 
     def give_weights(self, model: nn.Module) -> None:
         weights = self.weights()

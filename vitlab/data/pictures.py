@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from vitlab.data.decode import Rule, draft, reason, require_memory, upright
@@ -15,6 +15,7 @@ from vitlab.errors import LabError
 from vitlab.texts import listed
 
 GREY, RGB = 1, 3  # channels
+PLAIN = {"L", "LA", "RGB", "RGBA"}  # modes that keep their colours
 
 
 @unlimited_pixels()
@@ -30,13 +31,15 @@ def as_pixels(picture: Any, channels: int, size: int, kept: Mapping[str, Any] | 
         raise LabError(f"the model takes {channels} channels, and pictures have one or three: pass it tensors yourself")
     if isinstance(picture, np.ndarray | Tensor):
         picture = _from_numbers(np.asarray(picture.cpu() if isinstance(picture, Tensor) else picture))
-    image, (width, height), rule = _learnt(picture, size, kept or {})
-    changed = _changed(rule)
+    image, (width, height), changed, rule = _learnt(picture, size, kept or {})
+    changed += _changed(rule)
     if (width, height) != (size, size):
         cropped = "" if width == height else "cropped and "
         changed.append(f"{cropped}resized from {width}×{height} to {size}×{size}")
     if channels == GREY and image.getbands()[0] not in ("1", "L", "I", "F"):
         changed.append("made grey")
+    if channels == RGB and image.mode not in (*PLAIN, "P", "PA", "1", "I", "F") and not image.mode.startswith("I;"):
+        changed.append(f"made RGB from {image.mode}")
     image = rule.rgb(image).convert("L" if channels == GREY else "RGB")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
@@ -44,18 +47,22 @@ def as_pixels(picture: Any, channels: int, size: int, kept: Mapping[str, Any] | 
     return pixels.contiguous(), f"The picture was {listed(changed)}." if changed else ""
 
 
-def _learnt(picture: Any, size: int, kept: Mapping[str, Any]) -> tuple[Image.Image, tuple[int, int], Rule]:
-    """An image as `upright` gives it, width and height that it had, and the rule that has learnt of it alone."""
+def _learnt(picture: Any, size: int, kept: Mapping[str, Any]) -> tuple[Image.Image, tuple[int, int], list[str], Rule]:
+    """An image as `upright` gives it, width and height that it had, what was done for it, the rule that has learnt of
+    it alone.
+    """
     name, rule = "the picture" if isinstance(picture, Image.Image) else picture, Rule(kept)
     try:
         register_plugins()
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        whole = image.size
+        whole, several = image.size, getattr(image, "n_frames", 1)
         if image is not picture:
             draft(image, size)
         require_memory(image)
-        image, wide = upright(image)
+        lying = image
+        image, wide = upright(lying)
         rule.learn(image, wide)
+        turned = lying.getexif().get(ExifTags.Base.Orientation, 1) != 1  # asked before, a PNG would be loaded
     except FileNotFoundError:
         raise LabError(f"there is no picture {name}: check its path") from None
     except Exception as error:  # Pillow's decoders raise all kinds
@@ -67,7 +74,8 @@ def _learnt(picture: Any, size: int, kept: Mapping[str, Any]) -> tuple[Image.Ima
             f"{name} has 16 bits a colour and fills less than half of that range; Pillow reads only the upper 8 bits, "
             "which would leave it dark: save it with 8 bits a colour"
         )
-    return image, whole, rule
+    done = [f"taken as the first of {several}"] if several > 1 else []
+    return image, whole, done + (["turned as its EXIF says"] if turned else []), rule
 
 
 def _changed(rule: Rule) -> list[str]:
