@@ -241,6 +241,24 @@ def test_report_s_copy_is_scored_on_its_own_test_images_where_its_data_are_named
     assert (code, "own test images" in said) == (0, False)
 
 
+@pytest.mark.parametrize("change", ["moved", "changed"])
+def test_that_it_cannot_be_told_whether_images_were_learned_is_said(
+    change: str, colours: Path, tiny: RunConfig, train: Callable[..., Run], tmp_path: Path
+) -> None:
+    own = shutil.copytree(colours, tmp_path / "own")
+    config = tiny.replace(dataset="folder", data_dir=str(own), epochs=1)
+    run = train(config, load_source(config))
+    if change == "moved":
+        own.rename(tmp_path / "mine")
+        words = "its own images are no longer where they were"
+    else:
+        shutil.copytree(own / "train", tmp_path / "mine")
+        next((own / "train" / "red").iterdir()).unlink()
+        words = "the folder of its own images has changed since"
+    _, _, remark = use.evaluate_run(run, str(tmp_path / "mine"))
+    assert f"Whether it was trained with some of them cannot be told: {words}." in remark
+
+
 def test_images_that_it_was_trained_with_are_told_of(run: Run, colours: Path, tmp_path: Path) -> None:
     shutil.copytree(colours / "train", tmp_path / "mine")
     scores, _, remark = use.evaluate_run(run, str(tmp_path / "mine"))

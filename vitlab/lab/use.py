@@ -117,10 +117,14 @@ def evaluate_run(run: Run, folder: str = "") -> tuple[dict, pd.DataFrame, str]:
 
 def _learned(run: Run, images: Tensor) -> str:
     """A remark on those of (N, 3, S, S) uint8 images that a run was trained or validated with; "" for none."""
-    if run.record["channels"] == 1 or not at_hand(run.config):
+    if run.record["channels"] == 1:  # digits, which come from nobody's folder
         return ""
     try:
+        if not at_hand(run.config):
+            raise LabError("its own images are no longer where they were")
         data = split(load_source(run.config), run.config)
+        if data.digest != run.record["identity"]["data"]:
+            raise LabError("the folder of its own images has changed since")
     except LabError as error:
         return f"Whether it was trained with some of them cannot be told: {error}."
     own = np.concatenate([digests_of(part.images) for part in (data.train, data.val)])
