@@ -5,6 +5,7 @@ A ViT and its DynamicViT (ρ = 0.7) of width 192, 6 blocks, 3 heads, MLP ratio 4
 attention in float32 and bf16; the course's four models. Takes a minute or two on 2 CPU cores.
 """
 
+import argparse
 import itertools
 import statistics
 import time
@@ -152,6 +153,7 @@ def course() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     here = machine.environment()
     print(f"{here['device']}, {here['threads']} threads, torch {here['versions']['torch']}, float32\n")
     with torch.inference_mode():

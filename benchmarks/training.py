@@ -7,6 +7,7 @@ Both train the same model on random images with batch 128, in turns, on the GPU 
 steps; of the row in which images grow, means over a whole short schedule, but for its first steps.
 """
 
+import argparse
 import itertools
 import statistics
 import tempfile
@@ -156,6 +157,7 @@ def muon(config: RunConfig) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{machine.environment()['device']}, {torch.get_num_threads()} threads, batch {BATCH}, random images 32×32")
     print("| model | fit, images/s | course trainer | ratio | augmentation | GFLOP/s of a matrix product's |")
     print("|---|---|---|---|---|---|")

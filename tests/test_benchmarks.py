@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,16 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmark_says_what_it_does_before_it_does_it(path: Path) -> None:
+    command = [sys.executable, str(path), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith(f"usage: {path.name}")
+    refused = subprocess.run([*command[:2], "--no-such-option"], capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2
 
 
 @pytest.mark.slow
