@@ -78,6 +78,13 @@ def test_value_that_stands_twice_in_a_profile_is_refused(profile: Callable[[str]
             load_params(profile(text))
 
 
+@pytest.mark.parametrize("text", ["1,3", "1, 3", "[1, 3]", [1, 3]])
+def test_list_may_be_written_as_a_text(text: str | list) -> None:
+    assert LabConfig(preset="tiny", stages=text).stages == [1, 3]
+    assert LabConfig(tokenizers="[patch, conv]").tokenizers == ["patch", "conv"]
+    assert LabConfig(repeated="ViT, fine-tuned; ToMe").repeated == ["ViT, fine-tuned", "ToMe"]
+
+
 def test_more_that_holds_no_names_is_refused(profile: Callable[[str], Path]) -> None:
     with pytest.raises(LabError, match=r"more in .*p\.yaml is 5, not a mapping"):
         load_params(profile("more: 5\n"))

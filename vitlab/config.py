@@ -17,8 +17,7 @@ from vitlab.machine import memory
 from vitlab.models.registry import MODELS
 from vitlab.texts import unshowable
 
-# nano and tiny train on a CPU; small and base are the course's
-PRESETS = {
+PRESETS = {  # nano and tiny train on a CPU; small and base are the course's
     "nano": {"dim": 64, "depth": 4, "heads": 4, "mlp_ratio": 2.0},
     "tiny": {"dim": 128, "depth": 6, "heads": 4, "mlp_ratio": 2.0},
     "small": {"dim": 384, "depth": 6, "heads": 6, "mlp_ratio": 4.0},
@@ -43,12 +42,13 @@ Threads = Annotated[int, Field(ge=0, le=256)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 
-def _separated_by(mark: str) -> BeforeValidator:
-    """A list may be written as a text."""
-    return BeforeValidator(lambda v: [w.strip() for w in v.split(mark) if w.strip()] if isinstance(v, str) else v)
+def _parted(text: Any, mark: str = ",") -> Any:
+    """A list that is written as a text."""
+    return [part for part in map(str.strip, text.strip("[] ").split(mark)) if part] if isinstance(text, str) else text
 
 
-Words, Names = _separated_by(","), _separated_by(";")  # names of runs may hold commas
+Words, Names = BeforeValidator(_parted), BeforeValidator(lambda value: _parted(value, ";"))  # of runs: may hold commas
+Blocks = Annotated[list[Count], Words]
 
 
 class Training(BaseModel):
@@ -159,7 +159,7 @@ class Common(Training):
     dropout: Share = 0.0  # rate, after the embedding, attention and MLP
     drop_path: Share = 0.0  # stochastic depth: the last block's rate, growing linearly from 0
     keep_ratio: Ratio = 0.7  # fewer tokens, chapter 03: share of its tokens that each of the stages keeps
-    stages: list[Count] = []  # blocks, counted from 0, that tokens go before; none: at 1/4, 1/2 and 3/4 of the depth
+    stages: Blocks = []  # blocks, counted from 0, that tokens go before; none: at 1/4, 1/2 and 3/4 of the depth
     salience: Literal["attention", "values", "norm"] = "attention"  # Top-K and EViT: what shows that a token matters
     proportional: bool = True  # EViT and ToMe: attention counts a merged token as often as the patches in it
     ratio_weight: NotNegative = 2.0  # DynamicViT: weight of the ratio loss (Rao et al. 2021, section 3.4)
@@ -336,7 +336,7 @@ class LabConfig(Common):
     def study_shapes(self) -> list[tuple[Imbalance, float]]:
         """Class sizes of the study: those that its conclusions speak of, then those of `study_more`."""
         shapes = [(self.study_imbalance, self.study_ratio)]
-        for text in filter(None, map(str.strip, self.study_more.split(","))):
+        for text in _parted(self.study_more):
             found = re.fullmatch(r"(linear|exponential) +(\d+(?:\.\d+)?)", text)
             if not found or float(found[2]) < 1:
                 raise ValueError(f'study_more has {text!r}: write it as "linear 10, exponential 100"')
@@ -346,7 +346,7 @@ class LabConfig(Common):
     @property
     def remedies(self) -> list[str]:
         """The study's remedies, `none` first, which the others are measured against."""
-        asked = list(filter(None, map(str.strip, self.study_remedies.split(",")))) or STUDIED
+        asked = _parted(self.study_remedies) or STUDIED
         if wrong := next((name for name in asked if name not in STUDIED), None):
             raise ValueError(f"study_remedies has {wrong!r}: {_nearest(wrong, dict.fromkeys(STUDIED), 'the chapter')}")
         if asked == ["none"]:
