@@ -77,7 +77,7 @@ class Run:
     ) -> "Run":
         """The directory of a module of the reader's own, trained by this recipe on these very images."""
         what = identity(recipe, data.digest) | {"module": module_identity(module), "train": data.train.digest}
-        what |= {"teacher": [module_identity(teacher), weights_digest(teacher)]} if teacher else {}
+        what |= {"teacher": [module_identity(teacher), weights_digest(teacher)]} if teacher is not None else {}
         return cls(runs_dir / f"{OWN}{type(module).__name__}-seed{recipe.seed}-{_hash(what)}")
 
     def require_of_module(self, module: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None) -> None:
@@ -205,7 +205,7 @@ class Run:
         It is converted as the training images were; `remark` says where that changed it. `module` as for `model`.
         """
         pixels, remark = as_pixels(picture, self.record["channels"], self.image_size, self.record.get("rule"))
-        model = self.model(module, device="cpu") if module else self._answering
+        model = self.model(module, device="cpu") if module is not None else self._answering
         with torch.inference_mode():
             probabilities = model(to_float(pixels[None])).softmax(-1)[0]
         return Prediction(pd.Series(probabilities.numpy(), self.classes).sort_values(ascending=False), remark)
