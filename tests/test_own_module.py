@@ -3,13 +3,13 @@
 import importlib
 import json
 import sys
+from collections import deque
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial, partialmethod, singledispatchmethod
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,25 @@ def halve(x: float) -> float:
     return x / 2
 
 
+class Squash:
+    """A function with a setting."""
+
+    def __init__(self, power: int) -> None:
+        self.power = power
+
+    def __call__(self, x: float) -> float:
+        return x**self.power
+
+
+class Stretch(Squash):
+    def __call__(self, x: float) -> float:
+        return self.power**x
+
+
+def powered(power: int) -> Callable[[float], float]:
+    return lambda x: x**power
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -107,9 +126,13 @@ def halve(x: float) -> float:
         lambda change: Set(_k=3 if change else 4),
         lambda change: Set(kinds={"a", "b" if change else "c"}),
         lambda change: Set(stages=[None, 1] if change else [1, None]),
-        lambda change: Set(mask=np.arange(3) + change),
         lambda change: Set(options=SimpleNamespace(width=3 if change else 4)),
         lambda change: Set(act=cache(double if change else halve)),
+        lambda change: Set(act=Squash(3 if change else 2)),
+        lambda change: Set(act=(Stretch if change else Squash)(2)),
+        lambda change: Set(acts=[a := powered(2), b := powered(3), b if change else a]),
+        lambda change: Set(act=(lambda pair: lambda x: pair)((None, 2) if change else (2, None))),
+        lambda change: parametrized(change),
     ],
 )
 def test_modules_that_differ_in_a_setting_are_two(make: Callable[[bool], nn.Module]) -> None:
@@ -117,9 +140,85 @@ def test_modules_that_differ_in_a_setting_are_two(make: Callable[[bool], nn.Modu
     assert module_identity(make(False)) != module_identity(make(True))
 
 
+def parametrized(change: bool) -> nn.Module:
+    """torch makes a class of its own of such a module."""
+
+    class Own(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    class Other(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -super().forward(x)
+
+    Other.__name__, Other.__qualname__ = Own.__name__, Own.__qualname__
+    return nn.utils.parametrizations.weight_norm((Other if change else Own)(2, 2))
+
+
+def gathered(**attributes: object) -> tuple[nn.Module, nn.Module]:
+    """A module as it was made, and as it is after a look at some images."""
+    ones = torch.ones(2)
+    return Set(seen=None, maps=[], by_block={}, slots=[None] * 2, last=deque()), Set(
+        seen=ones.numpy(), maps=[(ones, ones)], by_block={"0": ones}, slots=[ones] * 2, last=deque([ones])
+    )
+
+
 def test_what_a_module_gathers_as_it_runs_makes_it_no_other() -> None:
-    before, after = Set(seen=None, maps=[]), Set(seen=torch.ones(2), maps=[torch.ones(2)])
+    before, after = gathered()
     assert module_identity(before) == module_identity(after)
+
+
+class Told:
+    """Answers to any name, as some settings do."""
+
+    def __init__(self) -> None:
+        self.values = {"width": 3}
+
+    def __getattr__(self, name: str) -> object:
+        return self.values[name]
+
+
+class Odd(nn.Module):
+    """What else a class may have."""
+
+    triple = partialmethod(Squash, power=3)
+    own = property(lambda self: self.width)
+
+    @cached_property
+    def factor(self) -> int:
+        return 2
+
+    @singledispatchmethod
+    def shown(self, value: object) -> str:
+        return str(value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x
+
+
+def test_whatever_a_class_or_an_attribute_is_it_has_an_identity() -> None:
+    itself: list = []
+    itself.append(itself)
+    odd = Odd()
+    before = module_identity(odd)
+    odd(torch.ones(2))
+    assert module_identity(odd) == before
+    assert module_identity(Set(told=Told())) == module_identity(Set(told=Told()))
+    assert module_identity(Set(itself=itself)) == module_identity(Set(itself=itself))
+    assert module_identity(torch.compile(odd)) == before
+
+
+def test_order_of_classes_of_one_name_is_that_of_the_modules() -> None:
+    """Not that of their addresses."""
+
+    def alike() -> type[nn.Module]:
+        return type("Attention", (nn.Module,), {"forward": lambda self, x: x})
+
+    def other() -> type[nn.Module]:
+        return type("Attention", (nn.Module,), {"forward": lambda self, x: -x})
+
+    made = [nn.Sequential(*(kind()() for kind in (alike, other))) for _ in range(20)]
+    assert len({module_identity(module)["source"] for module in made}) == 1
 
 
 IN_A_CELL = """from torch import nn
@@ -210,6 +309,39 @@ def test_session_is_for_its_teacher(few: Source, tmp_path: Path, monkeypatch: py
         fit(net, lab.data, recipe, lab.session(net, recipe), teachers[0])
     fit(net, lab.data, recipe, lab.session(net, recipe, teachers[0]), teachers[0])
     assert lab.session(net, recipe, teachers[0]).run.complete
+    half = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes)).bfloat16()
+    assert lab.session(net, recipe, half).run.path not in paths
+    with pytest.raises(LabError, match="perhaps a module as teacher"):
+        lab.session(net, recipe, nn.Linear)
+
+
+def test_module_with_another_setting_is_refused_but_for_one_that_a_look_has_changed(
+    few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counting(nn.Sequential):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(images)
+
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
+    lab = Lab(LabConfig(), few)
+    make = lambda kind: kind(nn.Flatten(), nn.Linear(lab.data.train.pool[0].numel(), len(lab.data.classes)))  # noqa: E731
+    net, recipe = make(Counting), lab.params.recipe(epochs=1)
+    session = lab.session(net, recipe)
+    fit(net, lab.data, recipe, session)
+    picture = lab.data.test.pool[0, 0].numpy()
+    assert session.run.predict(picture, make(Counting)).answer in lab.data.classes
+    with pytest.raises(LabError, match="an instance of it with the same settings, and this one has another calls"):
+        session.run.predict(picture, net)
+    with pytest.raises(LabError, match=r"holds weights of a class .*Counting: pass an instance of it, and this"):
+        session.run.predict(picture, make(nn.Sequential))
+    net, recipe = make(Counting), lab.params.recipe(epochs=1, seed=1)
+    session = lab.session(net, recipe)
+    net(torch.zeros(1, *lab.data.train.pool.shape[1:]))  # a look at it
+    fit(net, lab.data, recipe, session)
+    assert session.run.predict(picture, make(Counting)).answer in lab.data.classes
 
 
 @pytest.mark.slow

@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import textwrap
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,9 @@ from vitlab.data.pictures import as_pixels
 from vitlab.data.splits import Data
 from vitlab.errors import LabError
 from vitlab.files import DAMAGE, UNREADABLE, copy, reading, writing
-from vitlab.identity import identity, module_identity, weights_digest
+from vitlab.identity import identity, module_identity, teacher_identity
 from vitlab.models.registry import MODELS, build_model
+from vitlab.texts import listed
 
 SMALL_FILES = ("split.npz", "environment.json", "history.csv", "predictions.npz", "summary.json")
 OWN = "own-"  # what the directories of modules of the reader's own begin with
@@ -76,13 +78,23 @@ class Run:
         cls, runs_dir: Path, module: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None = None
     ) -> "Run":
         """The directory of a module of the reader's own, trained by this recipe on these very images."""
-        what = identity(recipe, data.digest) | {"module": module_identity(module), "train": data.train.digest}
-        what |= {"teacher": [module_identity(teacher), weights_digest(teacher)]} if teacher is not None else {}
-        return cls(runs_dir / f"{OWN}{type(module).__name__}-seed{recipe.seed}-{_hash(what)}")
+        known = module_identity(module)
+        settings = _hash(known.pop("settings"))[:6]  # apart, as a forward pass may change some
+        what = identity(recipe, data.digest) | {"module": known, "train": data.train.digest}
+        what |= {"teacher": teacher_identity(teacher)} if teacher is not None else {}
+        return cls(runs_dir / f"{OWN}{type(module).__name__}-seed{recipe.seed}-{_hash(what)}-{settings}")
 
-    def require_of_module(self, module: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None) -> None:
-        """LabError for a directory that `of_module` has named, but for another module, recipe, data or teacher."""
-        if self.path.name.startswith(OWN) and self != Run.of_module(self.path.parent, module, recipe, data, teacher):
+    def require_of_module(
+        self, module: nn.Module, recipe: Recipe, data: Data, teacher: nn.Module | None, same: bool
+    ) -> None:
+        """LabError for a directory that `of_module` has named, but for another module, recipe, data or teacher.
+
+        same: it is the very instance that was asked for, of which a look at some images may have changed a setting.
+        """
+        if not self.path.name.startswith(OWN):
+            return
+        names = [self.path.name, Run.of_module(self.path.parent, module, recipe, data, teacher).path.name]
+        if len({name.rpartition("-")[0] if same else name for name in names}) == 2:
             raise LabError(
                 f"the session of {self.path.name} was opened for another module, recipe, data or teacher than fit was "
                 "given: open one with lab.session(net, recipe), with a teacher lab.session(net, recipe, teacher), then "
@@ -145,15 +157,17 @@ class Run:
     @cached_property
     def config(self) -> Recipe:
         """A `RunConfig`; of a module of the reader's own its `Recipe`."""
+        kind, values = Recipe if "module" in self.record else RunConfig, self.record["config"]
         with self.of_this_code():
-            return parse(Recipe if "module" in self.record else RunConfig, self.record["config"])
+            return parse(kind, values)
 
     @property
     def classes(self) -> list[str]:
         return self.record["classes"]
 
-    def write_record(self, config: Recipe, data: Data, model: nn.Module) -> None:
-        own = {} if isinstance(config, RunConfig) else {"module": module_identity(model)}
+    def write_record(self, config: Recipe, data: Data, module: Mapping[str, Any]) -> None:
+        """config.json and split.npz; `module` is the identity of a module of the reader's own."""
+        own = {} if isinstance(config, RunConfig) else {"module": module}
         record = {"config": config.model_dump(), "identity": identity(config, data.digest), **own}
         record |= {"test_digest": data.test.digest, "classes": list(data.classes), "channels": data.channels}
         record |= {"image_size": data.train.pool.shape[-1]} | ({"rule": data.rule} if data.rule else {})
@@ -168,8 +182,9 @@ class Run:
     def history(self) -> pd.DataFrame:
         """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, val_macro_f1, seconds, speed."""
         with self._reading("history.csv") as path:
-            rows = pd.read_csv(path)
-            if rows["epoch"].iloc[-1] != self.summary["epochs"]:
+            text = path.read_text(encoding="utf-8")
+            rows = pd.read_csv(io.StringIO(text))
+            if not text.endswith("\n") or rows["epoch"].max() != self.summary["epochs"]:
                 raise ValueError("cut short")
             return rows
 
@@ -185,14 +200,23 @@ class Run:
         A run of the reader's own module needs an instance of that very `module` to put the weights into.
         """
         own = self.record.get("module")
-        if own and (module is None or module_identity(module) != own):
-            other = (
-                "" if module is None else f", and this {type(module).__name__} is another one, or its code has changed"
-            )
-            raise LabError(f"{self.path.name} holds weights of a class {own['class']}: pass an instance of it{other}")
+        if own:
+            self._require_instance(module, own)
         model = module if own else build_model(self.config, len(self.classes), self.record["channels"])
         self.give_weights(model)
         return model.to(machine.device(device)).eval()
+
+    def _require_instance(self, module: nn.Module | None, own: Mapping[str, Any]) -> None:
+        """LabError unless `module` has the class, code, shapes and settings that `own` tells."""
+        known, other = module_identity(module) if module is not None else {}, ""
+        if known and any(known[what] != own[what] for what in ("class", "source", "shapes")):
+            other = f", and this {type(module).__name__} is another one, or its code has changed"
+        elif known:
+            now, then = known["settings"], own["settings"]
+            changed = [name for name in sorted(now.keys() | then.keys()) if now.get(name) != then.get(name)]
+            other = f" with the same settings, and this one has another {listed(changed)}" if changed else ""
+        if other or not known:
+            raise LabError(f"{self.path.name} holds weights of a class {own['class']}: pass an instance of it{other}")
 
     @property
     def image_size(self) -> int:

@@ -232,15 +232,18 @@ class Lab:
         """Keeps the training of a module of your own, on this lab's data, as a run beside the others.
 
         It is for this very module, recipe, teacher and `lab.data`: `fit` takes it for no others. The module is known
-        by its code, its settings and its shapes, not by the values of its tensors.
+        by its code, its shapes and its attributes, but for tensors and arrays: what `forward` counts or notes in an
+        attribute makes a module that has run another one than a fresh one.
         """
-        if not isinstance(module, nn.Module) or not isinstance(recipe, Recipe) or isinstance(recipe, RunConfig):
+        modules = isinstance(module, nn.Module) and isinstance(teacher, nn.Module | None)
+        if not modules or not isinstance(recipe, Recipe) or isinstance(recipe, RunConfig):
             raise LabError(
-                "lab.session takes a module and its recipe, lab.session(net, lab.params.recipe(epochs=10)): the "
-                "configuration of a run is for the lab's own models, which lab.train_one(config) trains"
+                "lab.session takes a module, its recipe and perhaps a module as teacher, lab.session(net, "
+                "lab.params.recipe(epochs=10)): the configuration of a run is for the lab's own models, which "
+                "lab.train_one(config) trains"
             )
         run = Run.of_module(self.runs_dir, module, recipe, self.data, teacher)
-        return RunSession(run, title=type(module).__name__)
+        return RunSession(run, title=type(module).__name__, module=module)
 
     # ------------------------------------------------ what was made before
 

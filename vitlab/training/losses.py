@@ -70,8 +70,8 @@ class Objective(nn.Module):
     """Loss of one batch: cross-entropy shaped by the remedy, and the terms that a model adds itself.
 
     A model with such terms, as DynamicViT, has a method `terms(images, teacher)`, which returns logits and terms by
-    name, and their weights as `term_weights`. class_counts (C,): training images of each class. LabError for LDAM with
-    a model whose logits are no cosines.
+    name, and as `term_weights` what they weigh, if not 1. class_counts (C,): training images of each class. LabError
+    for LDAM with a model whose logits are no cosines.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Objective(nn.Module):
             )
         self.model = model
         self.dim = width_of(model)
-        self.teacher = teacher.requires_grad_(False) if teacher else None
+        self.teacher = teacher.requires_grad_(False) if teacher is not None else None
         self.label_smoothing = recipe.label_smoothing
         self.deferred = recipe.remedy in DEFERRED
         final = class_weights(recipe.remedy, class_counts)
@@ -125,8 +125,9 @@ class Objective(nn.Module):
         own_terms = hasattr(self.model, "terms")
         logits, terms = self.model.terms(images, self.teacher) if own_terms else (self.model(images), {})
         loss = classification = self.classify(logits, targets)
+        weights = getattr(self.model, "term_weights", {})
         for name, term in terms.items():
-            loss = loss + self.model.term_weights[name] * term
+            loss = loss + weights.get(name, 1.0) * term
         accuracy = (logits.argmax(1) == targets.argmax(1)).float().mean()
         parts = {"loss": loss, "accuracy": accuracy, "cls": classification, **terms}
         return loss, {name: part.detach() for name, part in parts.items()}

@@ -25,6 +25,7 @@ from vitlab.config import Recipe
 from vitlab.data.splits import Data
 from vitlab.errors import LabError, Stopped
 from vitlab.files import code_digest, require_writable, writing
+from vitlab.identity import module_identity
 from vitlab.runs import Run
 from vitlab.training import display
 from vitlab.training.compiling import compile_step, pays
@@ -156,7 +157,11 @@ class RunSession(Session):
     Where `accelerate launch` started several processes, each takes its share of every batch, and the first one writes.
     """
 
-    def __init__(self, run: Run, checkpoint_seconds: float = CHECKPOINT_SECONDS, title: str = "") -> None:
+    def __init__(
+        self, run: Run, checkpoint_seconds: float = CHECKPOINT_SECONDS, title: str = "", module: nn.Module | None = None
+    ) -> None:
+        self.module = module  # that it was opened for, where a reader has opened it, and what it was then
+        self.known = module_identity(module) if module is not None else None
         self.run, self.name, self.checkpoint_seconds, self.title = run, run.path.name, checkpoint_seconds, title
         self.goes_on = f"{display.again()} to continue"
         self.processes = machine.launched_processes()
@@ -173,7 +178,7 @@ class RunSession(Session):
     def require_opened_for(
         self, model: nn.Module, data: Data, recipe: Recipe, teacher: nn.Module | None = None
     ) -> None:
-        self.run.require_of_module(model, recipe, data, teacher)
+        self.run.require_of_module(model, recipe, data, teacher, same=model is self.module)
 
     def device(self, recipe: Recipe) -> torch.device:
         return self.accelerator.device if self.accelerator else super().device(recipe)
@@ -195,7 +200,7 @@ class RunSession(Session):
         with self.run.locked() if self.main else contextlib.nullcontext(), super().running(model, data, recipe):
             saved = self._told(self.run.load_checkpoint() if self.main else None)
             if self.main and saved is None and not self.run.complete:
-                self.run.write_record(recipe, data, model)
+                self.run.write_record(recipe, data, self.known or module_identity(model))
             try:
                 yield saved
             finally:
