@@ -181,6 +181,8 @@ def test_attention_that_is_nearly_cosine_is_not_right(
         (lambda labels, counts: counts**-0.5, "(3,) weights for 525 images"),
         (lambda labels, counts: counts[labels] ** -0.5 * torch.rand(len(labels)), "one class get different weights"),
         (lambda labels, counts: 1 / counts[labels], "the roots are as 20 : 10 : 5"),
+        (lambda labels, counts: torch.zeros(len(labels)), "nothing but zero"),
+        (lambda labels, counts: [1.0] * len(labels), "the roots are as 20 : 10 : 5"),
     ],
 )
 def test_weights_that_no_sampler_draws_by_are_not_right(
@@ -196,7 +198,22 @@ def test_quadratic_work_is_seen_without_a_product_of_matrices(capsys: pytest.Cap
         return (weights[..., None] * v[:, :, None]).sum(3) / weights.sum(-1, keepdim=True)
 
     assert not exercises.check("4.2", attend)
-    assert "twice the tokens take 3.9 times the work" in capsys.readouterr().out
+    assert "twice the tokens take 4.0 times the work" in capsys.readouterr().out
+
+    def by_numpy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        weights = q.numpy() @ k.numpy().swapaxes(-2, -1)
+        return torch.from_numpy(weights / weights.sum(-1, keepdims=True) @ v.numpy())
+
+    assert not exercises.check("4.2", by_numpy)
+    assert "it makes no tensor" in capsys.readouterr().out
+
+    def row_by_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out, context, total = torch.empty_like(v), k.transpose(-2, -1) @ v, k.sum(2)
+        for t in range(q.shape[2]):
+            out[:, :, [t]] = q[:, :, [t]] @ context / (q[:, :, t] * total).sum(-1)[..., None, None]
+        return out
+
+    assert exercises.check("4.2", row_by_row)
 
 
 @pytest.mark.parametrize(

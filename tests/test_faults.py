@@ -457,9 +457,16 @@ def test_history_that_was_cut_short_is_damaged(copied: Run) -> None:
     path = copied.path / "history.csv"
     assert len(copied.history) == copied.summary["epochs"]
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[:-1]), encoding="utf-8")
-    with pytest.raises(LabError, match=r"history\.csv .*delete the folder"):
-        _ = Run(copied.path).history
+    for cut in (lines[:-1], [*lines[:-1], lines[-1][:5]], lines[:1]):
+        path.write_text("".join(cut), encoding="utf-8")
+        with pytest.raises(LabError, match=r"history\.csv .*delete the folder"):
+            _ = Run(copied.path).history
+
+
+def test_damaged_record_is_no_sign_of_other_code(copied: Run) -> None:
+    (copied.path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(LabError, match=r"config\.json .*delete the folder"):
+        _ = Run(copied.path).config
 
 
 def with_unknown_value(run: Run) -> None:

@@ -138,6 +138,10 @@ def test_run_is_found_by_its_directory_as_well(as_text: bool, done: Lab, tmp_pat
     assert done.load(run.path.name).path == run.path
     assert done.load(str(elsewhere) if as_text else elsewhere).config == run.config
     assert Run(str(run.path)) == run
+    assert done.load("ViT, seed 0") == run
+    (elsewhere / "summary.json").unlink()
+    with pytest.raises(LabError, match="is not complete: train it to its end first"):
+        done.load(elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +150,7 @@ def test_run_is_found_by_its_directory_as_well(as_text: bool, done: Lab, tmp_pat
         ("ViT, seed 7", "ViT has seed 0; the parameter seeds says how many"),
         ("Vit", "did you mean 'ViT'"),
         (3, "a run goes by its name, as 'ViT', and not by 3"),
+        (["ViT"], "a run goes by its name, as 'ViT', and not by"),
     ],
 )
 def test_run_that_is_not_there_is_told_with_what_is(name: str | int, words: str, fresh: Lab) -> None:
@@ -163,7 +168,7 @@ def test_module_of_ones_own_sees_whole_images_and_takes_a_recipe(fresh: Lab) -> 
     grows = Lab(fresh.params.replace(image_size=8, start_size=4, patch_size=2), fresh.source)
     assert grows.params.recipe(epochs=1).start_size == 0
     assert grows.params.recipe(epochs=1, start_size=4).start_size == 4
-    with pytest.raises(LabError, match=r"lab\.session takes a module and its recipe"):
+    with pytest.raises(LabError, match=r"lab\.session takes a module, its recipe"):
         fresh.session(nn.Linear(2, 2), fresh.params.run(epochs=1))
 
 

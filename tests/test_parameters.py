@@ -81,7 +81,9 @@ def test_value_that_stands_twice_in_a_profile_is_refused(profile: Callable[[str]
 @pytest.mark.parametrize("text", ["1,3", "1, 3", "[1, 3]", [1, 3]])
 def test_list_may_be_written_as_a_text(text: str | list) -> None:
     assert LabConfig(preset="tiny", stages=text).stages == [1, 3]
-    assert LabConfig(tokenizers="[patch, conv]").tokenizers == ["patch", "conv"]
+    for texts in ("[patch, conv]", "['patch', \"conv\"]"):
+        assert LabConfig(tokenizers=texts).tokenizers == ["patch", "conv"]
+    assert LabConfig(preset="tiny", stages=3).stages == [3]
     assert LabConfig(repeated="ViT, fine-tuned; ToMe").repeated == ["ViT, fine-tuned", "ToMe"]
 
 

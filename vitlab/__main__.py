@@ -83,7 +83,7 @@ def predict(arguments: argparse.Namespace) -> None:
         except LabError as fault:  # the others are answered all the same
             faults.append(str(fault))
     if faults:
-        raise LabError("; ".join(faults))
+        raise LabError("; ".join(dict.fromkeys(faults)))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

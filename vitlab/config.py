@@ -4,7 +4,6 @@
 reader of the notebooks sets. Where values come from is in `parameters`.
 """
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vitlab.errors import LabError
 from vitlab.machine import memory
 from vitlab.models.registry import MODELS
-from vitlab.texts import unshowable
+from vitlab.texts import nearest, unshowable
 
 PRESETS = {  # nano and tiny train on a CPU; small and base are the course's
     "nano": {"dim": 64, "depth": 4, "heads": 4, "mlp_ratio": 2.0},
@@ -42,9 +41,11 @@ Threads = Annotated[int, Field(ge=0, le=256)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 
-def _parted(text: Any, mark: str = ",") -> Any:
-    """A list that is written as a text."""
-    return [part for part in map(str.strip, text.strip("[] ").split(mark)) if part] if isinstance(text, str) else text
+def _parted(value: Any, mark: str = ",") -> Any:
+    """A list may be written as a text, or as the number that it holds alone."""
+    if isinstance(value, str):
+        return [part for word in value.strip("[] ").split(mark) if (part := word.strip(" '\""))]
+    return [value] if isinstance(value, int) else value
 
 
 Words, Names = BeforeValidator(_parted), BeforeValidator(lambda value: _parted(value, ";"))  # of runs: may hold commas
@@ -264,7 +265,7 @@ class RunConfig(Common, Recipe):
     @model_validator(mode="after")
     def _check_model(self) -> Self:
         if self.model not in MODELS:
-            near = _nearest(self.model, MODELS, "vitlab/models/registry.py")
+            near = nearest(self.model, MODELS, "vitlab/models/registry.py")
             raise ValueError(f"unknown model {self.model!r}: {near}")
         MODELS[self.model].check(self)
         return self
@@ -348,7 +349,7 @@ class LabConfig(Common):
         """The study's remedies, `none` first, which the others are measured against."""
         asked = _parted(self.study_remedies) or STUDIED
         if wrong := next((name for name in asked if name not in STUDIED), None):
-            raise ValueError(f"study_remedies has {wrong!r}: {_nearest(wrong, dict.fromkeys(STUDIED), 'the chapter')}")
+            raise ValueError(f"study_remedies has {wrong!r}: {nearest(wrong, dict.fromkeys(STUDIED), 'the chapter')}")
         if asked == ["none"]:
             raise ValueError("study_remedies has none alone: name the remedies to compare it with, or leave it empty")
         return [name for name in STUDIED if name in asked or name == "none"]
@@ -392,9 +393,4 @@ def _sentence(cls: type[Training], fault: Mapping[str, Any]) -> str:
     name = str(fault["loc"][0])
     if fault["type"] != "extra_forbidden":
         return f"parameter {name} is {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
-    return f"unknown parameter {name!r}: {_nearest(name, cls.model_fields, 'vitlab/config.py')}"
-
-
-def _nearest(name: str, known: Mapping[str, Any], place: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"all are in {place}"
+    return f"unknown parameter {name!r}: {nearest(name, cls.model_fields, 'vitlab/config.py')}"

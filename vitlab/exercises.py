@@ -60,11 +60,11 @@ def _long_tail(ratio: float) -> str:
 def _root_sampler(weights: Callable[[Tensor, Tensor], Tensor]) -> str:
     counts = torch.tensor([400, 100, 25])
     labels = torch.arange(3).repeat_interleave(counts)[torch.randperm(525, generator=torch.Generator().manual_seed(0))]
-    of_images = weights(labels, counts)
+    of_images = torch.as_tensor(weights(labels, counts))
     if of_images.shape != labels.shape:
         return f"it returns {tuple(of_images.shape)} weights for {len(labels)} images"
-    if not (of_images.isfinite().all() and of_images.min() >= 0):
-        return "a weight below zero, or one that is no number, cannot be drawn by"
+    if not (of_images.isfinite().all() and of_images.min() >= 0 and of_images.sum() > 0):
+        return "weights below zero, or that are no numbers, or nothing but zero, cannot be drawn by"
     if any(len(of_images[labels == k].unique()) > 1 for k in range(3)):
         return "images of one class get different weights"
     drawn = torch.zeros(3).index_add(0, labels, of_images.float())
@@ -90,21 +90,20 @@ def _cosine_attention(attention: type[nn.Module]) -> str:
     torch.manual_seed(0)
     layer, tokens = attention(16, 2, 5), torch.randn(3, 5, 16)
     with torch.no_grad():
-        layer.scale.copy_(torch.tensor([5.0, 15.0]).view_as(layer.scale))
+        layer.scale.copy_(torch.tensor([1.0, 2.0]).view_as(layer.scale))
     told = layer(tokens)
     if told.shape != tokens.shape:
         return f"it maps {tuple(tokens.shape)} to {tuple(told.shape)}"
-    told.square().sum().backward()
-    if layer.scale.grad is None or not layer.scale.grad.all():
-        return "no gradient reaches the scale of each head"
     q, k, v = vit.split_heads(layer.qkv(tokens), 3, 2)
     cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
     weights = (cosines * layer.scale.view(2, 1, 1)).softmax(-1)
-    if torch.allclose(told, layer.proj((weights @ v).transpose(1, 2).flatten(2)), atol=1e-5):
-        return ""
+    if torch.allclose(told, layer.proj((weights @ v).transpose(1, 2).flatten(2)), atol=1e-3):
+        told.square().sum().backward()
+        learns = layer.scale.grad is not None and layer.scale.grad.all()
+        return "" if learns else "no gradient reaches the scale of each head"
     lengths = torch.cat([torch.rand(3, 5, 4).repeat_interleave(8, 2) + 0.5, torch.ones(3, 5, 16)], 2)
     layer.qkv.register_forward_hook(lambda layer, tokens, projected: projected * lengths)
-    if not torch.allclose(layer(tokens), told, atol=1e-5):
+    if not torch.allclose(layer(tokens), told, atol=1e-3):
         return "the length of a token's query or key, in one head, changes the result, and cosines know no length"
     return "it is not the softmax, over the keys, of each head's scale times the cosines"
 
@@ -211,6 +210,8 @@ def _linear_order(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         with FlopCounterMode(display=False) as counter, _Numbers() as numbers:
             attention(*(torch.rand(1, 2, tokens, 8) for _ in range(3)))
         work.append(counter.get_total_flops() + numbers.made)
+    if not work[0]:
+        return "it makes no tensor: write it with torch"
     return "" if work[1] <= 2.1 * work[0] else f"twice the tokens take {work[1] / work[0]:.1f} times the work"
 
 
@@ -221,7 +222,11 @@ class _Numbers(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        self.made += sum(part.numel() for part in tree_leaves(made) if isinstance(part, Tensor))
+        given, new = (
+            [part for part in tree_leaves(parts) if isinstance(part, Tensor)] for parts in ((args, kwargs), made)
+        )
+        places = {part.untyped_storage().data_ptr() for part in given}  # a view, or what is written in place
+        self.made += sum(part.numel() for part in new if part.untyped_storage().data_ptr() not in places)
         return made
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import textwrap
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -340,6 +340,16 @@ class Run:
                 yield
         except filelock.Timeout:
             raise LabError(f"another process is training {self.path}: wait for it or stop it") from None
+
+
+def complete_run(places: Iterable[Path]) -> Run | None:
+    """The first complete run at one of these places, if there is any; LabError for one that is not complete yet."""
+    for run in map(Run, places):
+        if run.complete:
+            return run
+        if (run.path / "config.json").exists():
+            raise LabError(f"the run {run.path} is not complete: train it to its end first")
+    return None
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Figures take them as they are (`analysis.typefaces` sees to that), Markdown and HTML through `markdown` and `literal`.
 """
 
+import difflib
 import html
 import os
 import re
@@ -106,3 +107,9 @@ def listed(words: Iterable[str]) -> str:
 def unshowable(text: str) -> str:
     """The characters of a text that neither HTML nor PDF can hold: controls, halves of pairs; "" if there are none."""
     return "".join(c for c in text if not c.isprintable() and not c.isspace() and unicodedata.category(c) != "Cf")
+
+
+def nearest(name: str, known: Iterable[str], place: str) -> str:
+    """What somebody who wrote `name` may have meant of those that are `known`, or in which place they stand."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"all are in {place}"

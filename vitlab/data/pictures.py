@@ -55,14 +55,14 @@ def _learnt(picture: Any, size: int, kept: Mapping[str, Any]) -> tuple[Image.Ima
     try:
         register_plugins()
         image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        whole, several = image.size, getattr(image, "n_frames", 1)
+        whole, several = image.size, 1 if image is picture else getattr(image, "n_frames", 1)
         if image is not picture:
             draft(image, size)
         require_memory(image)
         lying = image
         image, wide = upright(lying)
         rule.learn(image, wide)
-        turned = lying.getexif().get(ExifTags.Base.Orientation, 1) != 1  # asked before, a PNG would be loaded
+        turned = lying.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)  # asked before, a PNG would be loaded
     except FileNotFoundError:
         raise LabError(f"there is no picture {name}: check its path") from None
     except Exception as error:  # Pillow's decoders raise all kinds

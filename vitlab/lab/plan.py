@@ -270,6 +270,8 @@ class Plan:
             raise LabError(f"a run goes by its name, as 'ViT', and not by {name!r}")
         if name not in self.configs:
             model, _, seed = name.rpartition(", seed ")
+            if model in self.repeats and seed == str(self.repeats[model][0].seed):
+                return self.configs[model]
             if model in self.repeats and seed.isdecimal():
                 have = listed(str(config.seed) for config in self.repeats[model])
                 raise LabError(f"there is no run {name!r}: {model} has seed {have}; the parameter seeds says how many")

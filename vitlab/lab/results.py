@@ -28,7 +28,7 @@ from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import MODELS, build_model
 from vitlab.neighbours import give_way
 from vitlab.parameters import from_notebook
-from vitlab.runs import Run
+from vitlab.runs import Run, complete_run
 from vitlab.texts import listed, markdown, shown
 from vitlab.training import display
 from vitlab.training.fit import fit_run
@@ -254,12 +254,11 @@ class Lab:
         """A complete run by name, or by its directory; LabError says which notebook makes it, and what the nearest run
         differs in.
         """
-        if name in self.extra:
+        if isinstance(name, str) and name in self.extra:
             return self.extra[name]
-        if isinstance(name, str | Path) and name not in self.plan.configs:
-            directories = (Run(place) for place in (self.runs_dir / name, absolute(name)))
-            if there := next((run for run in directories if run.complete), None):
-                return there
+        named = isinstance(name, Path) or (isinstance(name, str) and name not in self.plan.configs)
+        if named and (there := complete_run([self.runs_dir / name, absolute(name)])):
+            return there
         run = self.run_of(self.plan.config(name))
         if not run.complete:
             what = f"the run {name!r} of these parameters is not in {self.runs_dir}"

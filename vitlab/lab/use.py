@@ -24,7 +24,7 @@ from vitlab.errors import LabError
 from vitlab.files import absolute, expanded
 from vitlab.machine import device_of
 from vitlab.models.registry import MODELS
-from vitlab.runs import Run
+from vitlab.runs import Run, complete_run
 from vitlab.training import evaluate
 
 BATCH = 256  # images that a model is given at once
@@ -38,11 +38,8 @@ def find_run(name: str) -> Run:
     """
     folder = Path(os.environ.get("VITLAB_RUNS") or absolute(LabConfig().runs_dir))
     named = Path(os.path.abspath(expanded(name)))
-    for path in (named, folder / name):
-        if Run(path).complete:
-            return Run(path)
-        if (path / "config.json").exists():
-            raise LabError(f"the run {path} is not complete: train it to its end first")
+    if there := complete_run([named, folder / name]):
+        return there
     for weights in named.glob("runs/*/model.safetensors"):  # one in each report
         return Run(weights.parent)
     if (named / "report.html").exists():
