@@ -207,8 +207,9 @@ def _linear_order(attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
         return "the result is another one than that of the quadratic form"
     work = []
     for tokens in (128, 256):
+        given = [torch.rand(1, 2, tokens, 8) for _ in range(3)]
         with FlopCounterMode(display=False) as counter, _Numbers() as numbers:
-            attention(*(torch.rand(1, 2, tokens, 8) for _ in range(3)))
+            attention(*given)
         work.append(counter.get_total_flops() + numbers.made)
     if not work[0]:
         return "it makes no tensor: write it with torch"
