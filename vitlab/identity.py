@@ -124,15 +124,17 @@ class _Reader:
     def parts(self, value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return value
+        if isinstance(value, tuple):  # equal ones may be one, as the compiler likes
+            return self.gathered(enumerate(value))
+        if isinstance(value, set | frozenset):
+            return sorted(repr(_Reader().parts(one)) for one in value)
         if id(value) in self.seen:  # a function that calls itself
             return f"#{self.seen[id(value)][0]}"
         self.seen[id(value)] = len(self.seen), value
-        if isinstance(value, list | tuple | deque):
+        if isinstance(value, list | deque):
             return self.gathered(enumerate(value))
         if isinstance(value, Mapping):
             return self.gathered((repr(self.parts(key)), one) for key, one in value.items())
-        if isinstance(value, set | frozenset):
-            return sorted(repr(_Reader().parts(one)) for one in value)
         if isinstance(value, CodeType):
             names = value.co_name, value.co_varnames, value.co_names, value.co_freevars
             return [*names, value.co_code, self.each(value.co_consts)]
@@ -203,7 +205,7 @@ class _Reader:
             return [repr(value), self.parts(kind)]
         if isinstance(value, SimpleNamespace) or (readers_own(kind) and hasattr(kind, "__dict__")):
             return [self.parts(kind), self.parts(getattr(value, "__dict__", None))]
-        said = "" if isinstance(value, ModuleType | types.MemberDescriptorType) else repr(value)
+        said = "" if isinstance(value, (ModuleType, types.MemberDescriptorType, *DATA)) else repr(value)
         return f"{kind.__qualname__} {re.sub(ADDRESS, '', said)}"
 
 
