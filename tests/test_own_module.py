@@ -263,7 +263,8 @@ def test_code_that_a_module_calls_counts_wherever_it_stands(change: tuple[str, s
 
 def test_how_code_is_parted_into_cells_does_not_count() -> None:
     """Of one cell the compiler keeps equal constants once."""
-    first, second = "def f(x):\n    return x in (1, 2) or x in {3, 4}\n", "def g(x):\n    return x in (1, 2), (), x in {3, 4}\n"
+    first = "def f(x):\n    return x in (1, 2) or x in {3, 4}\n"
+    second = "def g(x):\n    return x in (1, 2), (), x in {3, 4}\n"
     last = "class Net(nn.Module):\n    def forward(self, x):\n        return f(x), g(x), (1, 2), ()\n"
     whole, parts = {"__name__": "__main__", "nn": nn}, {"__name__": "__main__", "nn": nn}
     exec(first + second + last, whole)
