@@ -108,10 +108,10 @@ def test_caption_says_how_the_vits_were_trained() -> None:
     longer = config.replace(cutout=0.25, preset="tiny")
     assert sentences_tokens.training(longer) == "width 128, 6 blocks, 2 epochs with Cutout"
     assert sentences_tokens.training(config) == "width 64, 4 blocks, 2 epochs"
-    text = sentences_tokens.as_it_is("50 validation images", LONG, 4)
-    told = "Two trained ViTs as they are (conv tokenizer: 9 epochs with Cutout; patch tokenizer: 3 epochs; seed 4), at"
-    assert text.startswith(told)
-    alone = sentences_tokens.as_it_is("50 validation images", {"patch": "3 epochs"}, 0)
+    text = sentences_tokens.as_it_is("50 validation images", LONG, 4, 0.66)
+    told = "Two trained ViTs as they are (conv tokenizer: 9 epochs with Cutout; patch tokenizer: 3 epochs; seed 4), at "
+    assert text.startswith(f"{told}ρ = 0.66, 50 validation images.")
+    alone = sentences_tokens.as_it_is("50 validation images", {"patch": "3 epochs"}, 0, 0.7)
     assert alone.startswith("A trained ViT as it is (patch tokenizer: 3 epochs; seed 0), at")
 
 

@@ -59,14 +59,14 @@ def training(config: "RunConfig") -> str:
     return f"width {config.dim}, {config.depth} blocks, {config.budget}{cutout}"
 
 
-def as_it_is(images: str, trained: dict[str, str], seed: int) -> str:
+def as_it_is(images: str, trained: dict[str, str], seed: int, keep_ratio: float) -> str:
     """trained: tokenizer -> `training` of the ViT with it."""
     which = "Two trained ViTs as they are" if len(trained) > 1 else "A trained ViT as it is"
     how = "; ".join(f"{tokenizer} tokenizer: {told}" for tokenizer, told in trained.items())
     return (
-        f"{which} ({how}; seed {seed}), at ρ = 0.7, {images}. How alike tokens are after the first block (each image's "
-        "mean subtracted; 200 images at most), and how far, in patches, a place is from the nearest one that was kept "
-        "after the last stage (500 at most); both evenly from all classes."
+        f"{which} ({how}; seed {seed}), at ρ = {keep_ratio:g}, {images}. How alike tokens are after the first block "
+        "(each image's mean subtracted; 200 images at most), and how far, in patches, a place is from the nearest one "
+        "that was kept after the last stage (500 at most); both evenly from all classes."
     )
 
 
