@@ -15,7 +15,7 @@ from vitlab.errors import LabError
 from vitlab.texts import listed
 
 GREY, RGB = 1, 3  # channels
-PLAIN = {"L", "LA", "RGB", "RGBA"}  # modes that keep their colours
+OTHER_COLOURS = {"CMYK", "YCbCr", "LAB", "HSV"}  # modes of which RGB is a conversion
 
 
 @unlimited_pixels()
@@ -38,7 +38,7 @@ def as_pixels(picture: Any, channels: int, size: int, kept: Mapping[str, Any] | 
         changed.append(f"{cropped}resized from {width}×{height} to {size}×{size}")
     if channels == GREY and image.getbands()[0] not in ("1", "L", "I", "F"):
         changed.append("made grey")
-    if channels == RGB and image.mode not in (*PLAIN, "P", "PA", "1", "I", "F") and not image.mode.startswith("I;"):
+    if channels == RGB and image.mode in OTHER_COLOURS:
         changed.append(f"made RGB from {image.mode}")
     image = rule.rgb(image).convert("L" if channels == GREY else "RGB")
     if image.size != (size, size):
