@@ -14,6 +14,7 @@ from vitlab.analysis import (
     sentences,
     sentences_comparison,
     sentences_costs,
+    sentences_curves,
     sentences_data,
     sentences_linear,
     sentences_study,
@@ -24,6 +25,7 @@ from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.config import STUDIED, LabConfig, RunConfig
 from vitlab.data.splits import Source
 from vitlab.lab.plan import Plan
+from vitlab.texts import signed
 
 
 def lab_with(validation: int) -> SimpleNamespace:
@@ -94,7 +96,7 @@ def test_other_classes_are_named_where_there_are_any(classes: int, words: str) -
     assert f"Recall: of the {words} classes" in text
     study.group = 1
     study.class_names = [*"ab"]
-    assert "Recall: of the commonest and the rarest class; the first" in sentences_study.scores(study, 32)
+    assert "Recall: of the commonest and the rarest class; the commonest show" in sentences_study.scores(study, 32)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,17 @@ def test_surest_remedy_is_the_best_one_or_another_and_never_the_reference(
     assert text.startswith("Trained on the imbalanced data, the models have the smallest calibration error")
     assert words in text
     assert sentences_study.sureness(scores[1:]).startswith("The models have the smallest calibration error")
+
+
+def test_remedy_as_sure_as_the_surest_by_what_seeds_differ_is_named_beside_it() -> None:
+    rows = [("none", 0.5, 0.039), ("none", 0.5, 0.041), ("sampler", 0.8, 0.036), ("sampler", 0.8, 0.046)]
+    scores = pd.DataFrame(rows, columns=["remedy", "macro_f1", "calibration_error"])
+    text = sentences_study.sureness(scores)
+    assert "without a remedy (0.040), hardly larger, by what seeds differ, under *sampler* (0.041); under *sam" in text
+    scores.loc[scores["remedy"] == "none", "macro_f1"] = 0.9
+    assert sentences_study.sureness(scores).endswith("under *sampler* (0.041). Macro F1 is highest without a remedy.")
+    far = scores.assign(calibration_error=[0.039, 0.041, 0.06, 0.07])
+    assert "hardly" not in sentences_study.sureness(far)
 
 
 def test_remedies_are_spoken_of_where_they_are_studied() -> None:
@@ -229,23 +242,23 @@ def history(accuracy: list[float]) -> pd.DataFrame:
 
 def test_tokenizer_learns_faster_as_expected_or_does_not() -> None:
     histories = {"ViT": history([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), "conv": history([0.3, 0.4, 0.7, 0.7, 0.8, 0.8])}
-    text = sentences_vit.learns_faster("ViT", "conv", histories, 1000)
+    text = sentences_curves.learns_faster("ViT", "conv", histories, 1000)
     assert (
         "In these two runs *conv* learnt faster, as expected, than *ViT*, by validation images of the first 2" in text
     )
     assert "ahead in 2, behind in 0" in text
     assert text.endswith("*conv* reaches after epoch 3 the validation accuracy that *ViT* ends with, 60.0%.")
-    text = sentences_vit.learns_faster("conv", "ViT", histories, 1000)
+    text = sentences_curves.learns_faster("conv", "ViT", histories, 1000)
     assert "*ViT* learnt more slowly, against the expectation, than *conv*" in text
     assert text.endswith("*ViT* never reaches the validation accuracy that *conv* ends with, 80.0%.")
-    text = sentences_vit.learns_faster("ViT", "conv", histories, 1000, " (seed 0)")
+    text = sentences_curves.learns_faster("ViT", "conv", histories, 1000, " (seed 0)")
     assert text.startswith("In these two runs (seed 0) *conv* learnt")
 
 
 @pytest.mark.parametrize(("quick", "images"), [(0.22, 1000), (0.3, 50)])
 def test_lead_that_so_few_images_may_have_by_chance_is_not_called_faster(quick: float, images: int) -> None:
     histories = {"ViT": history([0.2]), "conv": history([quick])}
-    text = sentences_vit.learns_faster("ViT", "conv", histories, images)
+    text = sentences_curves.learns_faster("ViT", "conv", histories, images)
     assert text.startswith("Over the first epoch these two runs do not show which of *conv* and *ViT* learns faster")
 
 
@@ -304,13 +317,15 @@ def test_ring_is_spoken_of_where_validation_chose_an_epoch() -> None:
         sentences_tokens.curves(several, *kinds),
         sentences_linear.curves(several, "2 epochs"),
     ):
-        assert told.endswith(" Thin lines: further seeds.")
+        assert told.endswith(" Thin lines: further seeds, which hold out other images.")
 
 
 def test_heads_share_the_work_or_look_at_the_same() -> None:
-    assert "share the work" in sentences_vit.heads_differ(0.5, 4)
-    assert "nearly the same places" in sentences_vit.heads_differ(0.95, 4)
-    assert "nothing to share" in sentences_vit.heads_differ(1.0, 1)
+    assert sentences_vit.heads_differ(0.5, 4, 3) == (
+        "The heads look at different places (mean cosine of two heads' maps of these 3 images 0.50)."
+    )
+    assert "nearly the same places" in sentences_vit.heads_differ(0.95, 4, 3)
+    assert "nothing to share" in sentences_vit.heads_differ(1.0, 1, 3)
 
 
 def test_neighbours_are_alike_or_not() -> None:
@@ -354,10 +369,12 @@ def test_images_are_known_by_heart_or_a_model_overfits_or_not() -> None:
         name: pd.Series({"accuracy": known, "val_accuracy": other})
         for name, known, other in (("ViT", 0.99, 0.7), ("MLP", 0.66, 0.55), ("CNN", 1.0, 0.93), ("all", 0.8, 0.8))
     }
-    both = sentences_vit.overfitting(ends)
+    both = sentences_curves.overfitting(ends)
     assert both.startswith("*ViT* knows the training images by heart; *MLP*: more than 10 points better at")
-    assert sentences_vit.overfitting({"MLP": ends["MLP"]}).startswith("*MLP*: more than 10 points better")
-    assert sentences_vit.overfitting({n: ends[n] for n in ("CNN", "all")}).startswith("No model is more than 10 points")
+    assert sentences_curves.overfitting({"MLP": ends["MLP"]}).startswith("*MLP*: more than 10 points better")
+    assert sentences_curves.overfitting({n: ends[n] for n in ("CNN", "all")}).startswith(
+        "No model is more than 10 points"
+    )
 
 
 def test_learning_rates_are_those_of_all_optimisers() -> None:
@@ -392,6 +409,7 @@ def order_of_loss(points: tuple[float, ...], p: float = 0.001, apart: float = 0.
     """Of ways whose points are lost; each of their pairs that is further apart has this p, the others 1."""
     ways = dict(zip(["Random tokens", "Top-K", "EViT", "ToMe", "DynamicViT"], points, strict=True))
     trained = pd.DataFrame({"model": list(ways), "difference": [value / 100 for value in ways.values()]})
+    trained["seeds"] = [1, 1, 3, 3, 3]
     pairs = pd.DataFrame(
         [(a, b, (ways[b] - ways[a]) / 100) for a, b in itertools.combinations(ways, 2)],
         columns=["a", "b", "difference"],
@@ -421,6 +439,8 @@ def test_order_of_losses_is_the_expected_one_or_not(points: tuple, words: list[s
     assert all(part in text for part in words)
     assert "Neither" not in text
     assert "(tests corrected for all 10 pairs, Holm)" in text
+    assert text.count(" (first seed alone)") == 2
+    assert f"*Top-K* {signed(points[1])} (first seed alone)" in text
 
 
 def test_no_expectation_is_confirmed_or_refuted_inside_the_noise() -> None:
@@ -656,10 +676,10 @@ def test_best_model_is_taken_where_it_is_ahead_or_the_fastest() -> None:
     )
     slow = MODELS.assign(images_per_second=[400.0, 300.0, 900.0])
     text = sentences_comparison.answer(slow, pairs(0.5, 0.01, 0.01), speed_of(slow))
-    assert "no model within one standard error, and not shown to be worse, is known to be faster" in text
+    assert "the only one within one standard error of it, is not shown to be faster by more than 8%" in text
     unknown = MODELS.assign(images_per_second=[float("nan"), 300.0, 900.0])  # a module of the reader's own
     text = sentences_comparison.answer(unknown, pairs(0.5, 0.01, 0.01), speed_of(unknown))
-    assert text.startswith("**Take a, 90.0%: no model is more")
+    assert text.startswith("**Take a, 90.0%: its accuracy is the highest, and ")
 
 
 @pytest.mark.parametrize(("classes", "stars"), [(MOST_LABELS, True), (MOST_LABELS + 1, False)])
@@ -682,7 +702,7 @@ def test_longer_trainings_say_which_of_them_has_cutout(few: Source) -> None:
     for own, long, words in ((0.0, 0.2, "epochs, with Cutout (DeVries"), (0.2, 0.0, "epochs, without Cutout: ")):
         plan = Plan(SMALL.replace(long_epochs=9, cutout=own, long_cutout=long), few)
         lab = SimpleNamespace(plan=plan, compare=lambda reference, name: found, run_of=lambda config: run)
-        assert words in sentences_vit.longer(lab, next(iter(plan.longer)))
+        assert words in sentences_vit.longer(lab)
 
 
 def test_longer_and_larger_trainings_say_what_differs_and_what_it_brought(few: Source) -> None:
@@ -690,13 +710,38 @@ def test_longer_and_larger_trainings_say_what_differs_and_what_it_brought(few: S
     found = {"difference": 0.1, "interval": (0.05, 0.15), "p": 0.001, "only_a": 1, "only_b": 40, "seeds": 1}
     run = SimpleNamespace(summary={"parameters": 1234})
     lab = SimpleNamespace(plan=plan, compare=lambda reference, name: found, run_of=lambda config: run)
-    told = {name: sentences_vit.longer(lab, name) for name in plan.longer}
-    more, _, larger, patches = told.values()
-    assert f"more training?** 9 epochs instead of {SMALL.epochs} epoch" in more
+    more, larger, patches = sentences_vit.longer(lab).split("\n\n")
+    assert more.startswith(f"**And with more training?** 9 epochs instead of {SMALL.epochs} epoch")
     assert "a larger ViT?** Width 128, 6 blocks, 1,234 parameters instead of 1,234, trained as long: " in larger
     assert "patches?** As large and trained as long, but for the tokenizer: " in patches
-    for name, text in told.items():
-        assert f"*{name}* is ahead of *{plan.longer[name][0]}* by 10.0 points" in text
+    for text, names in ((more, [*plan.longer][:2]), (larger, [*plan.longer][2:3]), (patches, [*plan.longer][3:])):
+        assert all(f"*{name}* is ahead of *{plan.longer[name][0]}* by 10.0 points" in text for name in names)
+    best = "ViT-Tiny, conv tokenizer, 9 epochs"
+    assert sentences_vit.longest(lab).startswith(
+        f"Trained longest, for 9 epochs: *{best}* is ahead of *ResNet-20, 9 epochs* by 10.0 points"
+    )
+    lab.plan = Plan(SMALL, few)
+    assert sentences_vit.longest(lab) == sentences_vit.longer(lab) == ""
+
+
+def test_tokenizer_is_said_to_bring_back_what_it_has_of_the_yardsticks_lead() -> None:
+    def told(conv: float, net: float, p: float = 0.001) -> str:
+        found = {name: {"difference": lead, "p": p} for name, lead in (("conv", conv), ("patch 2", 0.01), ("Net", net))}
+        return sentences_vit.brought_back(found, ["conv", "patch 2"])
+
+    assert told(0.06, 0.10) == "Of the 10.0 points by which *Net* is ahead, *conv* has 6.0 (60%)."
+    assert told(0.06, 0.10, p=0.5) == told(0.06, -0.10) == told(-0.06, -0.01) == told(0.11, 0.10) == ""
+
+
+@pytest.mark.parametrize(
+    ("freedom", "told"), [(math.inf, "These are single runs"), (4, "(4 degrees of freedom); p is")]
+)
+def test_what_a_test_holds_over_is_told_with_what_it_is_known_from(freedom: float, told: str) -> None:
+    plan = SimpleNamespace(chapters={"02": ["ViT", "Net"]}, repeats={"ViT": [0, 1, 2], "Net": [0]})
+    lab = SimpleNamespace(plan=plan, training_noise=lambda *_: (0.1, freedom))
+    text = sentences_vit.tested(lab, "ViT", "Net")
+    assert told in text
+    assert ("which we know from *ViT* (" in text) == (freedom == 4)
 
 
 def test_inline_is_held_against_softmax_with_what_it_has_besides() -> None:
@@ -727,7 +772,7 @@ def test_departures_from_what_was_published_are_told() -> None:
     for words in (
         "its ViT learns at 0.2 times the predictors' rate instead of 0.01; from the first step on, instead",
         "in the last 33% the best-scored tokens stay",
-        "stand before blocks 3, 4 and 5, not 2, 4 and 5.",
+        "before blocks 3, 4 and 5, not at a quarter, a half and three quarters of the depth (2, 4 and 5 of 6).",
     ):
         assert words in text
     assert sentences_tokens.departures(published.replace(stages=[1, 3, 4]), RunConfig()) == ""  # those that it has

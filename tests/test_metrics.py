@@ -289,7 +289,7 @@ def test_p_of_several_seeds_is_not_below_what_rounding_leaves() -> None:
 
 def test_several_comparisons_are_corrected_for_all_of_them() -> None:
     found = metrics.corrected({"a": {"p": 0.01, "difference": 1}, "b": {"p": 0.03, "difference": 2}})
-    assert found == {"a": {"p": 0.02, "difference": 1}, "b": {"p": 0.03, "difference": 2}}
+    assert found == {"a": {"p": 0.02, "difference": 1, "tests": 2}, "b": {"p": 0.03, "difference": 2, "tests": 2}}
 
 
 def test_several_seeds_are_compared_within_seeds() -> None:

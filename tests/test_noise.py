@@ -51,6 +51,18 @@ def test_variance_is_that_of_the_difference_within_a_seed(a: str, b: str, varian
     assert measured == pytest.approx(variance, rel=0.05)
 
 
+def test_chance_of_training_is_known_from_all_chapters_or_from_the_models_own() -> None:
+    one = lab(np.random.default_rng(0))
+    one.plan.chapters = CHAPTERS | {"04": ["other"]}
+    one.plan.repeats["other"], one.drawn["other"] = [None] * 4, np.array([0.1, 0.2, 0.3, 0.9])
+    begins = one.plan.config
+    one.plan.config = lambda name: begins(name) or SimpleNamespace(name=name, init_from="")
+    noise = TrainingNoise(one)
+    (near, few), (far, more) = (noise.of("ViT", "long", "accuracy", everywhere) for everywhere in (False, True))
+    assert (few, more) == (3, 6)
+    assert far > near
+
+
 def test_without_several_seeds_of_what_goes_on_the_others_serve() -> None:
     one = lab(np.random.default_rng(0))
     for name in CHAPTERS["03"]:

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitlab.analysis import metrics, sentences, sentences_comparison, sentences_study, sentences_tokens, sentences_vit
+from vitlab.analysis import (
+    metrics,
+    sentences,
+    sentences_comparison,
+    sentences_curves,
+    sentences_study,
+    sentences_tokens,
+)
 from vitlab.analysis.findings import Speed
 from vitlab.config import RunConfig
 from vitlab.texts import markdown
@@ -33,15 +40,18 @@ def test_verdict_names_the_better_model_and_by_how_much() -> None:
 
 @pytest.mark.parametrize(
     ("seeds", "trained", "runs"),
-    [
-        (3, True, "3 seeds"),
-        (1, True, "single runs, chance of training as of those with several seeds"),
-        (1, False, "single runs, images alone"),
-    ],
+    [(3, True, "3 seeds"), (1, True, "first seed of both"), (1, False, "single runs, images alone")],
 )
 def test_verdict_says_what_it_rests_on(seeds: int, trained: bool, runs: str) -> None:
     for p in (0.001, 0.5):
         assert f"; {runs})" in sentences.verdict("A", "B", found(0.031, p) | {"seeds": seeds, "trained": trained})
+
+
+def test_verdict_says_for_how_many_tests_it_is_corrected() -> None:
+    for p, words in ((0.5, "p = 0.5, Holm over 5 tests; "), (0.001, "p = 0.001, Holm over 5 tests; ")):
+        assert words in sentences.verdict("A", "B", found(0.031, p) | {"tests": 5})
+    assert "Holm" not in sentences.verdict("A", "B", found(0.031, 0.5) | {"tests": 1})
+    assert "(the second's lead: −3.1 points, 95%" in sentences.verdict("A", "B", found(-0.031, 0.5))
 
 
 def test_names_are_apart_by_semicolons_and_never_read_as_markup() -> None:
@@ -188,10 +198,10 @@ def test_price_that_common_classes_pay_is_named_beyond_the_noise() -> None:
     better, common = gains(sampler=UP, post_hoc=UP, both=FLAT), gains(sampler=DOWN, post_hoc=FLAT, both=DOWN)
     text = sentences_study.who_pays(better, common, better, few=3)
     assert "Under sampler the recall of the 3 rarest classes changes by +10.0 points" in text
-    assert "pay measurably under *sampler* −10.0 points" in text
+    assert "pay measurably under *sampler* −10.0 points" in text.replace("*both* −10.0 points, −16.0 to −4.0; ", "")
     assert "no loss is shown under *post hoc*" in text
-    assert "both" not in text  # it gains nothing
-    assert "No remedy that gains is shown to cost" in sentences_study.who_pays(better, better, better, few=3)
+    assert "*both* −10.0 points" in text  # though it gains nothing
+    assert "No remedy is shown to cost" in sentences_study.who_pays(better, better, better, few=3)
     told = sentences_study.who_pays(gains(both=FLAT), common.loc[["both"]], better, few=3)
     assert told.startswith("No remedy is shown to gain, but the commonest classes pay under *both* −10.0 points")
     assert sentences_study.who_pays(gains(both=FLAT), gains(both=FLAT), better, few=3) == "No remedy is shown to gain."
@@ -287,28 +297,37 @@ def test_remedies_that_help_at_all_class_sizes_are_named() -> None:
 @pytest.mark.parametrize(
     ("losses", "expected"),
     [
-        ([0, 1, 2], "Down to ρ = 0.3 (40.0%) the 100 validation images show no loss against the teacher (seed 0; "),
-        ([0, 1, 2], "which need not mean that there is none. At ρ = 0.7 others do."),
-        ([0, 30, 60], "Down to ρ = 1 (80.0%) the 100 validation images show no loss against the teacher"),
-        ([0, 30, 60], "there is none; at ρ = 0.7 (60.0%) they show one. At ρ = 0.7 others do."),
-        ([30, 30, 60], "Even at ρ = 1 (80.0%) the 100 validation images show a loss"),
-        ([0, -30, 60], "Down to ρ = 0.7 (60.0%)"),  # better than the teacher is no loss
+        (
+            [0, 1, 2],
+            "The 100 validation images show no loss against the teacher (seed 0; McNemar, Holm over each way's 3",
+        ),
+        ([0, 1, 2], "*A* down to 0.3 (40.0%), the least tried; *B* down to 0.3 (40.0%), the least tried. That none"),
+        ([0, 30, 60], "*A* down to 1 (80.0%), at 0.7 (60.0%) they show one; *B* down to 0.3 (40.0%), the least"),
+        ([0, 30, 60], "need not mean that there is none. At ρ = 0.7 others do."),
+        ([30, 30, 60], "*A* a loss even at 1 (80.0%); *B* down to"),
+        ([0, -30, 60], "*A* down to 0.7 (60.0%), at 0.3 (40.0%) they show one"),  # better than the teacher is no loss
     ],
 )
 def test_how_far_a_model_bends_is_where_a_test_first_shows_a_loss(losses: list[int], expected: str) -> None:
     sweep = pd.DataFrame({"keep_ratio": [1.0, 0.7, 0.3], "accuracy": [0.8, 0.6, 0.4]})
-    tests = {
-        share: {"only_a": max(n, 0), "only_b": max(-n, 0), "p": 1.0 if abs(n) < 5 else 1e-6}
-        for share, n in zip(sweep["keep_ratio"], losses, strict=True)
+    sweeps = {
+        name: (
+            sweep,
+            {
+                share: {"only_a": max(n, 0), "only_b": max(-n, 0), "p": 1.0 if abs(n) < 5 else 1e-6}
+                for share, n in zip(sweep["keep_ratio"], lost, strict=True)
+            },
+        )
+        for name, lost in {"A": losses, "B": [0, 0, 0]}.items()
     }
-    text = sentences_tokens.how_far(sweep, tests, "100 validation images", "the teacher", 0, " At ρ = 0.7 others do.")
+    text = sentences_tokens.how_far(sweeps, "100 validation images", "the teacher", 0, " At ρ = 0.7 others do.")
     assert expected in text
 
 
 def test_loss_that_the_test_images_show_is_told_and_no_other() -> None:
     rows = pd.DataFrame([way("A", -0.009, 0.001, 0.88), way("B", -0.009, 0.3, 0.88), way("C", 0.009, 0.001, 0.9)])
-    told = [sentences_tokens.at_test(row, 0.7, 10000) for _, row in rows.iterrows()]
-    assert told == [" At ρ = 0.7 the 10,000 test images show a loss of 0.9 points.", "", ""]
+    assert sentences_tokens.at_test(rows, 0.7, 10000) == " At ρ = 0.7 the 10,000 test images show one for *A*."
+    assert sentences_tokens.at_test(rows[1:], 0.7, 10000) == ""
 
 
 def test_sentence_on_the_frontier_speaks_of_what_was_measured() -> None:
@@ -335,7 +354,7 @@ def history(seconds: list[float], accuracy: list[float]) -> pd.DataFrame:
 
 
 def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
-    text = sentences_vit.at_equal_minutes(
+    text = sentences_curves.at_equal_minutes(
         {
             "short": history([60, 120], [0.5, 0.6]),
             "long": history([50, 110, 170], [0.4, 0.7, 0.9]),
@@ -349,9 +368,9 @@ def test_at_equal_minutes_the_epoch_counts_that_was_over_by_then() -> None:
 
 
 def test_at_equal_minutes_nothing_is_said_of_one_model_alone() -> None:
-    text = sentences_vit.at_equal_minutes({"short": history([60], [0.5]), "slow": history([130], [0.8])})
+    text = sentences_curves.at_equal_minutes({"short": history([60], [0.5]), "slow": history([130], [0.8])})
     assert text.endswith("no other had finished an epoch: at equal minutes nothing can be said.")
-    text = sentences_vit.beside_at_equal_minutes(
+    text = sentences_curves.beside_at_equal_minutes(
         "slow", "short", {"short": history([60], [0.5]), "slow": history([130], [0.8])}, 1000
     )
     assert text.endswith("when *short* was done, *slow* had not finished an epoch.")
@@ -362,10 +381,10 @@ def test_at_equal_minutes_nothing_is_said_of_one_model_alone() -> None:
 )
 def test_yardstick_at_equal_minutes_is_ahead_or_behind_beyond_chance(net: float, how: str) -> None:
     histories = {"ViT": history([60, 120], [0.5, 0.6]), "Net": history([115, 230], [net, 0.9])}
-    text = sentences_vit.beside_at_equal_minutes("ViT", "Net", histories, 1000, " (seed 0)")
+    text = sentences_curves.beside_at_equal_minutes("ViT", "Net", histories, 1000, " (seed 0)")
     assert text.startswith(f"At equal minutes (seed 0): when *ViT* was done, after 2.0 minutes, *Net* was {how}")
     assert text.endswith("of the validation images against 60.0%, its learning rate not yet at zero.")
-    assert "when *ViT* was done" in sentences_vit.beside_at_equal_minutes("Net", "ViT", histories, 1000)
+    assert "when *ViT* was done" in sentences_curves.beside_at_equal_minutes("Net", "ViT", histories, 1000)
 
 
 RIVALS = pd.DataFrame(
@@ -457,7 +476,15 @@ def test_convolution_or_attention_by_rule() -> None:
 
 def way(name: str, difference: float, p: float, accuracy: float) -> dict:
     ends = difference - 0.005, difference + 0.005
-    return {"model": name, "difference": difference, "interval": ends, "p": p, "accuracy": accuracy, "saved": 0.37}
+    return {
+        "model": name,
+        "difference": difference,
+        "interval": ends,
+        "p": p,
+        "accuracy": accuracy,
+        "saved": 0.37,
+        "seeds": 1,
+    }
 
 
 def clock(batch: float, one: float) -> Speed:

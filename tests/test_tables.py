@@ -82,6 +82,8 @@ def test_results_have_a_row_a_run_and_models_their_mean_and_spread(seeds: Lab, m
     both = [run.summary["test"]["accuracy"] for run in seeds.load_seeds("Linear ViT")]
     assert (row["accuracy"], row["accuracy_spread"]) == pytest.approx((np.mean(both), np.std(both, ddof=1)))
     assert (row["seeds"], row["parameters"]) == (2, 5)
+    first = runs[(runs["model"] == "Linear ViT") & (runs["seed"] == 0)].iloc[0]
+    assert (row["run"], row["training_seconds"]) == (first["run"], first["training_seconds"])
     one = tables.by_model(runs[runs["seed"] == 0])
     assert one["accuracy_spread"].isna().all()
     assert "±" not in tables.scores_table(one).to_string()

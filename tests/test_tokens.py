@@ -1,5 +1,7 @@
 """Accuracy over keep ratios, what half a point costs, and a trained ViT that is reduced as it is."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,7 +61,9 @@ def test_loss_that_is_just_allowed_is_allowed_whatever_rounding_makes_of_it() ->
         ([0.900, 0.898, 0.896], 0.5, False),  # never lost: as much as was measured
         ([0.900, 0.895, 0.885], 0.25, True),  # just half a point at a quarter
         ([0.900, 0.890, 0.880], 0.125, True),
-        ([0.880, 0.870, 0.860], 0.0, True),  # worse than the ViT from the start
+        ([0.880, 0.870, 0.860], 0.0, True),  # worse than the ViT everywhere
+        ([0.890, 0.897, 0.885], 0.25 + 0.25 / 6, True),  # worse with all tokens alone, of which it was trained on fewer
+        ([0.890, 0.890, 0.897], 0.5, False),
         ([0.910, 0.905, 0.885], 0.375, True),  # from half a point better to one and a half worse
         ([0.898, 0.896, 0.880], 0.25 + 0.25 / 16, True),  # at 0.002, 0.004 and 0.020
     ],
@@ -93,7 +97,7 @@ LONG, SHORT = {"conv": "9 epochs with Cutout", "patch": "3 epochs"}, {"conv": "3
 def test_overlapping_tokens_are_spared_more_easily_or_not_and_for_the_reason_given_or_not() -> None:
     text = sentences_tokens.overlap(APART, {"conv": 0.53, "patch": 0.54}, LONG)
     assert text.startswith("As expected, the ViT whose tokens overlap loses less, whichever of the 2 ways")
-    assert "no more alike (0.53 and 0.54), which speaks against the reason given." in text
+    assert "no more alike (0.53 and 0.54), so that this measure does not show the reason given." in text
     assert "differ otherwise as well (9 epochs with Cutout; 3 epochs)" in text
     text = sentences_tokens.overlap(APART.assign(p=[0.2, 0.001]), {"conv": 0.6, "patch": 0.5}, SHORT)
     assert text.startswith("That the ViT whose tokens overlap loses less is shown for *B* (Holm")
@@ -118,7 +122,8 @@ def test_caption_says_how_the_vits_were_trained() -> None:
 @pytest.mark.parametrize(("images", "told"), [(tokens.TRACED + 1, True), (tokens.TRACED, False)])
 def test_random_tokens_repeat_where_there_are_more_images_than_one_batch(images: int, told: bool) -> None:
     text = sentences_tokens.places(images, {"ToMe": 1.5}, 0)
-    assert text.endswith(f"ToMe 1.50; random tokens repeat every {tokens.TRACED} images." if told else "ToMe 1.50.")
+    repeats = f"ToMe 1.50; random tokens, drawn by place in a batch of {tokens.TRACED}, repeat."
+    assert text.endswith(repeats if told else "ToMe 1.50.")
 
 
 def test_loss_of_less_than_two_images_is_not_told_from_none() -> None:
@@ -154,6 +159,21 @@ def test_speeds_are_those_that_were_measured_together(done: Lab, monkeypatch: py
     assert frame.loc["Top-K", "speed_up"] == pytest.approx(1.5)  # of 1.5, 1.6, 1.5
     assert frame.loc["Top-K", "speed_up_spread"] == timing.ratio([150, 80, 120], [100, 50, 80])[1]
     assert frame.loc["Top-K", "latency_ratio"] == pytest.approx(1 / 1.5)
+
+
+def test_tokens_that_were_needed_are_told_by_place_and_by_what_it_made_of_accuracy() -> None:
+    middle = {"Top-K": 1.9, "EViT": 2.1, "DynamicViT": 0.6, "Random tokens": 1.02}
+    both = list(itertools.combinations(middle, 2))
+    pairs = pd.DataFrame([{"a": a, "b": b, "difference": -0.01, "p": 1.0} for a, b in both])
+    text = sentences_tokens.needed(middle, pairs)
+    assert "*Top-K* (1.90) and *EViT* (2.10) keep the middle of the image most; *DynamicViT* (0.60) keeps its " in text
+    assert "border most; *Random tokens* (1.02) keeps all places alike (how often" in text
+    assert text.endswith("differ in accuracy: which place is kept is not shown to matter.")
+    alike = pairs.assign(p=[0.001 if pair == ("Top-K", "EViT") else 1.0 for pair in both])  # they keep the same
+    assert sentences_tokens.needed(middle, alike) == text
+    chance = pairs.assign(p=[0.001 if pair == ("EViT", "Random tokens") else 1.0 for pair in both])
+    assert sentences_tokens.needed(middle, chance).endswith("ahead is *EViT* of *Random tokens*.")
+    assert sentences_tokens.needed({"Top-K": 1.9}, pairs[:0]).endswith("over the mean place).")
 
 
 def test_coverage_is_of_the_whole_grid(done: Lab) -> None:

@@ -10,7 +10,8 @@ runs, files    run directories between stages      identity: what a run is known
 texts          names that users gave               machine     device, precision, threads, kernels, limits
                                                    neighbours  threads that give way to other programs
 analysis/      metrics, complexity, timing         attention, tokens, tables, study
-analysis/      sentences: what numbers say         sentences_data, sentences_study, sentences_vit: of chapters 1 and 2
+analysis/      sentences: what numbers say         sentences_data, sentences_study: of chapter 1
+analysis/      sentences_vit, sentences_curves     of chapter 2
 analysis/      sentences_tokens, sentences_linear  sentences_costs, sentences_comparison: of chapters 3 to 6
 analysis/      plots, study_plots, pictures        theme, chart_parts  figure_data: the numbers of a chart
 analysis/      diagrams, drawing: SVG              typefaces   that have the letters of users' names

@@ -17,7 +17,7 @@ from vitlab.analysis.sentences import named
 from vitlab.analysis.sentences_linear import LEAST
 from vitlab.analysis.theme import own_words
 from vitlab.analysis.timing import above, below
-from vitlab.texts import signed, unit_of_time
+from vitlab.texts import listed, signed, unit_of_time
 
 MOST_ROWS = 7  # of page one's table
 KINDS = (("dynamicvit",), ("tome", "evit", "top-k", "random"), ("linformer", "inline", "linear"), ("resnet",))
@@ -28,10 +28,6 @@ NAMES = {  # what page one's names say
 LIGHTER = 0.005  # share of the work from which less of it counts as less
 FASTER = 1.08  # times as fast: a smaller lead is not worth another model
 Speed = Callable[..., tuple[float, float]]
-NONE_AS_GOOD = (
-    "no model within one standard error, and not shown to be worse, is known to be faster by more than "
-    f"{FASTER - 1:.0%}"
-)
 
 
 def _names(models: list[str]) -> str:
@@ -62,13 +58,33 @@ def recommended(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> pd.
     shown to be behind it. The most accurate one where none of them is shown to be `FASTER`, or where its speed is
     unknown, as of a module of the reader's own.
     """
+    best, times = results.loc[results["accuracy"].idxmax()], _times_of_as_good(results, pairs, speed)
+    faster = {name: ratio for name, (ratio, off) in times.items() if ratio > max(FASTER, 1 + off)}
+    return results[results["model"] == max(faster, key=faster.get)].iloc[0] if faster else best
+
+
+def _times_of_as_good(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> dict[str, tuple[float, float]]:
+    """The others that are as good as the most accurate model, by the rule of `recommended` -> their speed beside it."""
     best = results.loc[results["accuracy"].idxmax()]
     error = math.sqrt(best["accuracy"] * (1 - best["accuracy"]) / best["test_images"])
-    near = results[results["accuracy"] >= best["accuracy"] - error]
-    good = near[[ahead(pairs, best["model"], name) != best["model"] for name in near["model"]]]
-    times = {i: speed(name, best["model"]) for i, name in good["model"].items()}
-    faster = {i: ratio for i, (ratio, off) in times.items() if ratio > max(FASTER, 1 + off)}
-    return good.loc[max(faster, key=faster.get)] if faster else best
+    near = results.loc[results["accuracy"] >= best["accuracy"] - error, "model"].drop(best.name)
+    return {name: speed(name, best["model"]) for name in near if ahead(pairs, best["model"], name) != best["model"]}
+
+
+def none_as_good(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
+    """Why `recommended` takes the most accurate model, which the sentence calls it."""
+    times = _times_of_as_good(results, pairs, speed)
+    if not times:
+        return "every other is shown to be behind it, or more than one standard error below"
+    known = {name: ratio for name, (ratio, _) in times.items() if ratio > FASTER}  # NaN is not known
+    none = f"of the {len(times)} within one standard error of it none is"
+    if len(times) == 1:
+        none = f"{_names(list(times))}, the only one within one standard error of it, is not"
+    none += f" shown to be faster by more than {FASTER - 1:.0%}"
+    if not known:
+        return none
+    quick = max(known, key=known.get)
+    return f"{none} ({_names([quick])} was measured {known[quick]:.2f} times as fast, which the rounds leave open)"
 
 
 def near_the_best(take: pd.Series, best: pd.Series) -> str:
@@ -83,7 +99,7 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     best, take = results.loc[results["accuracy"].idxmax()], recommended(results, pairs, speed)
     first = list(results.loc[results["accuracy"] == best["accuracy"], "model"])
     text = (
-        f"**Which model?** {_names(first)} {'are' if len(first) > 1 else 'is'} the most accurate: "
+        f"**Which model?** {_names(first)} {'have' if len(first) > 1 else 'has'} the highest accuracy: "
         f"{best['accuracy']:.1%} of {best['test_images']:,} test images (95% interval {best['accuracy_low']:.1%} to "
         f"{best['accuracy_high']:.1%})"
     )
@@ -94,7 +110,7 @@ def best_model(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     it = "it" if len(first) == 1 else _names(first[:1])
     text += f"; {behind or 'none'} of the other {len(others)} can be told from {it} where all pairs are tested. "
     if take["model"] == best["model"]:
-        return f"{text}Take {it}: {NONE_AS_GOOD}."
+        return f"{text}Take {it}: {none_as_good(results, pairs, speed)}."
     times, _ = speed(take["model"], best["model"])
     own = f", {take['accuracy']:.1%}: {near_the_best(take, best)}"
     return f"{text}Take {_names([take['model']])}{own}, it classifies {times:.1f} times as many images a second."
@@ -114,7 +130,7 @@ def imbalance(
         text += ", as the data come, the cost cannot be measured"
     else:
         loss = f"macro F1 falls by {_points(price)}" if price["low"] > 0 else "no loss of macro F1 can be shown"
-        fewer = f" and {images[0]:,} of the {images[1]:,} training images" if images[0] < images[1] else ""
+        fewer = f", and {images[0]:,} of the {images[1]:,} training images," if images[0] < images[1] else ""
         text += f"{fewer} {loss}"
     best = best_gain(gains)
     if best["low"] <= 0:
@@ -130,33 +146,48 @@ def _points(row: pd.Series) -> str:
     return f"{gain} points ({low} to {high})"
 
 
-def tokens(
-    results: pd.DataFrame, pairs: pd.DataFrame, reference: str, reduced: list[str], left: tuple[int, int], speed: Speed
-) -> str:
-    """How many tokens can go: with the best of the models that save work without a loss that can be shown.
+def best_way(rows: pd.DataFrame) -> pd.Series | None:
+    """The row of `tables.reductions` to take: of those that save work, with no shown loss, the one that loses least.
 
-    The best by its difference to `reference`, which is of the seeds that both have. pairs: of each of these models with
-    `reference`, the one trained as long with all its tokens; reduced: those with fewer tokens; left: tokens after the
+    Of those with the most seeds: what fewer seeds say does not stand against them. By the difference, which is of the
+    seeds that both have.
+    """
+    return _loses_least(rows[~(shown(rows) & (rows["difference"] < 0)) & (rows["saved"] > 0)])
+
+
+def _loses_least(rows: pd.DataFrame) -> pd.Series | None:
+    several = rows[rows["seeds"] == rows["seeds"].max()]
+    return None if several.empty else several.loc[several["difference"].idxmax()]
+
+
+def tokens(rows: pd.DataFrame, reference: str, left: tuple[int, int], speed: Speed) -> str:
+    """How many tokens can go: with the `best_way`.
+
+    rows: `tables.reductions` against `reference`, the model trained as long with all its tokens; left: tokens after the
     last stage, and all.
     """
-    rows = results.set_index("model")
-    base, text = rows.loc[reference], f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
-    tried = rows.loc[[name for name in reduced if name in rows.index]]
-    saving = tried.index[tried["macs"] < base["macs"]]
-    if not len(saving):
+    text = f"**How many tokens can go?** Of {left[1]} tokens {left[0]} are left in the end:"
+    take, least = best_way(rows), _loses_least(rows[rows["saved"] > 0])
+    if least is None:
         return f"{text} at this keep ratio none saves any work against *{reference}*."
-    free = [name for name in saving if ahead(pairs, reference, name) != reference]
-    gains = {name: -loss(pairs, reference, name) for name in free or saving}
-    best = max(gains, key=gains.get)
-    saves = f"saves {1 - tried.loc[best, 'macs'] / base['macs']:.0%} of the multiply-adds"
-    points = 100 * gains[best]
-    quick, wait = (speed(best, reference, what)[0] for what in ("images_per_second", "latency"))
-    clock = f", at {quick:.2f} times its images a second and {wait:.2f} times its latency"
-    if free:
+    best = least if take is None else take
+    saves, points = f"saves {best['saved']:.0%} of the multiply-adds", 100 * best["difference"]
+    clock = f"On the clock it is {on_the_clock(best['model'], reference, speed)}."
+    if take is not None:
         told = f"{saves} without a loss that shows against *{reference}* ({signed(points)} points)"
-        return f"{text} *{best}* {told}{clock}."
+        return f"{text} *{best['model']}* {told}. {clock}"
     loses = f"loses {-points:.1f} points against *{reference}*"
-    return f"{text} none does it without a loss; the best, *{best}*, {saves} and {loses}{clock}."
+    return f"{text} none does it without a loss; the best, *{best['model']}*, {saves} and {loses}. {clock}"
+
+
+def on_the_clock(name: str, reference: str, speed: Speed) -> str:
+    """How fast a model is beside the `reference`, after "it is": what is shown (`paces`), and what was measured."""
+    quick, prompt = paces(name, reference, speed)
+    batch, one = (speed(name, reference, what)[0] for what in ("images_per_second", "latency"))
+    return (
+        f"{quick} in batches ({batch:.2f} times the images a second of *{reference}*), and for one image {prompt} "
+        f"({one:.2f} times the latency)"
+    )
 
 
 def paces(name: str, reference: str, speed: Speed) -> tuple[str, str]:
@@ -172,12 +203,6 @@ def first_seed(results: pd.DataFrame, one: str, other: str) -> str:
     """For a sentence on the difference of two models that have unlike numbers of seeds: of which it is; else ""."""
     seeds = results.set_index("model").get("seeds", pd.Series(1, results["model"]))
     return " (first seed alone)" if seeds[one] != seeds[other] else ""
-
-
-def loss(pairs: pd.DataFrame, reference: str, name: str) -> float:
-    """The accuracy of `reference` minus that of another model, as `pairs` has their difference."""
-    [pair] = pairs[pairs["a"].isin([reference, name]) & pairs["b"].isin([reference, name])].itertuples()
-    return -pair.difference if pair.b == name else pair.difference
 
 
 def beside_smaller(
@@ -228,7 +253,9 @@ def linear(
     times = {name: speed(name, "ViT") for name in against}
     faster = [name for name, time in times.items() if above(*time)]
     slower = [name for name, time in times.items() if below(*time)]
-    worse = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
+    worse, better = (
+        [name for name, found in against.items() if shown(found) and sign * found["difference"] > 0] for sign in (-1, 1)
+    )
     if faster:
         pace = f"{_names(faster)} {_s('beat', faster)} softmax in batches"
     elif len(slower) == len(times):
@@ -237,6 +264,8 @@ def linear(
     else:
         pace = "none is shown to beat softmax in batches"
     loses = f"and {_names(worse)} {_s('lose', worse)} accuracy" if worse else "and no loss of accuracy can be shown"
+    points = [f"*{name}* by {100 * against[name]['difference']:.1f} points" for name in better]
+    loses += f"; ahead of *ViT* is {listed(points)}" if better else ""
     finite = {kind: at for kind, at in crossovers.items() if math.isfinite(at)}
     first = min(finite, key=finite.get, default="")
     clock = f"from about {finite[first]:,.0f} tokens (*{first}*)" if finite else f"not up to {longest:,} tokens"
@@ -303,7 +332,8 @@ def shortlist_caption(results: pd.DataFrame, batch: int) -> str:
     """batch: images that throughput was measured with."""
     rows = shortlist(results)["model"]
     names = "".join(f"; {told}" for word, told in NAMES.items() if any(word in name for name in rows))
-    names += "; scores are means over a model's seeds" if results["seeds"].max() > 1 else ""
+    several = "; scores are means over a model's seeds, the time of training is the first seed's"
+    names += several if results["seeds"].max() > 1 else ""
     names += "; epochs include those of the ViT that a model goes on from"
     return (
         f"**The models in short**, {_which(results)}, most accurate first{names}. Images a second in "

@@ -279,9 +279,11 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def corrected(comparisons: dict[Key, dict]) -> dict[Key, dict]:
-    """`compare` of several pairs by what they are called, p corrected for making all of these tests (`holm`)."""
-    p = holm(np.array([comparison["p"] for comparison in comparisons.values()]))
-    return {key: found | {"p": float(q)} for (key, found), q in zip(comparisons.items(), p, strict=True)}
+    """`compare` of several pairs by what they are called, p corrected for making all of these `tests` (`holm`)."""
+    p, tests = holm(np.array([comparison["p"] for comparison in comparisons.values()])), len(comparisons)
+    return {
+        key: found | {"p": float(q), "tests": tests} for (key, found), q in zip(comparisons.items(), p, strict=True)
+    }
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:

@@ -71,8 +71,8 @@ def training_curves(
 ) -> Figure:
     """Training loss by epoch, validation accuracy by epoch and by minutes; a ring marks the weights that were kept.
 
-    others: name -> histories of further seeds, drawn thin in the same colour. Without validation the loss stands for
-    the accuracy by minutes.
+    others: name -> histories of further seeds, drawn thin in the same colour by epoch, not by minutes, which depend on
+    what else the machine did. Without validation the loss stands for the accuracy by minutes.
     """
     validated = any("val_accuracy" in history for history in histories.values())
     score = "val_accuracy" if validated else "cls"
@@ -87,7 +87,7 @@ def training_curves(
         for axis, along in panels.items() if score in history else ():
             axis.plot(along(history), history[score], **style)
             thin = {"color": colour, "linewidth": 0.6, "alpha": 0.5, "label": f"{name}, another seed"}
-            for other in (others or {}).get(name, []):
+            for other in (others or {}).get(name, []) if axis is not clock or not validated else []:
                 axis.plot(along(other), other[score], **thin)
             row = history[history["epoch"] == chosen[name]]
             axis.plot(along(row), row[score], "o", markersize=9, fillstyle="none", color=colour)
@@ -280,11 +280,12 @@ def hero(frame: pd.DataFrame) -> Figure:
 def _points(axis: plt.Axes, frame: pd.DataFrame, places: pd.Series, runs: pd.DataFrame | None = None) -> None:
     """A marker with its interval for each model of a frame; of several seeds also their dots."""
     look, names = looks(frame["model"]), drawable(frame["model"], 40)
-    for (row, place), name in zip(zip(frame.itertuples(), places, strict=True), names, strict=True):
+    above = 2 + frame["accuracy"].rank(pct=True)  # the best are drawn over the others
+    for row, place, name, order in zip(frame.itertuples(), places, names, above, strict=True):
         bars = [[row.accuracy - row.accuracy_low], [row.accuracy_high - row.accuracy]]
         colour, marker = look[row.model]
         style = {"color": colour, "marker": marker, "elinewidth": 1, "capsize": 2, "markersize": 5.5}
-        axis.errorbar(place, row.accuracy, yerr=bars, linestyle="none", label=name, **style)
+        axis.errorbar(place, row.accuracy, yerr=bars, linestyle="none", label=name, zorder=order, **style)
         seeds = runs["accuracy"][runs["model"] == row.model] if runs is not None else []
         if len(seeds) > 1:
             dots = {"color": colour, "alpha": 0.5, "markersize": 4, "label": name + ONE_SEED}

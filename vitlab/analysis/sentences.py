@@ -21,24 +21,22 @@ def p_text(p: float) -> str:
 def verdict(a: str, b: str, comparison: dict) -> str:
     """One sentence on what `compare` found: b or a is ahead only where `metrics.shown` says so.
 
-    It says whether these are differences of single runs, of which another seed may tell otherwise: where no model has
-    several seeds, intervals and tests are of images alone.
+    It says of which seeds the difference is, and for how many tests p is corrected. Of single runs another seed may
+    tell otherwise: where no model has several, intervals and tests are of images alone.
     """
     points = comparison["difference"] * 100
     low, high = (end * 100 for end in comparison["interval"])
-    runs = f"{seeds} seeds" if (seeds := comparison.get("seeds", 1)) > 1 else "single runs"
-    if not comparison.get("trained"):
-        runs += ", images alone"
-    elif seeds == 1:
-        runs += ", chance of training as of those with several seeds"
+    single = "first seed of both" if comparison.get("trained") else "single runs, images alone"
+    runs = f"{seeds} seeds" if (seeds := comparison.get("seeds", 1)) > 1 else single
+    tests = f", Holm over {tests} tests" if (tests := comparison.get("tests", 1)) > 1 else ""
     if not shown(comparison):
         return (
-            f"between {a} and {b} no difference can be shown ({signed(points)} points, 95% interval {signed(low)} to "
-            f"{signed(high)}, {p_text(comparison['p'])}; {runs})"
+            f"between {a} and {b} no difference can be shown (the second's lead: {signed(points)} points, 95% interval "
+            f"{signed(low)} to {signed(high)}, {p_text(comparison['p'])}{tests}; {runs})"
         )
     if points < 0:
         a, b, points, low, high = b, a, -points, -high, -low
-    figures = f"95% interval {signed(low)} to {signed(high)}, {p_text(comparison['p'])}; {runs}"
+    figures = f"95% interval {signed(low)} to {signed(high)}, {p_text(comparison['p'])}{tests}; {runs}"
     return f"{b} is ahead of {a} by {points:.1f} points ({figures})"
 
 
@@ -66,7 +64,7 @@ def shapes(plan: "Plan", chapter: str) -> str:
 
 def thin_lines(lab: "Lab") -> str:
     """What a caption of training curves says of further seeds, where there are any."""
-    return " Thin lines: further seeds." if len(lab.plan.seeds) > 1 else ""
+    return " Thin lines: further seeds, which hold out other images." if len(lab.plan.seeds) > 1 else ""
 
 
 def named(names: Iterable[str]) -> str:

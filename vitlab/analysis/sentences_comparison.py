@@ -7,13 +7,13 @@ import pandas as pd
 from vitlab.analysis.chart_parts import MOST_LABELS
 from vitlab.analysis.complexity import COURSE
 from vitlab.analysis.findings import (
-    NONE_AS_GOOD,
     Speed,
     ahead,
     behind_at_most,
     beside_smaller,
     first_seed,
     near_the_best,
+    none_as_good,
     recommended,
 )
 from vitlab.analysis.metrics import on_frontier, shown
@@ -180,7 +180,7 @@ def costs(lab: "Lab") -> str:
     vit = lab.plan.config("ViT")
     where, batch = lab.costs.where(vit), lab.costs.of(vit, only_read=True)["batch"]
     extra = ", of runs from elsewhere over all pairs of rounds" if lab.extra else ""
-    once = "once a seed (here the mean)" if lab.params.seeds > 1 else "once"
+    once = "once a seed (here the first one's)" if lab.params.seeds > 1 else "once"
     return (
         f"What each model costs: float32 inference on {where['device']} (a CPU with one thread), latency at batch 1, "
         f"images a second in batches of {batch}, medians of {lab.costs.rounds} rounds or more; ratios in the text are "
@@ -270,7 +270,7 @@ def answer(results: pd.DataFrame, pairs: pd.DataFrame, speed: Speed) -> str:
     if all(ahead(pairs, best["model"], name) == best["model"] for name in others):
         why = "it is shown to be ahead of every other model"
     elif take["model"] == best["model"]:
-        why = f"no model is more accurate, and {NONE_AS_GOOD}"
+        why = f"its accuracy is the highest, and {none_as_good(results, pairs, speed)}"
     else:
         times, _ = speed(take["model"], best["model"])
         why = f"{near_the_best(take, best)}, it classifies {times:.1f} times as many images a second"

@@ -100,7 +100,8 @@ def scores(study: "Study", batch: int) -> str:
     others, (many, kind) = ", the other" if len(study.class_names) > 2 * few else "", _number(few)
     return (
         f"Test scores by remedy ({vit}), seeds: {len(study.seeds)}, {study.steps:,} steps of batch {batch}. Recall: "
-        f"of the {many}commonest{others} and the {many}rarest {kind}; the first shows who pays, the last who gains."
+        f"of the {many}commonest{others} and the {many}rarest {kind}; the commonest show who pays, the rarest who "
+        "gains."
     )
 
 
@@ -148,7 +149,8 @@ def rare_answers(matrices: dict[str, np.ndarray], few: int, rare: pd.Series) -> 
 def sureness(scores: pd.DataFrame) -> str:
     """Under which remedy, or none, the calibration error is smallest, and whether macro F1 is highest there too.
 
-    scores: `Study.scores`; `balanced` in it is no remedy, so it does not compete.
+    scores: `Study.scores`; `balanced` in it is no remedy, so it does not compete. What lies no further off than seeds
+    do, by their standard deviation, is named beside the smallest.
     """
     remedies = scores[scores["remedy"] != BALANCED].groupby("remedy", sort=False)
     f1, errors = remedies["macro_f1"].mean(), remedies["calibration_error"].mean()
@@ -156,9 +158,13 @@ def sureness(scores: pd.DataFrame) -> str:
     told = {name: "without a remedy" if name == "none" else f"under *{words(name)}*" for name in errors.index}
     among = "Trained on the imbalanced data, the" if (scores["remedy"] == BALANCED).any() else "The"
     text = f"{among} models have the smallest calibration error {told[least]} ({errors[least]:.3f})"
+    spread = remedies["calibration_error"].std().fillna(0)
+    near = [n for n in errors.index if n != least and errors[n] - errors[least] <= max(spread[n], spread[least])]
+    beside = [f"{told[name]} ({errors[name]:.3f})" for name in near]
+    text += f", hardly larger, by what seeds differ, {listed(beside)}" if beside else ""
     if best == least:
-        return f"{text}, where macro F1 is highest too."
-    none = f", and {told['none']} {errors['none']:.3f}" if "none" not in (best, least) else ""
+        return f"{text}, where macro F1 is highest too." if not near else f"{text}. Macro F1 is highest {told[best]}."
+    none = f", and {told['none']} {errors['none']:.3f}" if "none" not in (best, least, *near) else ""
     return f"{text}; {told[best]}, where macro F1 is highest, it is {errors[best]:.3f}{none}."
 
 
@@ -216,27 +222,24 @@ def as_good(best: str, behind: pd.DataFrame) -> str:
 
 
 def who_pays(gains: pd.DataFrame, common: pd.DataFrame, rare: pd.DataFrame, few: int) -> str:
-    """What the remedies that gain cost the commonest classes, and what they give the rarest.
+    """What the best remedy gives the rarest classes, and which remedies cost the commonest ones recall.
 
     gains, common, rare: `metrics.seed_differences` to `none` of macro F1 and of recall of the `few` commonest and
     rarest classes.
     """
-    better = gains.index[gains["low"] > 0]
-    if better.empty:
-        all_paying = common[common["high"] < 0]
-        costs = f", but the commonest classes pay under {_with_gains(all_paying)}" if len(all_paying) else ""
+    paying, free = common[common["high"] < 0], common[common["high"] >= 0]
+    if (gains["low"] <= 0).all():
+        costs = f", but the commonest classes pay under {_with_gains(paying)}" if len(paying) else ""
         return f"No remedy is shown to gain{costs}."
-    paying = [name for name in better if common.loc[name, "high"] < 0]
     best, (many, kind) = best_gain(gains).name, _number(few)
     text = (
         f"Under {words(best)} the recall of the {many}rarest {kind} changes by {points(rare.loc[best])}, and that of "
         f"the {many}commonest by {points(common.loc[best])}. "
     )
-    if not paying:
-        return f"{text}No remedy that gains is shown to cost the commonest classes recall."
-    free = [name for name in better if name not in paying]
-    text += f"The commonest classes pay measurably under {_with_gains(common.loc[paying])}"
-    return f"{text}; no loss is shown under {_with_gains(common.loc[free])}." if free else f"{text}."
+    if paying.empty:
+        return f"{text}No remedy is shown to cost the commonest classes recall."
+    text += f"The commonest classes pay measurably under {_with_gains(paying)}"
+    return f"{text}; no loss is shown under {_with_gains(free)}." if len(free) else f"{text}."
 
 
 def what_is_free(gains: pd.DataFrame, trained: pd.Series | None) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from vitlab import texts
-from vitlab.analysis.findings import Speed, paces
+from vitlab.analysis.findings import Speed, best_way, on_the_clock, paces
 from vitlab.analysis.metrics import LEVEL, holm, shown
 from vitlab.analysis.sentences import expected, named, p_text, shapes, thin_lines, verdict
 from vitlab.analysis.timing import LEAD, above, below
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitlab.lab import Lab
     from vitlab.runs import Run
 
+PREFERS = 0.1  # by which a share may be above or below the mean before it counts as a preference
 BY_CHANCE, BY_ATTENTION, MERGED, LEARNED = "Random tokens", ("Top-K", "EViT"), "ToMe", "DynamicViT"
 
 
@@ -99,7 +100,8 @@ def departures(config: "RunConfig", published: "RunConfig") -> str:
         told.append(f"in the last {config.settle:.0%} the best-scored tokens stay, and none are drawn")
     if (stages := stages_of(config.depth, config.stages)) != (usual := stages_of(config.depth)):
         blocks, others = (texts.listed(str(stage + 1) for stage in of) for of in (stages, usual))
-        told.append(f"its stages, and those of all ways, stand before blocks {blocks}, not {others}")
+        published = f"at a quarter, a half and three quarters of the depth ({others} of {config.depth})"
+        told.append(f"its stages, and those of all ways, stand before blocks {blocks}, not {published}")
     return f"Departures from DynamicViT as published that are switched on: {'; '.join(told)}." if told else ""
 
 
@@ -111,7 +113,8 @@ def speeds(lab: "Lab", batch: int, smaller: "Sequence[RunConfig]") -> str:
         f"Trained on for as long, ρ = {lab.params.keep_ratio:g}{built}: accuracy on {len(lab.data.test):,} test "
         f"images ({lab.plan.seed_words}) against work and "
         f"time (float32, a CPU with one thread, batches of {batch}, and batch 1; medians of {lab.costs.rounds} rounds "
-        f"or more that take turns; × is a ratio to the first row within each round, a lead counts from {LEAD:.0%} on)."
+        f"or more that take turns; × is a ratio to the first row within each round, ± how far off the rounds leave it, "
+        f"and a lead counts from {LEAD:.0%} on)."
         f"{shapes(lab.plan, '03')}"
     )
 
@@ -141,7 +144,7 @@ def stands_for(left: int, ratio: float, images: int, seed: int) -> str:
 
 def places(images: int, middle: dict[str, float], seed: int) -> str:
     """middle: method -> how often it keeps the middle of the image, over its mean."""
-    repeats = f"; random tokens repeat every {TRACED} images" if images > TRACED else ""
+    repeats = f"; random tokens, drawn by place in a batch of {TRACED}, repeat" if images > TRACED else ""
     told = ", ".join(f"{name} {times:.2f}" for name, times in middle.items())
     return (
         f"How often each place is kept, over {images:,} test images, evenly from all classes (seed {seed}): the part "
@@ -150,12 +153,49 @@ def places(images: int, middle: dict[str, float], seed: int) -> str:
     )
 
 
+def needed(middle: dict[str, float], pairs: pd.DataFrame) -> str:
+    """Which tokens were needed: where each way that drops some keeps them, and whether it made a difference.
+
+    middle: as of `places`; pairs: `tables.pairs` of these ways.
+    """
+    kinds = {
+        "the middle of the image": [name for name, times in middle.items() if times > 1 + PREFERS],
+        "its border": [name for name, times in middle.items() if times < 1 - PREFERS],
+        "all places alike": [name for name, times in middle.items() if abs(times - 1) <= PREFERS],
+    }
+    told = [
+        f"{texts.listed(f'*{name}* ({middle[name]:.2f})' for name in names)} {'keeps' if len(names) == 1 else 'keep'} "
+        f"{where if where == 'all places alike' else f'{where} most'}"
+        for where, names in kinds.items()
+        if names
+    ]
+    unlike = pairs[pairs["a"].isin(middle) & pairs["b"].isin(middle)]
+    unlike = unlike[[_kind_of(kinds, row.a) != _kind_of(kinds, row.b) for row in unlike.itertuples()]]
+    text = f"**Which tokens were needed?** {'; '.join(told)} (how often the middle is kept, over the mean place)."
+    if unlike.empty:
+        return text
+    clear = unlike[shown(unlike)]
+    if clear.empty:
+        return (
+            f"{text} Trained on, no two that keep unlike places are shown to differ in accuracy: which place is kept "
+            "is not shown to matter."
+        )
+    ahead = [
+        f"*{row.b}* of *{row.a}*" if row.difference > 0 else f"*{row.a}* of *{row.b}*" for row in clear.itertuples()
+    ]
+    return f"{text} Trained on, of those that keep unlike places ahead is {'; '.join(ahead)}."
+
+
+def _kind_of(kinds: dict[str, list[str]], name: str) -> str:
+    return next(kind for kind, names in kinds.items() if name in names)
+
+
 def broken(name: str, reference: str, lost: int, won: int, images: int, seed: int) -> str:
     """lost, won: test images that only the ViT with all tokens, and only the one with fewer, answers rightly."""
     return (
-        f"Images that *{name}* loses: *{reference}* is right, *{name}* is wrong; below each what it still saw after "
-        f"the last stage. Of {images:,} test images {lost:,} are such, and {won:,} the other way round (seed {seed}); "
-        "fewer tokens are one difference between the two, their training another."
+        f"Images that *{name}* loses (true class → its answer): *{reference}* is right; below each what *{name}* still "
+        f"saw after the last stage. Of {images:,} test images {lost:,} are such, and {won:,} the other way round (seed "
+        f"{seed}); fewer tokens are one difference between the two, their training another."
     )
 
 
@@ -170,10 +210,10 @@ def savings(loss: float, images: str, chosen: bool, seed: int) -> str:
     """loss: `tokens.small_loss` of these images; chosen: whether they chose the epochs of what was trained on."""
     best = ", whose epoch is the best on these images" if chosen else ""
     return (
-        f"The largest saving at {100 * loss:.2g} points: the share of the blocks' multiply-adds that goes before so "
-        "much accuracy is lost; as it is, against the same ViT with all its tokens, trained on, against *ViT, "
-        f"fine-tuned*{best} ({images}; seed {seed}; interpolated between keep ratios). None: lost before anything is "
-        "saved."
+        f"The largest saving at {100 * loss:.2g} points: the largest share of the blocks' multiply-adds that can go "
+        "with no more accuracy lost; as it is, against the same ViT with all its tokens, trained on, against *ViT, "
+        f"fine-tuned*{best} ({images}; seed {seed}; interpolated between keep ratios). None: at every keep ratio more "
+        "is lost."
     )
 
 
@@ -209,7 +249,12 @@ def order_of_loss(trained: pd.DataFrame, pairs: pd.DataFrame) -> str:
     if unknown:
         told.append(f"Neither confirmed nor refuted: {'; '.join(unknown)}.")
     order = trained.sort_values("difference", ascending=False)
-    points = ", ".join(f"*{row.model}* {signed(100 * row.difference)}" for row in order.itertuples())
+    few = order["seeds"] < order["seeds"].max()
+    single = [" (first seed alone)" if less else "" for less in few]
+    points = ", ".join(
+        f"*{row.model}* {signed(100 * row.difference)}{one}"
+        for row, one in zip(order.itertuples(), single, strict=True)
+    )
     return (
         f"Trained on: {' '.join(told)} As measured, in points: {points} (tests corrected for all {len(pairs)} pairs, "
         "Holm)."
@@ -251,40 +296,36 @@ def learned(found: pd.DataFrame, pairs: pd.DataFrame, images: str, chance: dict,
 
 
 def how_far(
-    sweep: pd.DataFrame, tests: dict[float, dict], images: str, unpruned: str, seed: int, tested: str = ""
+    sweeps: dict[str, tuple[pd.DataFrame, dict[float, dict]]], images: str, unpruned: str, seed: int, tested: str = ""
 ) -> str:
-    """One sentence on the keep ratio down to which no test shows a loss against the model named by `unpruned`.
+    """The keep ratio of each way down to which no test shows a loss against the model named by `unpruned`.
 
-    sweep: keep_ratio and accuracy, falling; tests: keep ratio -> `metrics.mcnemar` of both, of this seed; tested: where
-    the test images show a loss at the ratio of the training, `at_test`.
+    sweeps: way -> keep_ratio and accuracy, falling, and keep ratio -> `metrics.mcnemar` of both, of this seed; tested:
+    what the test images show, `at_test`.
     """
-    p = holm(np.array([test["p"] for test in tests.values()]))
-    lost = [q < LEVEL and test["only_a"] > test["only_b"] for q, test in zip(p, tests.values(), strict=True)]
-    at = [f"ρ = {row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
-    rule = f"the {images} show {{}} against {unpruned} (seed {seed}; McNemar, Holm over the {len(lost)} keep ratios)"
-    none = f"{rule.format('no loss')}, which need not mean that there is none"
-    if not any(lost):
-        return f"Down to {at[-1]} {none}.{tested}"
-    first = lost.index(True)
-    if first == 0:
-        return f"Even at {at[0]} {rule.format('a loss')}."
-    return f"Down to {at[first - 1]} {none}; at {at[first]} they show one.{tested}"
+    told = []
+    for name, (sweep, tests) in sweeps.items():
+        p = holm(np.array([test["p"] for test in tests.values()]))
+        lost = [q < LEVEL and test["only_a"] > test["only_b"] for q, test in zip(p, tests.values(), strict=True)]
+        at = [f"{row.keep_ratio:g} ({row.accuracy:.1%})" for row in sweep.itertuples()]
+        first = lost.index(True) if any(lost) else len(lost)
+        to = f"down to {at[first - 1]}" if first else f"a loss even at {at[0]}"
+        end = f", at {at[first]} they show one" if 0 < first < len(lost) else ", the least tried" if first else ""
+        told.append(f"*{name}* {to}{end}")
+    ratios = max(len(tests) for _, tests in sweeps.values())
+    return (
+        f"**Down to which keep ratio ρ?** The {images} show no loss against {unpruned} (seed {seed}; McNemar, Holm "
+        f"over each way's {ratios} keep ratios): {'; '.join(told)}. That none is shown need not mean that there is "
+        f"none.{tested}"
+    )
 
 
-def at_test(row: pd.Series, ratio: float, images: int) -> str:
-    """What the test images show at the ratio of the training, where that is a loss; row: of `tables.reductions`."""
-    if not shown(row) or row["difference"] >= 0:
+def at_test(rows: pd.DataFrame, ratio: float, images: int) -> str:
+    """For which ways the test images show a loss at the ratio of the training; rows: `tables.reductions`."""
+    lost = rows[shown(rows) & (rows["difference"] < 0)]
+    if lost.empty:
         return ""
-    return f" At ρ = {ratio:g} the {images:,} test images show a loss of {-100 * row['difference']:.1f} points."
-
-
-def best_way(rows: pd.DataFrame) -> pd.Series | None:
-    """The row of `tables.reductions` to take: of those that save work, with no shown loss, the one that loses least.
-
-    By the difference, which is of the seeds that both have: means over unlike seeds would not compare.
-    """
-    fine = rows[~(shown(rows) & (rows["difference"] < 0)) & (rows["saved"] > 0)]
-    return None if fine.empty else fine.loc[fine["difference"].idxmax()]
+    return f" At ρ = {ratio:g} the {images:,} test images show one for {named(lost['model'])}."
 
 
 def which_reduction(rows: pd.DataFrame, unreduced: str, speed: Speed) -> str:
@@ -306,17 +347,9 @@ def which_reduction(rows: pd.DataFrame, unreduced: str, speed: Speed) -> str:
         f"{signed(100 * best['difference'])} points ({low} to {high}) against *{unreduced}*, and no loss is shown for "
         f"it{f' (nor for {others})' if others else ''}"
     )
-    return f"{text}. {_on_the_clock(best['model'], unreduced, speed)}{losses}"
-
-
-def _on_the_clock(name: str, reference: str, speed: Speed) -> str:
-    quick, prompt = paces(name, reference, speed)
-    batch, one = (speed(name, reference, what)[0] for what in ("images_per_second", "latency"))
-    whole = "" if "faster" in (quick, prompt) else " What it is shown to save is work, not time."
-    return (
-        f"On the clock it is {quick} in batches ({batch:.2f} times the images a second of *{reference}*), and for one "
-        f"image {prompt} ({one:.2f} times the latency).{whole}"
-    )
+    clock = on_the_clock(best["model"], unreduced, speed)
+    whole = "" if "faster" in paces(best["model"], unreduced, speed) else " What it is shown to save is work, not time."
+    return f"{text}. On the clock it is {clock}.{whole}{losses}"
 
 
 def why_it_fails(rows: pd.DataFrame) -> str:
@@ -356,7 +389,7 @@ def overlap(apart: pd.DataFrame, alike: dict[str, float], trained: dict[str, str
         told = f"That the ViT whose tokens overlap loses less is shown for {named(apart['method'][less]) or 'no way'}"
     cosines = [signed(alike[tokenizer], "z.2f") for tokenizer in ("conv", "patch")]
     closer = round(alike["conv"], 2) > round(alike["patch"], 2)  # as far as the table tells
-    reason = "as the reason given has it" if closer else "which speaks against the reason given"
+    reason = "as the reason given has it" if closer else "so that this measure does not show the reason given"
     text = (
         f"{told} (Holm over the ways). Its neighbours are {'' if closer else 'no '}more alike ({' and '.join(cosines)})"
         f", {reason}."

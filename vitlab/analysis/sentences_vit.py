@@ -1,5 +1,6 @@
 """What chapter 2's numbers say: the ViT, its tokenizers, and the convolutional network beside it."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from vitlab.analysis.chart_parts import MOST_LABELS
-from vitlab.analysis.metrics import confident_mistakes, mean_and_spread, wilson
+from vitlab.analysis.metrics import confident_mistakes, mean_and_spread, shown, wilson
 from vitlab.analysis.sentences import named, thin_lines, verdict
 from vitlab.texts import listed, markdown, signed
 
@@ -21,9 +22,7 @@ OPTIMIZERS = {
     "sgd": "SGD with momentum",
     "muon": "Muon for the hidden layers' matrices and kernels, AdamW for the rest",
 }
-OVERFITS = 0.1  # by which training accuracy lies above validation: what was learnt holds for these images alone
 MOST_NAMED = 3  # classes that are recognised equally well
-BY_HEART = 0.99  # training accuracy from which such a model knows them by heart
 AS_GOOD = 0.01  # by which confidence and accuracy may differ where a model is as good as it says
 CONV_TOKENIZER = (
     "The convolutional tokenizer: channels × height × width after each convolution. It ends with as many tokens as "
@@ -32,12 +31,6 @@ CONV_TOKENIZER = (
 BY_CLASS = (
     "class by class: precision (of the images given this answer, how many are of the class), recall (of the images of "
     "the class, how many are found), and F1, their harmonic mean."
-)
-MCNEMAR = (
-    "The exact McNemar test asks how likely so uneven a split would be if both models were equally good; of several "
-    "seeds an image counts for what all of them say of it. Where models were trained with several seeds, interval and p"
-    " hold over the chance of training as well; images alone can't tell what another seed would bring. Chapter 6 "
-    "corrects for all its pairs: there a difference seen here may not stand."
 )
 
 
@@ -127,36 +120,6 @@ def curves(lab: "Lab") -> str:
     )
 
 
-def learns_faster(first: str, other: str, histories: dict[str, pd.DataFrame], images: int, seed: str = "") -> str:
-    """Whether `other` learns faster than `first` over the first third of the epochs, as is expected of convolutions.
-
-    histories: name -> epoch and val_accuracy, of so many validation images; seed: `Plan.one_seed`. An epoch counts for
-    the one that is ahead in it by more than chance explains; most of them have to.
-    """
-    slow, quick = (histories[name]["val_accuracy"] for name in (first, other))
-    early = -(-min(len(quick), len(slow)) // 3)
-    one, two = quick[:early].to_numpy(), slow[:early].to_numpy()
-    chance = _chance(one, two, images)
-    ahead, behind = int((one - two > chance).sum()), int((two - one > chance).sum())
-    there = histories[other]["epoch"][quick >= slow.iloc[-1]]
-    then = f"reaches after epoch {there.iloc[0]}" if len(there) else "never reaches"
-    when = f"the first {early} epochs" if early > 1 else "the first epoch"
-    if max(ahead, behind) > early / 2:
-        how = "faster, as expected," if ahead > behind else "more slowly, against the expectation,"
-        text = f"In these two runs{seed} *{other}* learnt {how} than *{first}*, by validation images of {when}"
-    else:
-        text = f"Over {when} these two runs{seed} do not show which of *{other}* and *{first}* learns faster"
-    return (
-        f"{text} (ahead in {ahead}, behind in {behind}, by more than the choice of images explains). *{other}* {then} "
-        f"the validation accuracy that *{first}* ends with, {slow.iloc[-1]:.1%}."
-    )
-
-
-def _chance(one: np.ndarray, other: np.ndarray, images: int) -> np.ndarray:
-    """Two standard errors of the difference of two shares of so many images."""
-    return 2 * np.sqrt((one * (1 - one) + other * (1 - other)) / images)
-
-
 def scores(lab: "Lab") -> str:
     first = f" Epoch, time and speed of training are those of seed {lab.params.seed}." if lab.params.seeds > 1 else ""
     return (
@@ -176,8 +139,35 @@ def difference(first: str, other: str, found: dict) -> str:
     )
 
 
-def longer(lab: "Lab", name: str) -> str:
-    """What a longer training of chapter 2 brought, or how as long a one differs of a larger ViT, or with patches."""
+def tested(lab: "Lab", first: str, other: str) -> str:
+    """What the tests of this chapter hold over; first, other: two models that are compared."""
+    mcnemar = (
+        "The exact McNemar test asks how likely so uneven a split would be if both models were equally good; of "
+        "several seeds an image counts for what all of them say of it"
+    )
+    _, freedom = lab.training_noise(first, other, "accuracy")
+    if math.isinf(freedom):
+        return f"{mcnemar}. These are single runs: images alone can't tell what another seed would bring."
+    several = [name for name in lab.plan.chapters["02"] if len(lab.plan.repeats[name]) > 1]
+    return (
+        f"{mcnemar}. It knows these trainings alone. Interval and p above hold over the chance of training as well: a "
+        "t test, whose variance is that over test images and that over seeds, which we know from "
+        f"{named(several)} ({freedom:.0f} degrees of freedom); p is never below McNemar's. Chapter 6 knows it from the "
+        "other chapters as well, and corrects for all its pairs: a difference seen here need not stand there, nor one "
+        "that is not seen here be missing."
+    )
+
+
+def longer(lab: "Lab") -> str:
+    """What longer trainings of chapter 2 brought, what as long ones of a larger ViT, or with patches."""
+    told: dict[str, str] = {}
+    for name in lab.plan.longer:
+        asked, text = _longer(lab, name)
+        told[asked] = f"{told[asked]} {text}" if asked in told else f"**And with {asked}?** {text}"
+    return "\n\n".join(told.values())
+
+
+def _longer(lab: "Lab", name: str) -> tuple[str, str]:
     reference, changes = lab.plan.longer[name]
     config, before = lab.plan.config(name), lab.plan.config(reference)
     cut = ", with Cutout (DeVries and Taylor 2017) so that images seen so often stay new" if config.cutout else ""
@@ -191,7 +181,7 @@ def longer(lab: "Lab", name: str) -> str:
         ),
         "tokenizer": ("patches", "As large and trained as long, but for the tokenizer: "),
     }[next(iter(changes))]
-    return f"**And with {asked}?** {told}{verdict(f'*{reference}*', f'*{name}*', lab.compare(reference, name))}."
+    return asked, f"{told}{verdict(f'*{reference}*', f'*{name}*', lab.compare(reference, name))}."
 
 
 # ---------------------------------------------------------------- what it answers
@@ -274,14 +264,14 @@ def looking(name: str, depth: int, images: int) -> str:
     )
 
 
-def heads_differ(cosine: float, heads: int) -> str:
-    """Whether heads share the work: cosine is the mean similarity of two heads' maps of the same image."""
+def heads_differ(cosine: float, heads: int, images: int) -> str:
+    """Whether heads look at different places: cosine is the mean similarity of two heads' maps of the same image."""
     if heads < 2:
         return "With one head there is nothing to share."
-    measured = f"mean cosine of two heads' maps {signed(cosine, 'z.2f')}"
+    measured = f"mean cosine of two heads' maps of these {images} images {signed(cosine, 'z.2f')}"
     if cosine > 0.9:
         return f"The heads look at nearly the same places ({measured})."
-    return f"The heads share the work: they look at different places ({measured})."
+    return f"The heads look at different places ({measured})."
 
 
 def mistakes(name: str, logits: np.ndarray, labels: np.ndarray) -> str:
@@ -316,80 +306,32 @@ def beside(first: str, comparisons: dict[str, dict], tokenizers: list[str], budg
 
     budget: how long each was trained.
     """
-    told = []
+    told: dict[str, list[str]] = {}
     for name, found in comparisons.items():
         about = "As to the tokenizer" if name in tokenizers else f"Beside *{name}*, each trained for {budget}"
-        told.append(f"{about}: {verdict(f'*{first}*', f'*{name}*', found)}.")
-    return " ".join(told)
+        told.setdefault(about, []).append(verdict(f"*{first}*", f"*{name}*", found))
+    return " ".join(f"{about}: {'; '.join(verdicts)}." for about, verdicts in told.items())
 
 
-def overfitting(ends: dict[str, pd.Series], seed: str = "") -> str:
-    """Which models learnt what holds for training images alone: name -> the last epoch's accuracy and val_accuracy.
+def brought_back(comparisons: dict[str, dict], tokenizers: list[str]) -> str:
+    """How much of the yardstick's lead the better tokenizer has, where both are shown; "" elsewhere.
 
-    Of several epochs: in the first one no image was seen before. seed: `Plan.one_seed`.
+    comparisons: name -> `metrics.compare` with the first model.
     """
-    worse = [name for name, end in ends.items() if end["accuracy"] - end["val_accuracy"] > OVERFITS]
-    by_heart = [name for name in worse if ends[name]["accuracy"] >= BY_HEART]
-    others = [name for name in worse if name not in by_heart]
-    better = f"more than {100 * OVERFITS:.0f} points better at images that were trained on than at others"
-    claims = [f"{named(by_heart)} {'knows' if len(by_heart) == 1 else 'know'} the training images by heart"]
-    claims = (claims if by_heart else []) + ([f"{named(others)}: {better}, which is overfitting"] if others else [])
-    figures = "; ".join(f"*{name}* {end['accuracy']:.1%} and {end['val_accuracy']:.1%}" for name, end in ends.items())
-    return (
-        f"{'; '.join(claims) or f'No model is {better}'}. Right in the last epoch{seed} were, of training and "
-        f"validation images, {figures}. The first figure is of augmented images and of weights that still moved, so "
-        "the two do not compare to the point."
-    )
+    leads = {name: found["difference"] for name, found in comparisons.items() if shown(found)}
+    leads = {name: lead for name, lead in leads.items() if lead > 0}
+    ours = max((name for name in leads if name in tokenizers), key=leads.get, default="")
+    theirs = max((name for name in leads if name not in tokenizers), key=leads.get, default="")
+    if not ours or not theirs or leads[ours] >= leads[theirs]:
+        return ""
+    lead, whole = 100 * leads[ours], 100 * leads[theirs]
+    return f"Of the {whole:.1f} points by which *{theirs}* is ahead, *{ours}* has {lead:.1f} ({lead / whole:.0%})."
 
 
-def at_equal_minutes(histories: dict[str, pd.DataFrame], seed: str = "") -> str:
-    """One sentence on name -> history with validation: what each had reached when the first of them was done.
-
-    The clock is that of each history; seed: `Plan.one_seed`.
-    """
-    _, end, reached = _when_one_was_done(histories)
-    if len(reached) < 2:
-        return "When the first of them was done, no other had finished an epoch: at equal minutes nothing can be said."
-    order = sorted(reached, key=lambda name: -reached[name])
-    return (
-        f"After {_clock(end)} of training{seed}, when the first of them was done, they classified of the validation "
-        "images (each by its own clock, which ran beside whatever else the machine did): "
-        + "; ".join(f"*{name}* {reached[name]:.1%}" for name in order)
-        + ". Those that went on had a learning rate that had not fallen to zero yet, which is worth points at the end."
-    )
-
-
-def beside_at_equal_minutes(
-    first: str, other: str, histories: dict[str, pd.DataFrame], images: int, seed: str = ""
-) -> str:
-    """The chapter's second question in one sentence: who of the two was ahead when one of them was done.
-
-    histories: as in `at_equal_minutes`, of so many validation images.
-    """
-    done, end, reached = _when_one_was_done({name: histories[name] for name in (first, other)})
-    going = other if done == first else first
-    if len(reached) < 2:
-        return f"At equal minutes nothing can be said: when *{done}* was done, *{going}* had not finished an epoch."
-    lead = reached[going] - reached[done]
-    how = "ahead of it" if lead > 0 else "behind it"
-    if abs(lead) <= _chance(reached[going], reached[done], images):
-        how = "not shown to be ahead or behind"
-    return (
-        f"At equal minutes{seed}: when *{done}* was done, after {_clock(end)}, *{going}* was {how}, with "
-        f"{reached[going]:.1%} of the validation images against {reached[done]:.1%}, its learning rate not yet at zero."
-    )
-
-
-def _when_one_was_done(histories: dict[str, pd.DataFrame]) -> tuple[str, float, dict[str, float]]:
-    """Who was done first, after how many seconds, and name -> the validation accuracy that each had reached by then.
-
-    The last epoch that was over by then counts; a run with none over is left out.
-    """
-    done = min(histories, key=lambda name: histories[name]["seconds"].iloc[-1])
-    end = histories[done]["seconds"].iloc[-1]
-    over = {name: history["val_accuracy"][history["seconds"] <= end] for name, history in histories.items()}
-    return done, end, {name: accuracy.iloc[-1] for name, accuracy in over.items() if len(accuracy)}
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+def longest(lab: "Lab") -> str:
+    """The best of chapter 2's ViTs beside the yardstick that was trained as long; "" where there is none."""
+    vit = lab.plan.backbone
+    budget = lab.plan.config(vit).budget
+    others = [n for n in lab.plan.longer if lab.plan.config(n).model != "vit" and lab.plan.config(n).budget == budget]
+    verdicts = [verdict(f"*{name}*", f"*{vit}*", lab.compare(name, vit)) for name in others]
+    return f"Trained longest, for {budget}: {'; '.join(verdicts)}." if verdicts else ""

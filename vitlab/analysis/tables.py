@@ -67,14 +67,18 @@ def results(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
 def by_model(results: pd.DataFrame) -> pd.DataFrame:
     """`results` with a row a model: means over its seeds, also of the intervals' ends, the best mean first.
 
-    Three more columns: seeds, and the standard deviations over them, accuracy_spread and macro_f1_spread, NaN for one.
+    The time of training is the first seed's: what else the machine did differs. Three more columns: seeds, and the
+    standard deviations over them, accuracy_spread and macro_f1_spread, NaN for one.
     """
     groups = results.groupby("model", sort=False)
     means = groups[[name for name in results if name not in ("model", "seed", "run")]].mean()
     whole = ["parameters", "epoch_chosen", "epochs", "test_images"]
     means[whole] = means[whole].round().astype(int)
     means["seeds"] = groups.size()
-    means["run"] = groups["run"].first()
+    firsts = (
+        results.sort_values("seed", kind="stable").groupby("model", sort=False)[["run", "training_seconds"]].first()
+    )
+    means["run"], means["training_seconds"] = firsts["run"], firsts["training_seconds"]
     for name in ("accuracy", "macro_f1"):
         means[f"{name}_spread"] = groups[name].std()
     return means.reset_index().sort_values("accuracy", ascending=False, kind="stable", ignore_index=True)
@@ -119,9 +123,10 @@ def parameters_by_part(model: "ViT") -> pd.DataFrame:
 def pairs(lab: "Lab", names: list[str] | None = None) -> pd.DataFrame:
     """`compare` of every two models, columns a and b; p is corrected for making all these tests (Holm).
 
-    Of the models `names`, or of all that are compared.
+    Of the models `names`, or of all that are compared; then the chance of training is pooled over all chapters.
     """
-    found = metrics.corrected({(a, b): lab.compare(a, b) for a, b in combinations(names or lab.compared, 2)})
+    every = combinations(names or lab.compared, 2)
+    found = metrics.corrected({(a, b): lab.compare(a, b, everywhere=names is None) for a, b in every})
     return pd.DataFrame([{"a": a, "b": b, **comparison} for (a, b), comparison in found.items()])
 
 

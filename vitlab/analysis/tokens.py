@@ -73,23 +73,25 @@ def small_loss(images: int) -> float:
 
 
 def saving_at(curve: pd.DataFrame, unreduced: pd.Series, loss: float = LOSS) -> tuple[float, bool]:
-    """The share of the blocks' MACs that can be saved before `loss` of accuracy is lost, and whether it was reached.
+    """The largest share of the blocks' MACs that can be saved at a `loss` of accuracy, and whether more loses more.
 
     curve: rows of one method with block_macs and accuracy; unreduced: the same of the ViT that all are compared with.
-    A curve that does not begin with all tokens begins at the ViT itself. Interpolated where the loss first exceeds
-    `loss`; if it never does, the largest saving that was measured. With all tokens too much was lost already: 0, True.
+    A curve that does not begin with all tokens begins at the ViT itself. Interpolated between the last row that loses
+    no more and the next; where that is the last row of all, its saving, False. Where none does: 0, True. Rows before
+    may lose more: a ViT that was trained with few tokens is at its best with few.
     """
-    whole = curve["keep_ratio"] == 1
-    rows = curve[~whole].sort_values("block_macs", ascending=False)
-    saved, lost = 0.0, float(unreduced["accuracy"] - curve.loc[whole, "accuracy"].max()) if whole.any() else 0.0
-    if lost > loss + ROUNDING:
+    rows = curve.sort_values("block_macs", ascending=False)
+    saved, lost = 1 - rows["block_macs"] / unreduced["block_macs"], unreduced["accuracy"] - rows["accuracy"]
+    points = list(zip(saved, lost, strict=True))
+    points = points if (curve["keep_ratio"] == 1).any() else [(0.0, 0.0), *points]
+    within = [i for i, (_, worse) in enumerate(points) if worse <= loss + ROUNDING]
+    if not within:
         return 0.0, True
-    for row in rows.itertuples():
-        more, worse = 1 - row.block_macs / unreduced["block_macs"], unreduced["accuracy"] - row.accuracy
-        if worse > loss + ROUNDING:  # which no row before did: lost <= loss
-            return max(0.0, saved + (loss - lost) / (worse - lost) * (more - saved)), True
-        saved, lost = more, worse
-    return max(0.0, saved), False
+    (saves, loses), *beyond = points[within[-1] :]
+    if not beyond:
+        return max(0.0, saves), False
+    more, worse = beyond[0]
+    return max(0.0, saves + (loss - loses) / (worse - loses) * (more - saves)), True
 
 
 def losses_apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray], labels: np.ndarray) -> pd.DataFrame:

@@ -23,16 +23,17 @@ class TrainingNoise:
         self.lab = lab
         self.found: dict[tuple, Noise] = {}
 
-    def of(self, a: str, b: str, score: str) -> Noise:
+    def of(self, a: str, b: str, score: str, everywhere: bool = False) -> Noise:
         """Of which twice the variance is that of a difference between the models a and b; score: one of `SCORES`.
 
-        Pooled over the models of chapter 02 and of theirs that begin as these do: at the start, or from another run's
-        weights (`metrics.mixed_noise` of one and the other). Where one goes on from the other itself, the chance of
-        their common training cancels out within a seed, and only that of the second one is left. A run from elsewhere
-        has a seed of its own, so that seeds are no blocks.
+        Pooled over the models of chapter 02 and of theirs, `everywhere` of all chapters, that begin as these do: at the
+        start, or from another run's weights (`metrics.mixed_noise` of one and the other). Where one goes on from the
+        other itself, the chance of their common training cancels out within a seed, and only that of the second one is
+        left. A run from elsewhere has a seed of its own, so that seeds are no blocks.
         """
         lab = self.lab
         chapters = frozenset({"02", *(lab.plan.chapter_of(name) for name in (a, b) if name not in lab.extra)})
+        chapters = frozenset(lab.plan.chapters) if everywhere else chapters
         blocks = not {a, b} & lab.extra.keys()
         if blocks and (self._starts(a, b) or self._starts(b, a)):
             variance, freedom = self._pooled(True, chapters, score, blocks)

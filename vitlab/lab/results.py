@@ -341,19 +341,19 @@ class Lab:
         """Names of all runs that chapter 06 compares."""
         return [*self.plan.names, *self.extra]
 
-    def compare(self, a: str, b: str) -> dict[str, Any]:
-        """`metrics.compare` of two models, whose predictions are of the same test images, seed by seed."""
+    def compare(self, a: str, b: str, everywhere: bool = False) -> dict[str, Any]:
+        """`metrics.compare` of two models, of the same test images, seed by seed; everywhere: `TrainingNoise.of`."""
         first, second, labels = self.paired(a, b)
-        noise = {score: self.training_noise(a, b, score) for score in ("accuracy", "macro_f1")}
+        noise = {score: self.training_noise(a, b, score, everywhere) for score in ("accuracy", "macro_f1")}
         return metrics.compare(first, second, labels, self._draw, noise)
 
     @cached_property
     def _noise(self) -> TrainingNoise:
         return TrainingNoise(self)
 
-    def training_noise(self, a: str, b: str, score: str) -> tuple[float, float]:
+    def training_noise(self, a: str, b: str, score: str, everywhere: bool = False) -> tuple[float, float]:
         """`metrics.training_noise` for two models, "accuracy", "macro_f1" or "recall": `TrainingNoise.of`."""
-        return self._noise.of(a, b, score)
+        return self._noise.of(a, b, score, everywhere)
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from vitlab.analysis import complexity, findings, plots, sentences, sentences_linear, sentences_tokens, tables
+from vitlab.analysis import complexity, findings, plots, sentences, sentences_linear, tables
 from vitlab.analysis.drawing import drawing
 from vitlab.analysis.figure_data import data_of
 from vitlab.analysis.study import Study
@@ -61,7 +61,7 @@ def title_page(lab: Lab, profile: str, results: pd.DataFrame) -> dict[str, Any]:
 def summary(lab: Lab, results: pd.DataFrame) -> str:
     """The question, and the answers: Markdown."""
     vit, pairs, whole = results.set_index("model").loc["ViT"], tables.pairs(lab), "ViT, fine-tuned"
-    ways = tables.reductions(lab, whole).rename(columns={"model": "b"}).assign(a=whole)  # as chapters 3 and 6 test them
+    ways = tables.reductions(lab, whole)  # as chapters 3 and 6 test them
     question = (
         f"How well do Vision Transformers learn {len(lab.data.train):,} images of {lab.data_title} without "
         "pre-training, and what do fewer tokens or cheaper attention buy? The yardstick is a ViT of "
@@ -76,7 +76,7 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     measured = int(growth["tokens"].min()), int(growth["tokens"].max())
     crossed = {k: complexity.over_rounds(growth, lambda one, k=k: complexity.crossover(one, k))[0] for k in kinds}
     config = lab.plan.config("ViT")
-    way, as_small = sentences_tokens.best_way(ways.rename(columns={"b": "model"})), ""
+    way, as_small = findings.best_way(ways), ""
     pairs_of_cost = [(MODELS[model].chapter, name) for model, name in lab.plan.equal_cost]
     smaller = {n: [name for chapter, name in pairs_of_cost if chapter == n] for n in of_chapter}  # built as small
     if way is not None and smaller["03"]:
@@ -85,7 +85,7 @@ def summary(lab: Lab, results: pd.DataFrame) -> str:
     found = [
         findings.best_model(results, pairs, lab.speed),
         imbalance(lab),
-        findings.tokens(results, ways, whole, of_chapter["03"], tokens_left(lab), lab.speed) + as_small,
+        findings.tokens(ways, whole, tokens_left(lab), lab.speed) + as_small,
         findings.linear(linear, lab.speed, crossed, measured, width, config.num_tokens + (config.pool == "cls")),
         findings.worth(results, {b: of_chapter[n] + smaller[n] for b, n in ((whole, "03"), ("ViT", "04"))}, lab.speed),
     ]
