@@ -162,12 +162,13 @@ def test_speeds_are_those_that_were_measured_together(done: Lab, monkeypatch: py
 
 
 def test_tokens_that_were_needed_are_told_by_place_and_by_what_it_made_of_accuracy() -> None:
-    middle = {"Top-K": 1.9, "EViT": 2.1, "DynamicViT": 0.6, "Random tokens": 1.02}
+    middle = {"Top-K": 1.9, "EViT": 2.1, "DynamicViT": 0.6, "Random tokens": 1.32}
     both = list(itertools.combinations(middle, 2))
     pairs = pd.DataFrame([{"a": a, "b": b, "difference": -0.01, "p": 1.0} for a, b in both])
     text = sentences_tokens.needed(middle, pairs)
-    assert "*Top-K* (1.90) and *EViT* (2.10) keep the middle of the image most; *DynamicViT* (0.60) keeps its " in text
-    assert "border most; *Random tokens* (1.02) keeps all places alike (how often" in text
+    assert "*Top-K* (1.90) and *EViT* (2.10) keep the middle of the image more than its border; *Dynam" in text
+    assert "*DynamicViT* (0.60) keeps the border of the image more than its middle; *Rand" in text
+    assert "*Random tokens* (1.32) keeps all places alike (how often" in text
     assert text.endswith("differ in accuracy: which place is kept is not shown to matter.")
     alike = pairs.assign(p=[0.001 if pair == ("Top-K", "EViT") else 1.0 for pair in both])  # they keep the same
     assert sentences_tokens.needed(middle, alike) == text

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 SELDOM = "; with class weights a rare image counts much, but seldom comes"
 CONFUSIONS = (
-    "Where do the rare ones go? Answers in percent of the true class, the commonest class first, all seeds together; "
-    "left without a remedy, right with the best one. What stands left of the diagonal is taken for a commoner class."
+    "Where do the rare ones go? Answers in percent of the true class (from 1 on), the commonest class first, all seeds "
+    "together; left without a remedy, right with the best one. What stands left of the diagonal is taken for a "
+    "commoner class."
 )
 CALIBRATION = (
     "Accuracy against calibration error: small marks are seeds, large ones their mean. A remedy changes what a "

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitlab.lab import Lab
     from vitlab.runs import Run
 
-PREFERS = 0.1  # by which a share may be above or below the mean before it counts as a preference
+PREFERS = 0.2  # by which a share may be above or below the mean before it counts as a preference
 BY_CHANCE, BY_ATTENTION, MERGED, LEARNED = "Random tokens", ("Top-K", "EViT"), "ToMe", "DynamicViT"
 
 
@@ -158,19 +158,13 @@ def needed(middle: dict[str, float], pairs: pd.DataFrame) -> str:
 
     middle: as of `places`; pairs: `tables.pairs` of these ways.
     """
-    kinds = {
-        "the middle of the image": [name for name, times in middle.items() if times > 1 + PREFERS],
-        "its border": [name for name, times in middle.items() if times < 1 - PREFERS],
-        "all places alike": [name for name, times in middle.items() if abs(times - 1) <= PREFERS],
-    }
-    told = [
-        f"{texts.listed(f'*{name}* ({middle[name]:.2f})' for name in names)} {'keeps' if len(names) == 1 else 'keep'} "
-        f"{where if where == 'all places alike' else f'{where} most'}"
-        for where, names in kinds.items()
-        if names
-    ]
+    kept = {name: _kept(name, times) for name, times in middle.items()}
+    told = []
+    for where in dict.fromkeys(kept.values()):
+        names = [f"*{name}* ({middle[name]:.2f})" for name in kept if kept[name] == where]
+        told.append(f"{texts.listed(names)} {'keeps' if len(names) == 1 else 'keep'} {where}")
     unlike = pairs[pairs["a"].isin(middle) & pairs["b"].isin(middle)]
-    unlike = unlike[[_kind_of(kinds, row.a) != _kind_of(kinds, row.b) for row in unlike.itertuples()]]
+    unlike = unlike[unlike["a"].map(kept) != unlike["b"].map(kept)]
     text = f"**Which tokens were needed?** {'; '.join(told)} (how often the middle is kept, over the mean place)."
     if unlike.empty:
         return text
@@ -186,8 +180,12 @@ def needed(middle: dict[str, float], pairs: pd.DataFrame) -> str:
     return f"{text} Trained on, of those that keep unlike places ahead is {'; '.join(ahead)}."
 
 
-def _kind_of(kinds: dict[str, list[str]], name: str) -> str:
-    return next(kind for kind, names in kinds.items() if name in names)
+def _kept(name: str, times: float) -> str:
+    """What a way keeps, by how often it keeps the middle over the mean place; chance prefers no place."""
+    if name == BY_CHANCE or abs(times - 1) <= PREFERS:
+        return "all places alike"
+    more, less = ("middle", "border") if times > 1 else ("border", "middle")
+    return f"the {more} of the image more than its {less}"
 
 
 def broken(name: str, reference: str, lost: int, won: int, images: int, seed: int) -> str:

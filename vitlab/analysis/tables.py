@@ -116,7 +116,8 @@ def parameters_by_part(model: "ViT") -> pd.DataFrame:
         "head": [model.head],
     }
     counts = {name: sum(p.numel() for part in of for p in part.parameters()) for name, of in parts.items()}
-    counts["norms, positions, class token"] = sum(p.numel() for p in model.parameters()) - sum(counts.values())
+    rest = "norms, positions" + (", class token" if model.cls_token is not None else "")
+    counts[rest] = sum(p.numel() for p in model.parameters()) - sum(counts.values())
     return pd.DataFrame({"count": counts})
 
 
