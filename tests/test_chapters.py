@@ -525,10 +525,10 @@ def test_linear_cost_takes_accuracy_or_not(of: tuple, speed: tuple, words: list[
 def test_linear_attention_loses_as_expected_or_not() -> None:
     against = {"Linear ViT": LOST, "InLine ViT": FLAT}
     text = sentences_linear.as_expected(against, {("Linear ViT", "InLine ViT"): WON})
-    assert text.startswith("As expected, a loss is shown for *Linear ViT* (in points: *Linear ViT*")
-    assert text.endswith("As expected, *InLine ViT* is ahead of the other linear attentions.")
+    assert text.startswith("A loss is shown for *Linear ViT* (in points: *Linear ViT*")
+    assert text.endswith("As expected, *InLine ViT* is ahead of *Linear ViT*, none of which has its local term.")
     text = sentences_linear.as_expected({"Linear ViT": WON, "InLine ViT": FLAT}, {("Linear ViT", "InLine ViT"): LOST})
-    assert text.startswith("A loss was to be expected; none is shown")
+    assert text.startswith("With few tokens little was to lose: no loss is shown")
     assert text.endswith("Against the expectation, *Linear ViT* is ahead of *InLine ViT*.")
     among = {("Linear ViT", "InLine ViT"): WON, ("Linformer ViT", "InLine ViT"): FLAT}
     among["Linear ViT", "Linformer ViT"] = WON  # which says nothing of InLine
@@ -562,7 +562,9 @@ def test_steps_that_help_are_those_that_are_shown() -> None:
 
 def test_classes_that_notice_are_named() -> None:
     rows = pd.DataFrame({"model": "A", "class": ["ant", "bee"], "difference": [-0.3, 0.0], "p": [0.001, 1]})
-    assert sentences_linear.noticed(rows).endswith("can show 1: A, ant, −30.0 points.")
+    assert sentences_linear.noticed(rows).endswith("can show 1, in points: *A*: ant −30.0.")
+    gain = rows.assign(difference=[0.3, 0.1], p=0.001)
+    assert sentences_linear.noticed(gain).endswith("*A*: ant +30.0, bee +10.0. No class is shown to lose.")
     assert sentences_linear.noticed(rows[1:]).endswith("can show none.")
 
 
@@ -570,7 +572,7 @@ def test_rows_that_do_not_sum_to_one_are_left_out_of_the_comparison_or_none_is()
     flat = {"ViT": 5.8, "Linear ViT": 1.2}
     text = sentences_linear.looking(flat | {"Linformer ViT": math.nan})
     assert "ViT 5.80, Linear ViT 1.20. The nearest to uniform is that of Linear ViT, the farthest that of ViT" in text
-    assert text.endswith("Left out, as rows do not all sum to 1: Linformer ViT.")
+    assert "Of Linformer ViT there is no such number: drawn are its weights on the projected tokens times" in text
     assert sentences_linear.looking(flat).endswith("the farthest that of ViT.")
 
 
@@ -584,20 +586,23 @@ def test_tokens_suffice_for_each_formula_or_not() -> None:
 
 
 def cost(macs: float, speed: float, parameters: float = 100) -> pd.Series:
-    """Of one round; a machine that is twice as fast in the second one changes no ratio."""
+    """A machine that is twice as fast in the second round changes no ratio."""
     return pd.Series({"macs": macs, "images_per_second_rounds": [speed, 2 * speed], "parameters": parameters})
 
 
 def test_clock_follows_the_work_or_names_what_does_not() -> None:
     text = sentences_costs.formulas_agree(0.001, cost(100, 10), {"A": cost(50, 20), "B": cost(50, 10)})
-    assert "ran agree (to 0.10% at worst)" in text
-    assert "the clock follows the work but for *B* (50% of the work, 100% of the time)" in text
+    assert "torch's count of the explicit products agree (to 0.10% at worst)" in text
+    assert "the clock follows the work for *A* (50% of the work, 50% of the time), and does not follow" in text
+    assert text.endswith("the work for *B* (50% of the work, 100% of the time), to 5 points.")
     text = sentences_costs.formulas_agree(0.1, cost(100, 10), {"A": cost(50, 20)})
     assert "do not agree" in text
-    assert text.endswith("the clock follows the work, to 5 points.")
-    text = sentences_costs.formulas_agree(0.1, cost(100, 10), {n: cost(50, 10) for n in "BC"} | {"A": cost(50, 20)})
+    assert text.endswith("the clock follows the work for *A* (50% of the work, 50% of the time), to 5 points.")
+    noisy = cost(50, 10)
+    noisy["images_per_second_rounds"] = [10.0, 60.0]
+    text = sentences_costs.formulas_agree(0.1, cost(100, 10), {"B": cost(50, 10), "C": cost(50, 10), "D": noisy})
     assert "does not follow the work for *B* (50% of the work, 100% of the time); *C* (50% of" in text
-    assert text.endswith("it does for *A* (50% of the work, 50% of the time), to 5 points.")
+    assert "and is not shown to follow the work for *D* (50% of the work," in text
 
 
 def test_speed_at_some_tokens_is_a_ratio_within_rounds() -> None:
@@ -607,7 +612,7 @@ def test_speed_at_some_tokens_is_a_ratio_within_rounds() -> None:
     rounds = pd.DataFrame([*rows, ("softmax", 128, 0, 99.0)], columns=["attention", "tokens", "round", "seconds"])
     text = sentences_costs.at_tokens(64, "tiny", rounds)
     assert text.endswith(
-        "of tiny, against softmax attention: kernelised 2.00 times as fast, InLine 0.50 times as fast."
+        "against softmax attention: kernelised 2.00 (×÷ 3.5) times as fast, InLine 0.50 (± 0.0%) times as fast."
     )
 
 
@@ -634,19 +639,43 @@ def test_parameters_are_added_or_not() -> None:
 def test_keep_ratio_is_time_or_not() -> None:
     frame = pd.DataFrame({"keep_ratio": [1.0, 0.3], "macs": [100, 50]})
     # twice as fast, or as fast, in every round but the last, of a machine that changes its pace
-    follows, not_follows = ([[10.0, 1.0, 8.0], [20.0, 2.0, 4.0]], [[10.0, 1.0, 8.0], [10.0, 1.0, 80.0]])
-    assert "the clock follows" in sentences_costs.keep_ratios(frame.assign(images_per_second_rounds=follows), 64)
-    text = sentences_costs.keep_ratios(frame.assign(images_per_second_rounds=not_follows), 64)
-    assert "the clock does not follow" in text
+    first = [10.0, 1.0, 8.0]
+    for least, told in (
+        ([20.0, 2.0, 16.0], "follows"),
+        ([10.0, 1.0, 8.1], "does not follow"),
+        ([20.0, 2.0, 4.0], "is not shown to follow"),
+    ):
+        text = sentences_costs.keep_ratios(frame.assign(images_per_second_rounds=[first, least]), 64)
+        assert text.endswith(f"the clock {told}.")
 
 
 def test_quoted_flops_are_right_as_macs_or_not() -> None:
     base = pd.Series({"parameters": 19e6, "macs": 1.25e9})
-    assert "are right as a number of MACs" in sentences_costs.quoted(base, [0.4, 0.9])
-    assert "wrong even" in sentences_costs.quoted(base * 2, [0.4, 0.9])
+    assert "are right as a number of MACs" in sentences_costs.quoted(base, [0.4, 0.9], [0.7, 1.3])
+    assert "wrong even" in sentences_costs.quoted(base * 2, [0.4, 0.9], [0.7, 1.3])
+
+    assert "the quoted FLOPs 70% to 130% of the real MACs." in sentences_costs.quoted(base, [0.4, 0.9], [0.7, 1.3])
 
 
 # ---------------------------------------------------------------- 6 comparison
+
+
+def test_classes_are_helped_by_unlike_ideas_or_hard_for_all() -> None:
+    recalls = pd.DataFrame({"cat": [0.5, 0.6, 0.9], "dog": [0.8, 0.9, 0.7]}, index=["ViT", "A", "B"])
+    rows = [("A", "cat", 0.1, 0.001), ("A", "dog", 0.1, 0.9), ("B", "dog", 0.1, 0.001), ("B", "cat", -0.1, 0.9)]
+    differences = pd.DataFrame(rows, columns=["model", "class", "difference", "p"])
+    text = sentences_comparison.unlike_mistakes(differences, recalls)
+    assert text.startswith("*cat* is recognised worst by 2 of the 3 models: there the difficulty lies in the data.")
+    assert text.endswith("Shown to help different classes: *A* and *B*; none is shown to lose by any.")
+    same = differences.assign(p=[0.001, 0.9, 0.9, 0.001], difference=[0.1, 0.1, 0.1, -0.1])
+    assert sentences_comparison.unlike_mistakes(same, recalls).endswith(
+        "Over the ViT only *A* is shown to help a class; a class is shown to lose by *B*."
+    )
+    both = differences.assign(p=0.001, difference=0.1)
+    assert "every two have one in common" in sentences_comparison.unlike_mistakes(both, recalls)
+    none = sentences_comparison.unlike_mistakes(differences.assign(p=0.9), recalls)
+    assert "No model is shown to help any class over the ViT; none is shown to lose" in none
+
 
 MODELS = pd.DataFrame(
     {

@@ -163,8 +163,30 @@ def over_queries(attention: type) -> type:
     return Other
 
 
+def by_forward(attention: type) -> type:
+    """2.2's answer as a layer that does not say which weights it uses."""
+
+    class Other(vit.Attention):
+        def __init__(self, dim: int, heads: int, num_tokens: int) -> None:
+            super().__init__(dim, heads, num_tokens)
+            self.scale = torch.nn.Parameter(torch.full((heads,), 10.0))
+
+        def forward(self, tokens: torch.Tensor, keep: None = None, trace: None = None) -> torch.Tensor:
+            q, k, v = vit.split_heads(self.qkv(tokens), 3, self.heads)
+            cosines = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+            weights = (cosines * self.scale[:, None, None]).softmax(-1)
+            return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+    return Other
+
+
 @pytest.mark.parametrize(
-    ("change", "told"), [(by_token, "cosines know no length"), (over_queries, "not the softmax, over the keys")]
+    ("change", "told"),
+    [
+        (by_token, "cosines know no length"),
+        (over_queries, "not the softmax, over the keys"),
+        (by_forward, "figures show other weights than it uses: change scores, not forward"),
+    ],
 )
 def test_attention_that_is_nearly_cosine_is_not_right(
     change: Callable, told: str, namespace: dict, capsys: pytest.CaptureFixture
@@ -242,6 +264,18 @@ def test_names_of_tests_that_nobody_ran_are_not_right(capsys: pytest.CaptureFixt
     assert exercises.check("2.3", of_another)
     assert not exercises.check("3.3", of_another)
     assert not exercises.check("2.3", exercises.Noticed())
+
+
+@pytest.mark.slow
+def test_tests_that_notice_are_found_in_a_kernel_which_asks_for_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    noticed = exercises.tests_that_notice("models/resnet.py", "out + shortcut", "out", "test_resnet.py")
+    assert noticed
+    assert all(name.startswith("test_") for name in noticed)
+    with pytest.raises(
+        LabError, match=r"pytest could not run tests/test_resnt\.py: ERROR: file or directory not found"
+    ):
+        exercises.tests_that_notice("models/resnet.py", "out + shortcut", "out", "test_resnt.py")
 
 
 def test_fault_of_the_reader_is_told_and_ends_nothing(capsys: pytest.CaptureFixture) -> None:

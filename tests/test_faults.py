@@ -485,6 +485,12 @@ def test_run_of_other_code_is_named_with_what_to_do(change: Callable[[Run], None
     assert str(copied.path) in str(caught.value)
 
 
+def test_run_of_a_row_that_a_notebook_made_is_no_reason_to_delete_it(copied: Run) -> None:
+    copied.write_json("config.json", copied.record | {"config": copied.record["config"] | {"model": "grid_vit"}})
+    with pytest.raises(LabError, match="is a run of 'grid_vit', a row that a notebook put into MODELS: use it there"):
+        Run(copied.path).model()
+
+
 def test_missing_file_of_a_complete_run_is_named(done: Lab, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "summary.json").write_text('{"test": {}}', encoding="utf-8")

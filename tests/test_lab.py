@@ -16,13 +16,14 @@ from vitlab.analysis import plots, sentences_comparison, tables
 from vitlab.config import LabConfig, Recipe
 from vitlab.data.splits import Source
 from vitlab.errors import LabError
-from vitlab.lab import Lab, results, workers
+from vitlab.lab import Lab, workers
 from vitlab.lab.costs import Costs
 from vitlab.lab.results import FEW, check
-from vitlab.models.registry import MODELS
+from vitlab.models.registry import MODELS, Row
 from vitlab.models.vit import ViT
 from vitlab.report import make
 from vitlab.runs import Run
+from vitlab.training import session
 from vitlab.training.fit import fit
 
 # ---------------------------------------------------------------- what was made before
@@ -57,7 +58,7 @@ def test_runs_trained_by_other_code_are_named(
     wanted = {name: done.plan.config(name) for name in ("ViT", "Linear ViT")}
     done.train(wanted)
     assert "was changed" not in capsys.readouterr().out
-    monkeypatch.setattr(results, "code_digest", lambda *_: "another")
+    monkeypatch.setattr(session, "code_digest", lambda *_: "another")
     done.train(wanted)
     told = capsys.readouterr().out
     assert "Trained before the code of models, losses or training was changed: ViT and Linear ViT. To train" in told
@@ -156,6 +157,29 @@ def test_run_is_found_by_its_directory_as_well(as_text: bool, done: Lab, tmp_pat
 def test_run_that_is_not_there_is_told_with_what_is(name: str | int, words: str, fresh: Lab) -> None:
     with pytest.raises(LabError, match=words):
         fresh.load(name)
+
+
+def test_run_goes_by_its_title_and_that_of_its_model_in_the_registry_is_told(fresh: Lab) -> None:
+    with pytest.raises(LabError, match="there is no run 'tome_vit': did you mean 'ToMe'"):
+        fresh.load("tome_vit")
+
+
+def test_row_that_a_reader_adds_is_in_the_plan_from_then_on(fresh: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, costs = fresh.plan, fresh.costs
+    assert fresh.plan is plan
+    monkeypatch.setitem(MODELS, "grid_vit", Row(type("GridViT", (ViT,), {}), "Grid", chapter="04"))
+    assert "Grid" in fresh.plan.chapters["04"]
+    assert "Grid" not in plan.chapters["04"]
+    assert len(fresh.costs.together) == len(costs.together) + 1
+    monkeypatch.setitem(MODELS, "own_vit", Row(type("OwnViT", (ViT,), {}), "Grid", chapter="04"))
+    with pytest.raises(LabError, match="grid_vit and own_vit in MODELS have one title, 'Grid'"):
+        _ = fresh.plan.chapters
+
+
+def test_run_that_no_chapter_plans_is_compared_as_an_extra_one(done: Lab) -> None:
+    name = done.load("ViT").path.name
+    with pytest.raises(LabError, match=f"{name!r} is in no chapter's plan: name its directory in extra_runs"):
+        done.compare("ViT", name)
 
 
 def test_start_that_lies_elsewhere_is_refused_before_it_trains(fresh: Lab, tmp_path: Path) -> None:

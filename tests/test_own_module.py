@@ -22,7 +22,9 @@ from vitlab.errors import LabError
 from vitlab.identity import fingerprint, module_identity
 from vitlab.lab import Lab
 from vitlab.machine import ROOT
-from vitlab.training.fit import fit
+from vitlab.models.registry import build_model
+from vitlab.training import session as training_session
+from vitlab.training.fit import fit, prepared
 
 PARAMETERS = """# Parameters of this chapter
 image_size = 8
@@ -327,6 +329,42 @@ def test_session_is_for_its_teacher(few: Source, tmp_path: Path, monkeypatch: py
         lab.session(net, recipe, nn.Linear)
 
 
+def test_training_that_was_kept_is_said_to_be_read(
+    few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("VITLAB_RUNS", str(tmp_path))
+    lab = Lab(LabConfig(), few)
+    recipe = lab.params.recipe(epochs=1)
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(lab.data.train.pool[0].numel(), len(lab.data.classes)))  # noqa: E731
+    fit(net := make(), lab.data, recipe, lab.session(net, recipe))
+    assert "trained before" not in capsys.readouterr().out
+    again = lab.session(net := make(), recipe)
+    fit(net, lab.data, recipe, again)
+    told = f"Sequential was trained before: read from {again.run.path}. Delete that folder to train it anew.\n"
+    assert capsys.readouterr().out == told
+    monkeypatch.setattr(training_session, "code_digest", lambda *_: "another")
+    fit(net := make(), lab.data, recipe, lab.session(net, recipe))
+    assert "was trained before, by other code of losses or training than today's: read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [(9,), (1, 10)])
+def test_answers_of_another_shape_are_told_with_the_one_that_is_wanted(answers: tuple, few: Source) -> None:
+    lab = Lab(LabConfig(batch_size=4), few)
+    classes = len(lab.data.classes)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(lab.data.train.pool[0].numel(), answers[-1]), nn.Unflatten(1, answers))
+    with pytest.raises(LabError, match=rf"Sequential answers with \(4, .*\), and \(4, {classes}\) is wanted"):
+        fit(net, lab.data, lab.params.recipe(epochs=1))
+
+
+def test_own_vit_with_a_convolutional_tokenizer_is_prepared_as_the_labs_is(few: Source, tmp_path: Path) -> None:
+    lab = Lab(LabConfig(image_size=8, linformer_k=2, runs_dir=str(tmp_path), epochs=1, tokenizer="conv"), few)
+    config = lab.plan.config("ViT")
+    _, history = fit(prepared(build_model(config, 10, 1), lab.data), lab.data, lab.params.recipe(epochs=1))
+    assert history["loss"].tolist() == lab.train_one(config).history["loss"].tolist()
+    plain = nn.Linear(2, 2)
+    assert prepared(plain, lab.data) is plain
+
+
 def test_module_with_another_setting_is_refused_but_for_one_that_a_look_has_changed(
     few: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +407,9 @@ def test_module_of_the_readers_own_is_trained_kept_resumed_and_never_taken_for_a
     assert said["plain"] == ("", []), said
     assert said["stopped"] == ("stopped", [])
     assert said["resumed"] == ("25 True True", [])
-    steps, scored, name = said["loaded"][0].split()
+    read, told = said["loaded"][0].splitlines()
+    assert "trained before: read from " in read
+    steps, scored, name = told.split()
     assert (steps, scored, name.startswith("own-Net-seed0-")) == ("15", "True", True)  # 20 steps an epoch: none again
     assert said["changed"][0] == "True"
     assert "holds weights of a class Net" in said["changed"][1][0]

@@ -372,6 +372,18 @@ def test_what_the_cell_changes_wins_over_the_own_profile(mine: Path) -> None:
     assert notebook.inject(lr=1e-3).params == LabConfig(epochs=7, lr=1e-3, ema=0.5)
 
 
+def test_values_that_count_instead_of_those_that_the_cell_shows_are_told(
+    mine: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mine.write_text("more: {ema: 0.9, epochs: 3, lr: 0.002, batch_size: 8}\n")
+    cell = f"{CELL}\nepochs: int = 10\nlr: float = 0.002\nbatch_size: int = 16\nmore: dict = {{}}"
+    notebook = Notebook().run(cell)
+    assert notebook.params.epochs == 3
+    assert capsys.readouterr().out == f"From {mine.name}, instead of the defaults in the parameters cell: epochs = 3.\n"
+    assert notebook.inject(epochs=10).params.epochs == 10
+    assert "epochs" not in capsys.readouterr().out
+
+
 def test_misspelt_name_in_the_own_profile_names_the_nearest(mine: Path) -> None:
     mine.write_text("epoch: 3\n")
     with pytest.raises(LabError, match="did you mean 'epochs'"):

@@ -577,3 +577,11 @@ def test_figures_of_many_models_fit_the_paper_unscaled():
         shown, _ = drawing(figure)
         assert shown.width <= theme.WIDTH * 72
         assert shown.height * 96 / 72 <= paper.IMAGE_BOX[1]
+
+
+def test_remedies_that_a_reader_adds_look_like_no_other() -> None:
+    looks = theme.remedy_looks(["none", "sampler", "focal", "mine"])
+    assert looks["none"] == theme.REMEDY_LOOKS["none"]
+    assert len({look.colour for look in looks.values()}) == 4
+    many = theme.remedy_looks([*theme.REMEDY_LOOKS, *(f"own {k}" for k in range(12))])
+    assert len(set(many.values())) == len(many)

@@ -162,7 +162,8 @@ def test_every_sentence_calls_a_remedy_the_best_whose_gain_is_shown() -> None:
     rows = gains(drw=WIDE, sampler=UP)
     text = sentences_study.best_remedy(rows, seeds=3)
     assert text.startswith("The best remedy that shows a gain is **sampler**: macro F1 0.600 against 0.500")
-    assert text.endswith("1 of 2 remedies gain beyond the noise: *sampler* +10.0 points, +4.0 to +16.0.")
+    over = "(95% intervals of all 2 together, over seeds and test images)."
+    assert text.endswith(f"1 of 2 remedies gain beyond the noise: *sampler* +10.0 points, +4.0 to +16.0 {over}")
     assert sentences_study.who_pays(rows, rows, rows, few=3).startswith("Under sampler the recall")
     price = sentences_study.price_of_imbalance(gains(balanced=UP).iloc[0], rows, missing=9)
     assert "the best remedy, sampler, wins 10.0 of these points back" in price
@@ -176,7 +177,11 @@ def test_every_sentence_calls_a_remedy_the_best_whose_gain_is_shown() -> None:
         ({"sampler": UP, "both": FLAT}, "1 of 2 remedies gain beyond the noise: *sampler* +10.0 points", "*both*"),
         ({"sampler": UP, "both": DOWN}, "Worse than none: *both* −10.0 points, −16.0 to −4.0", "No remedy"),
         ({"class_weights": FLAT, "both": DOWN}, "No remedy shows a gain against 0.500", "The best remedy"),
-        ({"class_weights": FLAT}, "the best is class weights, 0.520 (+2.0 points, −4.0 to +8.0)", "Worse"),
+        (
+            {"class_weights": FLAT},
+            "the best is class weights, 0.520 (+2.0 points, −4.0 to +8.0; 95% intervals",
+            "Worse",
+        ),
     ],
 )
 def test_gain_is_claimed_only_where_its_interval_leaves_zero_out(rows: dict, expected: str, not_said: str) -> None:

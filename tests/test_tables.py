@@ -136,7 +136,7 @@ def test_models_of_one_seed_in_common_are_compared_by_what_single_runs_differ_by
     runs = {name: [run.summary["test"]["accuracy"] for run in seeds.load_seeds(name)] for name in repeated}
     assert some.training_noise("ViT", "Linear ViT", "accuracy") == metrics.training_noise(runs)
     assert (found["seeds"], found["trained"]) == (1, True)
-    assert "; single runs, chance of training as of" in sentences.verdict("ViT", "Linear ViT", found)
+    assert "; first seed of both)" in sentences.verdict("ViT", "Linear ViT", found)
     some = Lab(seeds.params.replace(repeated=["ViT"]), few)
     variance, freedom = some.training_noise("ViT", "Linear ViT", "recall")
     recalls = [run.summary["test"]["per_class"]["recall"] for run in seeds.load_seeds("ViT")]

@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -272,12 +271,16 @@ def test_train_says_what_was_done_to_the_data_and_begins_with_what_others_go_on_
     command: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trained = []
-    done = SimpleNamespace(summary={"test": {"accuracy": 0.5}}, path=tmp_path)
+    done = Run(tmp_path)
+    done.write_json("summary.json", {"test": {"accuracy": 0.5}})
+    done.write_json("environment.json", [{"code": "another"}])
     monkeypatch.setattr(Lab, "train_one", lambda _, config: trained.append(config.model) or done)
+    monkeypatch.setattr(Run, "config", RunConfig())
     code, said, _ = command("train", "--params", "quick", "--run", "ToMe", "ViT, conv tokenizer")
     assert code == 0
     assert trained == ["vit", "tome_vit"]
     assert "note: The same 13 people" in said
+    assert "Trained before the code of models, losses or training was changed: " in said
 
 
 def test_own_folder_that_has_changed_is_scored_as_any_other(

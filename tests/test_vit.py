@@ -304,3 +304,27 @@ def test_convolutional_tokenizers_make_a_token_a_patch_of_as_many_pixels(name: s
     for _, _, step in whole:
         size, stride = size + 2 * stride, stride * step
     assert seen == size
+
+
+def test_attention_with_scores_of_its_own_is_computed_and_shown_by_them() -> None:
+    class Distance(Attention):
+        def scores(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return -torch.cdist(q, k)
+
+    torch.manual_seed(0)
+    layer, tokens = Distance(16, 2, 5), torch.randn(3, 5, 16)
+    *_, v = vit.split_heads(layer.qkv(tokens), 3, 2)
+    wanted = layer.proj((layer.matrix(tokens) @ v).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(tokens), wanted)
+    keep = torch.tensor([[1.0, 1.0, 0.0, 1.0, 1.0]]).expand(3, -1)
+    kept = [0, 1, 3, 4]
+    torch.testing.assert_close(layer(tokens, keep)[:, kept], layer(tokens[:, kept]))
+
+
+def test_attention_leaves_its_weights_only_where_they_are_asked_for() -> None:
+    layer, tokens = Attention(16, 2, 5), torch.randn(3, 5, 16)
+    for trace in (None, {}):  # fused, or not
+        layer(tokens, trace=trace, seen=(seen := {}))
+        assert seen.keys() == {"keys", "values"}
+    layer(tokens, seen=(seen := {"attention": None}))
+    torch.testing.assert_close(seen["attention"], layer.matrix(tokens))

@@ -48,10 +48,13 @@ def train(arguments: argparse.Namespace) -> None:
                 print(f"note: {note}")
         if params.cluster:
             lab.train(configs)
+        runs = []
         for name, config in sorted(configs.items(), key=lambda named: bool(named[1].init_from)):  # starts come first
-            run = lab.train_one(config)
+            runs.append(run := lab.train_one(config))
             if state is None or state.is_main_process:
                 print(f"{name}: test accuracy {run.summary['test']['accuracy']:.1%}, in {run.path}")
+        if state is None or state.is_main_process:
+            lab.tell_of_other_code(runs)
     finally:
         if state:
             state.destroy_process_group()

@@ -30,7 +30,7 @@ from vitlab.errors import LabError
 from vitlab.machine import ROOT
 from vitlab.models import linear_vit, vit
 from vitlab.models.registry import SHARED, build_model
-from vitlab.training.fit import fit
+from vitlab.training.fit import fit, prepared
 
 if TYPE_CHECKING:
     from vitlab.lab import Lab
@@ -99,8 +99,11 @@ def _cosine_attention(attention: type[nn.Module]) -> str:
     weights = (cosines * layer.scale.view(2, 1, 1)).softmax(-1)
     if torch.allclose(told, layer.proj((weights @ v).transpose(1, 2).flatten(2)), atol=1e-3):
         told.square().sum().backward()
-        learns = layer.scale.grad is not None and layer.scale.grad.all()
-        return "" if learns else "no gradient reaches the scale of each head"
+        if layer.scale.grad is None or not layer.scale.grad.all():
+            return "no gradient reaches the scale of each head"
+        looked_at = layer.proj((layer.matrix(tokens) @ v).transpose(1, 2).flatten(2))
+        shows = torch.allclose(told, looked_at, atol=1e-3)
+        return "" if shows else "figures show other weights than it uses: change scores, not forward"
     lengths = torch.cat([torch.rand(3, 5, 4).repeat_interleave(8, 2) + 0.5, torch.ones(3, 5, 16)], 2)
     layer.qkv.register_forward_hook(lambda layer, tokens, projected: projected * lengths)
     if not torch.allclose(layer(tokens), told, atol=1e-3):
@@ -115,7 +118,7 @@ def trained_against(lab: "Lab", attention: type[nn.Module], epochs: int = 3) -> 
         torch.manual_seed(config.seed)
         twin = type("ViT", (vit.ViT,), {"attention": kind})
         options = {option: getattr(config, option) for option in SHARED}
-        model = twin(channels=data.channels, num_classes=len(data.classes), **options)
+        model = prepared(twin(channels=data.channels, num_classes=len(data.classes), **options), data)
         _, history = fit(model, data, lab.params.recipe(epochs=epochs, minutes=0))
         curves[name] = history.set_index("epoch")["val_accuracy" if "val_accuracy" in history else "accuracy"]
     return pd.DataFrame(curves)
@@ -139,7 +142,9 @@ def tests_that_notice(file: str, old: str, new: str, tests: str) -> Noticed:
             shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
         Path(folder, "vitlab", file).write_text(source.replace(old, new), encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", f"tests/{tests}"]
-        environment = os.environ | {"PYTHONPATH": folder}
+        # no colours, for which a notebook's kernel asks: they would stand between the words that are read here
+        environment = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "PY_COLORS")}
+        environment |= {"PYTHONPATH": folder, "NO_COLOR": "1"}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode > 1:
         raise LabError(f"pytest could not run tests/{tests}: {(done.stdout + done.stderr).strip().splitlines()[-1]}")

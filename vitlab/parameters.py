@@ -160,8 +160,16 @@ def from_notebook(namespace: Mapping[str, Any]) -> LabConfig:
     asked = own_profile().is_file() or os.environ.get("VITLAB_PARAMS")
     mine = read_profile(own_profile()) if asked else {}
     more = _flat({"more": (own | injected).get("more")}, "the parameters cell")
+    _tell_of_other_values(mine, cell.keys() - changed.keys() - more.keys(), defaults)
     _tell_of_texts(injected | (more if "more" in injected else {}))
     return parse(LabConfig, mine | changed | more | {name: injected[name] for name in injected if name != "more"})
+
+
+def _tell_of_other_values(mine: Mapping[str, Any], shown: Collection[str], defaults: Mapping[str, Any]) -> None:
+    """Print which values of the reader's profile count instead of the defaults that the parameters cell shows."""
+    told = [f"{name} = {mine[name]!r}" for name in sorted(shown) if name in mine and mine[name] != defaults[name]]
+    if told:
+        print(f"From {own_profile().name}, instead of the defaults in the parameters cell: {', '.join(told)}.")
 
 
 def _tell_of_texts(handed: Mapping[str, Any]) -> None:

@@ -98,7 +98,7 @@ class Run:
             raise LabError(
                 f"the session of {self.path.name} was opened for another module, recipe, data or teacher than fit was "
                 "given: open one with lab.session(net, recipe), with a teacher lab.session(net, recipe, teacher), then "
-                "call fit(net, lab.data, recipe, session, teacher)"
+                "call fit(net, lab.data, recipe, session, teacher); on other data than lab.data fit keeps nothing"
             )
 
     @property
@@ -118,6 +118,12 @@ class Run:
         try:
             yield
         except (LabError, *DAMAGE) as error:
+            model = self.record["config"].get("model")
+            if model is not None and model not in MODELS:
+                raise LabError(
+                    f"{self.path} is a run of {model!r}, a row that a notebook put into MODELS: use it there, as by "
+                    "lab.load(…).predict(…), or where it is put there again"
+                ) from None
             why = textwrap.shorten(str(error), 200, placeholder=" …")
             raise LabError(
                 f"{self.path} was made by other code, whose files today's does not take ({why}): go back to the commit "
@@ -180,7 +186,9 @@ class Run:
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: epoch, step, lr, losses, accuracy, val_loss, val_accuracy, val_macro_f1, seconds, speed."""
+        """A row an epoch: epoch, step, lr, loss and its parts, accuracy, seconds of training so far, images_per_second,
+        and of validation images val_loss, val_accuracy, val_macro_f1.
+        """
         with self._reading("history.csv") as path:
             text = path.read_text(encoding="utf-8")
             rows = pd.read_csv(io.StringIO(text))
@@ -367,3 +375,18 @@ def _parts(archive: Path) -> list[tuple[str, int, int]]:
 
 def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def nearest_run(runs_dir: Path, config: RunConfig, digest: str) -> str:
+    """In words, what the complete run of this model there that differs least has otherwise; "" if there is none."""
+    wanted, found = identity(config, digest), []
+    for path in runs_dir.glob("*/summary.json"):
+        try:
+            other = Run(path.parent).record["identity"]
+        except LabError:  # of another lab, and damaged
+            continue
+        names = sorted(name for name in wanted.keys() | other.keys() if wanted.get(name) != other.get(name))
+        if other.get("model") == config.model:
+            found.append(([f"{name} ({other.get(name)}, here {wanted.get(name)})" for name in names], path.parent.name))
+    differing, name = min(found, key=lambda pair: len(pair[0]), default=([], ""))
+    return f" (the nearest one there, {name}, differs in {', '.join(differing)})" if name else ""

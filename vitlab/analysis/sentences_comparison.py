@@ -1,5 +1,6 @@
 """What chapter 6's numbers say: which model to take, and which differences are real."""
 
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -165,6 +166,11 @@ def convolution_or_attention(cnn: str, budget: str, results: pd.DataFrame, pairs
         )
     if not behind:
         return f"{what} can be told from none of the others by its accuracy: what it costs decides."
+    dearer = own["macs"] / rows.loc[[*winner], "macs"]
+    if (dearer > 1).all():
+        more = f"{dearer.min():.1f} to {dearer.max():.1f}" if len(dearer) > 1 else f"{dearer.min():.1f}"
+        whole = f"{what} is the better choice where accuracy counts, for {more} times the multiply-adds of the others"
+        return f"{whole}: none is shown to be ahead of it. {beats}"
     return f"{what} is the better choice: none is shown to be ahead of it. {beats}"
 
 
@@ -205,6 +211,10 @@ def paired(lab: "Lab", pairs: int, images: int) -> str:
     text = f"All {pairs} pairs of models on the same {images:,} test images,"
     if lab.params.seeds > 1:
         over = "over images and the chance of training"
+        text += (
+            " over the seeds that both have (of the first alone where one has no other, so that differences need not"
+        )
+        text += " be those of Table 6.1's means),"
     else:
         over = "over images alone, as these are single runs"
     if len(lab.compared) <= FEW_MODELS:
@@ -229,6 +239,33 @@ def by_class(differences: pd.DataFrame) -> str:
     return f"{text}; the ViT's recall stands below the class. {stars}"
 
 
+def unlike_mistakes(differences: pd.DataFrame, recalls: pd.DataFrame) -> str:
+    """Whether ideas help different classes, and whether all fail on the same; differences: `tables.recall_differences`.
+
+    recalls: (models, classes), the mean over seeds.
+    """
+    worst = recalls.idxmin(axis=1).value_counts()
+    which = f"*{markdown(worst.index[0])}* is recognised worst by {worst.iloc[0]} of the {len(recalls)} models"
+    if worst.iloc[0] > len(recalls) / 2:
+        which += ": there the difficulty lies in the data"
+    clear = differences[shown(differences)]
+    helped, hurt = (
+        {n: set(rows["class"]) for n, rows in clear[clear["difference"] * sign > 0].groupby("model")}
+        for sign in (1, -1)
+    )
+    apart = [(a, b) for a, b in combinations(helped, 2) if not helped[a] & helped[b]]
+    if not helped:
+        text = "No model is shown to help any class over the ViT"
+    elif len(helped) == 1:
+        text = f"Over the ViT only {named(helped)} is shown to help a class"
+    elif apart:
+        text = f"Shown to help different classes: {'; '.join(f'*{a}* and *{b}*' for a, b in apart[:MOST_LISTED])}"
+    else:
+        text = f"Of the {len(helped)} models that are shown to help a class every two have one in common"
+    lose = f"; a class is shown to lose by {named(hurt)}" if hurt else "; none is shown to lose by any"
+    return f"{which}. {text}{lose}."
+
+
 def course(lab: "Lab", base: int) -> str:
     """Caption of what the course quotes; base: parameters of ViT-Base as it is configured there."""
     here = lab.load("ViT").environments[-1]
@@ -251,7 +288,8 @@ def study(lab: "Lab", shape: str, few: int) -> str:
     )
     where = f"Chapter 1's study in short (training data: {shape}), on the test images"
     return (
-        f"{where}: {how}; the gain with its 95% interval, which holds for all remedies at once. Recall, rarest: that "
+        f"{where}: {how}; *none*: without a remedy, *balanced*: all the images of every class; the gain with its "
+        "95% interval, which holds for all remedies at once. Recall, rarest: that "
         f"of the {f'{few} classes' if few > 1 else 'class'} with the fewest images."
     )
 

@@ -18,13 +18,14 @@ LINEAR = ("Linear ViT", "Linformer ViT", "InLine ViT")  # the local terms apart,
 LEAST, LOCAL = "InLine ViT", "ViT with the local term"  # expected to lose least, and softmax with what it has besides
 TWO_ORDERS = (
     "One product of three matrices in two orders, for one head of this chapter's models, drawn to scale but for sides "
-    "too short for a letter. Softmax works on the weights, so that each of them has to be computed; without it keys "
-    "and values can be summed up before any query asks."
+    "too short for a letter (d = D/H). Softmax works on the weights, so that each of them has to be computed; without "
+    "it keys and values can be summed up before any query asks."
 )
 STEPS = (
-    "What each step changes in test accuracy, from one attention to the next. A step is shown where the paired test "
-    "says so, corrected for all of this chapter's comparisons (Holm). Interval and p hold over images, and over the "
-    "chance of training where models have several seeds."
+    "What each step changes in test accuracy, from one attention to the next, over the seeds that both have: where one "
+    "of them has a single seed, the first of both, and so not the difference of Table 4.1's means. A step is shown "
+    "where the paired test says so, corrected for all of this chapter's comparisons (Holm). Interval and p hold over "
+    "images and, where any model has several seeds, over the chance of training, which these tell of."
 )
 Ratios = dict[str, tuple[float, float]]  # model -> `Costs.ratio`
 CONTROL = "local term, on softmax: the control"
@@ -133,7 +134,12 @@ def looking(flat: dict[str, float]) -> str:
         f"mean over rows and heads of these images: {told}. The nearest to uniform is that of "
         f"{min(flat, key=flat.get)}, the farthest that of {max(flat, key=flat.get)}."
     )
-    return f"{text} Left out, as rows do not all sum to 1: {', '.join(apart)}." if apart else text
+    if not apart:
+        return text
+    return (
+        f"{text} Of {', '.join(apart)} there is no such number: drawn are its weights on the projected tokens times "
+        "the learned projection of values, which may be negative and need not sum to 1."
+    )
 
 
 def where_the_work_is(parts: dict[str, int], tokens: int) -> str:
@@ -154,7 +160,8 @@ def break_even(head: float, tokens: int, k: int) -> str:
     short = f", not for {named(others)}" if pays and others else ""
     return (
         "The formulas say from where on it pays: $2 T^2 D$ for softmax against $2 T D^2 / H + T D$ for the kernel "
-        f"meet at $T = D/H + \\tfrac{{1}}{{2}} = {meet['kernel']:g}$ tokens, InLine's $2 T D^2 / H + 9 T D$ at "
+        f"($T D$ for the normaliser) meet at $T = D/H + \\tfrac{{1}}{{2}} = {meet['kernel']:g}$ tokens, InLine's "
+        "$2 T D^2 / H + 9 T D$ (a 3×3 convolution, and no normaliser) at "
         f"$T = D/H + \\tfrac{{9}}{{2}} = {meet['InLine']:g}$, Linformer's $4 T k D$ at $T = 2k = {meet['Linformer']}$. "
         f"Our {tokens} are {enough}{short}. Chapter 5 asks the clock."
     )
@@ -175,8 +182,12 @@ def noticed(differences: pd.DataFrame) -> str:
     text = f"Of these {len(differences)} differences to the ViT {tests} can show "
     if clear.empty:
         return f"{text}none."
-    told = (f"{r.model}, {markdown(r['class'])}, {signed(100 * r.difference)} points" for _, r in clear.iterrows())
-    return f"{text}{len(clear)}: {'; '.join(told)}."
+    told = []
+    for model, rows in clear.groupby("model", sort=False):
+        classes = ", ".join(f"{markdown(r['class'])} {signed(100 * r.difference)}" for _, r in rows.iterrows())
+        told.append(f"*{model}*: {classes}")
+    loses = "" if (clear["difference"] < 0).any() else ". No class is shown to lose"
+    return f"{text}{len(clear)}, in points: {'; '.join(told)}{loses}."
 
 
 # ---------------------------------------------------------------- the conclusion
@@ -218,14 +229,15 @@ def as_expected(against: dict[str, dict], among: dict[tuple[str, str], dict]) ->
     """
     lost = [name for name, found in against.items() if shown(found) and found["difference"] < 0]
     points = "; ".join(f"*{name}* {signed(100 * found['difference'])}" for name, found in against.items())
-    text = f"As expected, a loss is shown for {named(lost)}" if lost else "A loss was to be expected; none is shown"
+    text = f"A loss is shown for {named(lost)}" if lost else "With few tokens little was to lose: no loss is shown"
     clear = {pair: found for pair, found in among.items() if LEAST in pair and shown(found)}
     ahead = [b if found["difference"] > 0 else a for (a, b), found in clear.items()]
     better = [name for name in ahead if name != LEAST]
     if better:
         best = f"Against the expectation, {named(better)} {'is' if len(better) == 1 else 'are'} ahead of *{LEAST}*"
     elif len(ahead) == len(against) - 1:
-        best = f"As expected, *{LEAST}* is ahead of the other linear attentions"
+        others = named(name for name in against if name != LEAST)
+        best = f"As expected, *{LEAST}* is ahead of {others}, none of which has its local term"
     else:
         best = f"That *{LEAST}* does best is neither confirmed nor refuted"
     return f"{text} (in points: {points}). {best}."

@@ -204,13 +204,14 @@ def best_remedy(gains: pd.DataFrame, seeds: int) -> str:
     best, better, worse = best_gain(gains), gains[gains["low"] > 0], gains[gains["high"] < 0]
     name, score = words(best.name), f"{best['score']:.3f}"
     base = gains["score"].iloc[0] - gains["gain"].iloc[0]
-    against = f"against {base:.3f} without a remedy (95% intervals of all {len(gains)} together, over {_noise(seeds)})"
+    against = f"against {base:.3f} without a remedy"
+    over = f"95% intervals of all {len(gains)} together, over {_noise(seeds)}"
     lost = f" Worse than none: {_with_gains(worse)}." if len(worse) else ""
     if better.empty:
-        return f"No remedy shows a gain {against}; the best is {name}, {score} ({points(best)}).{lost}"
+        return f"No remedy shows a gain {against}; the best is {name}, {score} ({points(best)}; {over}).{lost}"
     return (
         f"The best remedy that shows a gain is **{name}**: macro F1 {score} {against}. "
-        f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_with_gains(better)}.{lost}"
+        f"{len(better)} of {len(gains)} remedies gain beyond the noise: {_with_gains(better)} ({over}).{lost}"
     )
 
 

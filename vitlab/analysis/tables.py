@@ -138,13 +138,13 @@ def against(lab: "Lab", name: str, others: list[str]) -> pd.DataFrame:
 
 
 def flat(pairs: pd.DataFrame) -> pd.DataFrame:
-    """`pairs` for a file: an interval becomes two columns, its name with _low and _high."""
+    """`pairs` for a file: an interval becomes two columns, its name with _low and _high; p is called `p_holm`."""
     ends = {
         f"{name}_{end}": pairs[name].str[i]
         for name in ("interval", "f1_interval")
         for i, end in enumerate(("low", "high"))
     }
-    return pairs.drop(columns=["interval", "f1_interval"]).assign(**ends)
+    return pairs.drop(columns=["interval", "f1_interval"]).rename(columns={"p": "p_holm"}).assign(**ends)
 
 
 def reductions(lab: "Lab", unreduced: str = "ViT, fine-tuned") -> pd.DataFrame:

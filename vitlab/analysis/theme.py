@@ -4,7 +4,7 @@ The colours are told apart in grey print (their lightness differs by 5 L* or mor
 drawn in INK, MUTED, RULE, white or a colour of PALETTE changes with the page where a reader prefers a dark one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from itertools import chain, cycle, product, starmap
 from pathlib import Path
@@ -63,8 +63,8 @@ FAMILIES = (
     ("tokenizer", 3, "s"),
     ("fine-tuned", 0, "^"),
     ("vit with the local term", 0, "v"),
-    ("fewer blocks", 0, "s"),
-    ("narrower", 0, "D"),
+    ("fewer blocks", 7, "s"),
+    ("narrower", 7, "D"),
     (" epochs", 0, "X"),
     ("vit", 0, "o"),
     ("softmax", 0, "o"),
@@ -86,10 +86,14 @@ REMEDY_LOOKS = {
 }
 
 
-def remedy_looks(names: Iterable[str]) -> dict[str, Look]:
-    """Name -> look; remedies that a reader added take what is left in turn."""
-    spare = zip(cycle(PALETTE), cycle(reversed(MARKERS)), strict=False)
-    return {name: REMEDY_LOOKS.get(name) or Look(*next(spare)) for name in names}
+def remedy_looks(names: Collection[str]) -> dict[str, Look]:
+    """Name -> look; remedies that a reader added take colours that are left, and then looks that are."""
+    found = {name: REMEDY_LOOKS[name] for name in names if name in REMEDY_LOOKS}
+    for name in names:
+        used = {look.colour for look in found.values()}
+        spare = starmap(Look, product([c for c in PALETTE if c not in used] or PALETTE, MARKERS))
+        found[name] = found.get(name) or next(look for look in spare if look not in found.values())
+    return {name: found[name] for name in names}
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:

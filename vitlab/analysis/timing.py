@@ -112,6 +112,13 @@ def below(ratio: Any, off: Any) -> Any:
     return ratio * (1 + np.maximum(off, LEAD)) < 1
 
 
+def told(ratio: float, off: float) -> str:
+    """A ratio and how far off it may be, for reading; far off by a factor, as it cannot fall below zero."""
+    if not math.isfinite(off):  # one round does not tell
+        return f"{ratio:.2f}"
+    return f"{ratio:.2f} (± {off:.1%})" if off < 0.5 else f"{ratio:.2f} (×÷ {1 + off:.1f})"
+
+
 def _quartiles_apart(values: pd.Series) -> float:
     """The distance of the quartiles over the median."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])

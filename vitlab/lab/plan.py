@@ -25,7 +25,8 @@ def how_to_make(chapter: str) -> str:
 
 
 def no_such_run(name: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+    title = MODELS[name].title if name in MODELS else ""
+    near = title if title in names else difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
     return f"{name!r}: did you mean {near!r}? All of them: {'; '.join(names)}"
 
 
@@ -50,6 +51,10 @@ class Plan:
     def _of_seed(self, seed: int) -> dict[str, dict[str, RunConfig]]:
         """`chapters` with another seed. Only what a name says differs."""
         p = self.params
+        titles: dict[str, str] = {}
+        for name, row in MODELS.items():
+            if (other := titles.setdefault(row.title, name)) != name:
+                raise LabError(f"{other} and {name} in MODELS have one title, {row.title!r}: give each its own")
         vit = p.run(model="vit", seed=seed)
         chapters = {"02": self._chapter_02(seed), "03": {}, "04": {}}
         start = chapters["02"][self.backbone]

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,8 +18,7 @@ from vitlab.config import LabConfig, Recipe, RunConfig
 from vitlab.data.sources import load_source, recognised
 from vitlab.data.splits import Data, Source
 from vitlab.errors import LabError
-from vitlab.files import absolute, code_digest
-from vitlab.identity import identity
+from vitlab.files import absolute
 from vitlab.kernel import complete_strings, explain_names
 from vitlab.lab import cluster, workers
 from vitlab.lab.costs import Costs
@@ -28,14 +27,14 @@ from vitlab.lab.plan import Plan, how_to_make
 from vitlab.models.registry import MODELS, build_model
 from vitlab.neighbours import give_way
 from vitlab.parameters import from_notebook
-from vitlab.runs import Run, complete_run
+from vitlab.runs import Run, complete_run, nearest_run
 from vitlab.texts import listed, markdown, shown
 from vitlab.training import display
 from vitlab.training.fit import fit_run
 from vitlab.training.progress import Budget
-from vitlab.training.session import CODE, RunSession
+from vitlab.training.session import RunSession, of_other_code
 
-Key = TypeVar("Key")
+Key, Made = TypeVar("Key"), TypeVar("Made")
 FEW = 100  # validation images from which on the best epoch is more than chance
 DATA_NAMES = {"digits": "handwritten digits (scikit-learn)", "cifar10": "CIFAR-10"}
 
@@ -71,12 +70,24 @@ class Lab:
         return Path(os.environ.get("VITLAB_RUNS") or absolute(self.params.runs_dir))
 
     @cached_property
-    def plan(self) -> Plan:
-        return Plan(self.params, self.source)
+    def _kept(self) -> dict[tuple, Any]:
+        return {}
 
-    @cached_property
+    def _of_models(self, what: type[Made], make: Callable[[], Made]) -> Made:
+        """What was made for the rows of MODELS as they are now: a reader may put one there at any time."""
+        key = what, *((name, id(row)) for name, row in MODELS.items())
+        return self._kept[key] if key in self._kept else self._kept.setdefault(key, make())
+
+    @property
+    def plan(self) -> Plan:
+        return self._of_models(Plan, lambda: Plan(self.params, self.source))
+
+    @property
     def costs(self) -> Costs:
         """Of models for this lab's data; those of the plan are measured together."""
+        return self._of_models(Costs, self._costs)
+
+    def _costs(self) -> Costs:
         together = tuple(self.plan.config(name) for name in self.plan.names)
         shape = len(self.source.classes), self.data.channels
         return Costs(self.runs_dir / "complexity", *shape, together, self.params.measurement, self.params.rounds)
@@ -130,16 +141,12 @@ class Lab:
         with display.viewed(*map(self.name_of, todo)):
             self.train_at_once(todo)
             runs = {key: self.train_one(config) for key, config in configs.items()}
-        self._tell_of_other_code(runs.values())
+        self.tell_of_other_code(runs.values())
         return runs
 
-    def _tell_of_other_code(self, runs: Iterable[Run]) -> None:
+    def tell_of_other_code(self, runs: Iterable[Run]) -> None:
         """Print which runs were trained by other code than today's: a run is known by its parameters and data."""
-        now, old = code_digest(*CODE), {}
-        for run in runs:
-            if {environment.get("code", now) for environment in run.environments} - {now}:
-                old[run.path] = self.name_of(run.config)
-        if old:
+        if old := {run.path: self.name_of(run.config) for run in runs if of_other_code(run)}:
             few = len(old) <= 3
             which = listed(old.values()) if few else f"{len(old)} runs"
             where = listed(path.name for path in old) if few else "their folders"
@@ -262,7 +269,7 @@ class Lab:
         run = self.run_of(self.plan.config(name))
         if not run.complete:
             what = f"the run {name!r} of these parameters is not in {self.runs_dir}"
-            near = self._nearest(self.plan.config(name))
+            near = nearest_run(self.runs_dir, self.plan.config(name), self.source.digest)
             raise LabError(f"{what}{near}: {how_to_make(self.plan.chapter_of(name))}")
         return run
 
@@ -270,6 +277,8 @@ class Lab:
         """The complete runs of this name, one a seed; an extra run is alone."""
         if name in self.extra:
             return [self.extra[name]]
+        if name not in self.plan.configs and complete_run([self.runs_dir / name]):
+            raise LabError(f"{name!r} is in no chapter's plan: name its directory in extra_runs, and it is compared")
         self.plan.config(name)  # or an error that names the nearest
         further = [f"{name}, seed {config.seed}" for config in self.plan.repeats[name][1:]]
         return [self.load(which) for which in (name, *further)]
@@ -289,7 +298,8 @@ class Lab:
         runs = {key: self.run_of(config) for key, config in study.items()}
         missing = [key for key, run in runs.items() if not run.complete]
         if missing:
-            near = self._nearest(study[missing[-1]])  # the first is balanced, whatever the study's ratio
+            one = study[missing[-1]]  # the first is balanced, whatever the study's ratio
+            near = nearest_run(self.runs_dir, one, self.source.digest)
             what = f"the imbalance study of these parameters is not in {self.runs_dir}"
             raise LabError(f"{what}{near}: {how_to_make('01')}")
         return runs
@@ -299,22 +309,6 @@ class Lab:
         """The runs of all studies, each once: those of further class sizes share the balanced ones."""
         runs = [run for shape in self.plan.studies for run in self.load_study(shape).values()]
         return list({run.path: run for run in runs}.values())
-
-    def _nearest(self, config: RunConfig) -> str:
-        """In words, what the complete run of this model that differs least has otherwise; "" if there is none."""
-        wanted, found = identity(config, self.source.digest), []
-        for path in self.runs_dir.glob("*/summary.json"):
-            try:
-                other = Run(path.parent).record["identity"]
-            except LabError:  # of another lab, and damaged
-                continue
-            names = sorted(name for name in wanted.keys() | other.keys() if wanted.get(name) != other.get(name))
-            if other.get("model") == config.model:
-                found.append(
-                    ([f"{name} ({other.get(name)}, here {wanted.get(name)})" for name in names], path.parent.name)
-                )
-        differing, name = min(found, key=lambda pair: len(pair[0]), default=([], ""))
-        return f" (the nearest one there, {name}, differs in {', '.join(differing)})" if name else ""
 
     @cached_property
     def extra(self) -> dict[str, Run]:
@@ -347,13 +341,9 @@ class Lab:
         noise = {score: self.training_noise(a, b, score, everywhere) for score in ("accuracy", "macro_f1")}
         return metrics.compare(first, second, labels, self._draw, noise)
 
-    @cached_property
-    def _noise(self) -> TrainingNoise:
-        return TrainingNoise(self)
-
     def training_noise(self, a: str, b: str, score: str, everywhere: bool = False) -> tuple[float, float]:
         """`metrics.training_noise` for two models, "accuracy", "macro_f1" or "recall": `TrainingNoise.of`."""
-        return self._noise.of(a, b, score, everywhere)
+        return self._of_models(TrainingNoise, lambda: TrainingNoise(self)).of(a, b, score, everywhere)
 
     def speed(self, name: str, reference: str, what: str = "images_per_second") -> tuple[float, float]:
         """`Costs.ratio` of two compared models, as they were measured; NaN where the cost of one of them is unknown."""

@@ -45,7 +45,10 @@ def find_run(name: str) -> Run:
     if (named / "report.html").exists():
         raise LabError(f"the report {name} keeps no weights: make it again, or name a run's directory")
     names = sorted(path.parent.name for path in folder.glob("*/summary.json"))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names[:1]
+    title = name.partition(", seed ")[0]  # what a notebook calls a run of this model
+    model = next((model for model, row in MODELS.items() if title in (model, row.title)), "")
+    of_model = [folder for folder in names if model and f"-{model}-" in folder]
+    near = of_model or difflib.get_close_matches(name, names, n=1, cutoff=0.3) or names
     there = f"did you mean {near[0]}? {folder} holds {len(names)} runs" if near else f"{folder} holds none"
     raise LabError(f"{name} is neither a run directory nor a run's name nor a report: {there}")
 

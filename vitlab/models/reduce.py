@@ -79,7 +79,11 @@ class ReducedViT(ViT):
         raise NotImplementedError
 
     def combine(self, values: Tensor, sizes: Tensor | None, choice: Any) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) of the tokens before -> (B, n, D) of those after, and how many patches each of them stands for."""
+        """(B, T, D) of the tokens before -> (B, n, D) of those after, and how many patches each of them stands for.
+
+        Linear in `values`: given the identity (B, T, T), it tells the part of each token before in each one after, by
+        which figures draw what was kept and merged.
+        """
         return rows(values, choice), None
 
     def best(self, scores: Tensor, n: int) -> Tensor:

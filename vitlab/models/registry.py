@@ -90,10 +90,15 @@ MODELS = {
 def build_model(config: "RunConfig", num_classes: int, channels: int) -> nn.Module:
     """The configured model with fresh weights, the same ones for the same seed; float32, on the CPU.
 
-    With the remedy LDAM its logits are cosines.
+    With the remedy LDAM its logits are cosines. LabError for a row with an option that is no parameter.
     """
     torch.manual_seed(config.seed)
     row = MODELS[config.model]
+    if unknown := [name for name in row.shared + row.options if not hasattr(config, name)]:
+        raise LabError(
+            f"the row of {row.title} in MODELS has an option {unknown[0]!r}, which is no parameter: give it a line in "
+            "class Common of vitlab/config.py, or the class a default and the row no such option"
+        )
     options = {name: getattr(config, name) for name in row.shared + row.options}
     model = row.build(channels=channels, num_classes=num_classes, **options)
     return with_cosine_head(model) if config.remedy == "ldam_drw" else model
@@ -112,3 +117,8 @@ def start_from(model: nn.Module, weights: dict[str, Tensor]) -> None:
         raise LabError(f"the run to start from has another shape: {str(error).splitlines()[-1].strip()}") from None
     if unexpected or any(not name.startswith("predictors.") for name in missing):
         raise LabError(f"the run to start from is another model: {[*missing, *unexpected][:3]} do not match")
+    if missing and not hasattr(model, "pace"):
+        raise LabError(
+            f"{type(model).__name__} has predictors, which a ViT lacks, and no method pace(name), which says how much "
+            "slower than these the ViT's own weights learn: give it one, as DynamicViT in vitlab/models/dynamic_vit.py"
+        )

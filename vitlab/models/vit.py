@@ -135,6 +135,7 @@ class Attention(nn.Module):
     `log_sizes` (B, T), of how many patches each token is the mean: softmax(Q Kᵀ / √(D/H) + log s), so that a merged
     token counts as often as its patches did (Bolya et al. 2023, eq. 1). In `seen`, a dict, the layer leaves `keys` and
     `values` (B, H, T, D/H) and, if it has that key, `attention` (B, H, T, T): what a reduction of tokens looks at.
+    Another softmax attention is a subclass with `scores` of its own: masks, sizes and what is looked at follow them.
     """
 
     def __init__(self, dim: int, heads: int, num_tokens: int) -> None:
@@ -142,6 +143,8 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        own = type(self).scores is not Attention.scores or type(self).weights is not Attention.weights
+        self.fusible = not own  # torch's fused attention knows this score alone
 
     def forward(
         self,
@@ -153,14 +156,14 @@ class Attention(nn.Module):
     ) -> Tensor:
         q, k, v = split_heads(self.qkv(tokens), 3, self.heads)  # (B, H, T, D/H) each
         unseen = trace is None and "attention" not in (seen or {})  # nobody looks at the weights
-        if keep is None and unseen and fused_attention_pays(q):
+        if keep is None and unseen and self.fusible and fused_attention_pays(q):
             bias = None if log_sizes is None else log_sizes[:, None, None].to(q.dtype)
             out = nn.functional.scaled_dot_product_attention(q, k, v, bias)
         else:
             weights = self.weights(q, k, keep, log_sizes)
             if trace is not None:
                 trace.setdefault("attention", []).append(weights.detach())
-            if seen is not None:
+            if seen is not None and "attention" in seen:
                 seen["attention"] = weights
             out = weights.to(v.dtype) @ v
         if seen is not None:
@@ -178,10 +181,14 @@ class Attention(nn.Module):
 
     def weights(self, q: Tensor, k: Tensor, keep: Tensor | None, log_sizes: Tensor | None = None) -> Tensor:
         """(B, H, T, T) attention weights; each row sums to 1."""
-        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        scores = self.scores(q, k)
         if log_sizes is not None:
             scores = scores + log_sizes[:, None, None]
         return scores.softmax(-1) if keep is None else masked_softmax(scores, keep)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Queries and keys (B, H, T, D/H) -> (B, H, T, T): how much each token asks of each, before the softmax."""
+        return q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
 
     @staticmethod
     def macs(tokens: int, config: "RunConfig") -> dict[str, int]:
@@ -256,8 +263,9 @@ class ViT(nn.Module):
     """Images (B, C, S, S), float in [−1, 1], to logits (B, classes).
 
     With a dict as `trace`, the forward pass also leaves in it `tokens`, a list of the (B, T, D) tokens after the
-    embedding and after each block, and `attention`, a list of the (B, H, T, T) weights of each block (softmax
-    attention only). Images of another size S than `image_size` are taken as well: positions are resampled.
+    embedding and after each block, the last ones after the final norm, and `attention`, a list of the (B, H, T, T)
+    weights of each block (softmax attention only). Images of another size S than `image_size` are taken as well:
+    positions are resampled.
     """
 
     attention: type[nn.Module] = Attention

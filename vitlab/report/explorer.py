@@ -25,14 +25,14 @@ from vitlab.runs import Run
 ANY = "any class"
 
 
-def explore_run(run: Run, data: Data) -> None:
+def explore_run(run: Run, data: Data, module: nn.Module | None = None) -> None:
     """In JupyterLab: controls for a test image or a picture of one's own, and what the trained model makes of it.
 
     Shown are the probabilities, and what the model's blocks attend to, or which tokens they keep or merge. Without a
-    reader nothing is shown.
+    reader nothing is shown. `module`: an instance of the class that a run of the reader's own holds weights of.
     """
     if reader():
-        Explorer(run, data).show()
+        Explorer(run, data, module).show()
 
 
 def what_is_seen(model: nn.Module, image: Tensor, block: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -61,8 +61,8 @@ def what_is_seen(model: nn.Module, image: Tensor, block: int) -> tuple[Tensor, d
 class Explorer:
     """Controls, a remark and a picture; the picture is replaced, so that the page does not move."""
 
-    def __init__(self, run: Run, data: Data) -> None:
-        self.run, self.test, self.model = run, data.test, run.model(device="cpu")
+    def __init__(self, run: Run, data: Data, module: nn.Module | None = None) -> None:
+        self.run, self.test, self.model = run, data.test, run.model(module, device="cpu")
         logits, self.labels = run.predictions
         self.wrong = logits.argmax(1) != self.labels
         self.own: Tensor | None = None
@@ -71,7 +71,8 @@ class Explorer:
         self.mistake = widgets.Button(description="next mistake")
         self.upload = widgets.FileUpload(accept="image/*", description="own picture")
         self.remark = widgets.HTML(layout={"min_height": "2em"})  # empty too, or the page would move
-        self.block = widgets.IntSlider(run.config.depth, 1, run.config.depth, description="block")
+        depth = len(self.model.blocks) if isinstance(self.model, ViT) else 1
+        self.block = widgets.IntSlider(depth, 1, depth, description="block")
         ratio = getattr(self.model, "keep_ratio", 1.0)
         self.ratio = widgets.FloatSlider(ratio, min=min(0.1, ratio), max=1.0, step=0.05, description="keep ratio")
 

@@ -27,7 +27,7 @@ from vitlab.training.evaluate import validate
 from vitlab.training.losses import Objective, sampling_weights
 from vitlab.training.optim import lr_factor, set_lr
 from vitlab.training.progress import Budget, Progress, State
-from vitlab.training.session import CHECK_STEPS, RunSession, Session
+from vitlab.training.session import CHECK_STEPS, RunSession, Session, of_other_code
 from vitlab.training.step import seed_step, step
 
 WHITENING_PIXELS = 2_000_000  # of training images, that the first kernels are fitted to
@@ -38,21 +38,22 @@ def fit(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Train `model`, images (B, C, S, S) in [−1, 1] to logits (B, classes); return it and its history, a row an epoch.
 
-    Validation accuracy chooses the epoch whose weights it ends with, in evaluation mode, unless `keep_epoch` says the
-    last. Without a session nothing is kept; with a `RunSession` the training is kept in a run directory, continued
-    after an interruption, and loaded once it is complete. LabError for a loss that is no number, for a batch that does
-    not fit into memory, for a session that `Lab.session` opened for something else, for a teacher of a model without
-    terms of its own, and for what is no module, data or recipe, or does not fit together.
+    It begins with the weights that the model has: a ViT with a convolutional tokenizer is `prepared` before. Validation
+    accuracy chooses the epoch whose weights it ends with, in evaluation mode, unless `keep_epoch` says the last.
+    Without a session nothing is kept; with a `RunSession` the training is kept in a run directory, continued after an
+    interruption, and loaded once it is complete. LabError for a loss that is no number, for a batch that does not fit
+    into memory, for a session that `Lab.session` opened for something else, for a teacher of a model without terms of
+    its own, for answers of another shape than (images, classes), and for what is no module, data or recipe.
     """
     _require_kinds(model, data, recipe, session, teacher)
     session = session or Session()
     session.require_opened_for(model, data, recipe, teacher)
     device = session.device(recipe)
     if session.result:
-        return _loaded(model, session.result, device)
+        return _loaded(model, session, session.result, device)
     with set_for_training(model), session.running(model, data, recipe) as saved:
         if session.result:  # another process has completed it while this one waited
-            return _loaded(model, session.result, device)
+            return _loaded(model, session, session.result, device)
         if torch.distributed.is_initialized() and device.type == "cuda":  # there is none for a CPU
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if recipe.channels_last:
@@ -93,7 +94,21 @@ def _require_kinds(model: Any, data: Any, recipe: Any, session: Any, teacher: An
         )
 
 
-def _loaded(model: nn.Module, run: Run, device: torch.device) -> tuple[nn.Module, pd.DataFrame]:
+def prepared(model: nn.Module, data: Data) -> nn.Module:
+    """`model`, before it is trained from the start, with what it takes from the training images by its `prepare`.
+
+    A ViT's convolutional tokenizer takes the kernels that it begins with. A model without that method stays as it is.
+    """
+    if hasattr(model, "prepare"):
+        every = math.ceil(len(data.train) * data.train.pool.shape[-1] ** 2 / WHITENING_PIXELS)
+        model.prepare(to_float(data.train.images_at(slice(None, None, every))))
+    return model
+
+
+def _loaded(model: nn.Module, session: Session, run: Run, device: torch.device) -> tuple[nn.Module, pd.DataFrame]:
+    if session.main:
+        other = ", by other code of losses or training than today's" if of_other_code(run) else ""
+        print(f"{session.title} was trained before{other}: read from {run.path}. Delete that folder to train it anew.")
     run.give_weights(model)
     return model.to(device).eval(), run.history
 
@@ -111,9 +126,8 @@ def fit_run(
     if start is not None:
         start_from(model, start.weights())
         teacher = start.model(device=config.device) if hasattr(model, "terms") else None
-    elif hasattr(model, "prepare"):
-        every = math.ceil(len(data.train) * config.image_size**2 / WHITENING_PIXELS)
-        model.prepare(to_float(data.train.images_at(slice(None, None, every))))
+    else:
+        prepared(model, data)
     fit(model, data, config, session(run), teacher)
     return run
 

@@ -124,6 +124,9 @@ class Objective(nn.Module):
         """The loss to minimise; and without a gradient the loss, the accuracy and each part of the loss by name."""
         own_terms = hasattr(self.model, "terms")
         logits, terms = self.model.terms(images, self.teacher) if own_terms else (self.model(images), {})
+        if logits.shape != targets.shape:
+            told, wanted = (tuple(one.shape) for one in (logits, targets))
+            raise LabError(f"{type(self.model).__name__} answers with {told}, and {wanted} is wanted: images, classes")
         loss = classification = self.classify(logits, targets)
         weights = getattr(self.model, "term_weights", {})
         for name, term in terms.items():

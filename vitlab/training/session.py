@@ -293,6 +293,12 @@ class RunSession(Session):
             (run.path / name).unlink(missing_ok=True)
 
 
+def of_other_code(run: Run) -> bool:
+    """Whether a run was trained, at some time, by other code than today's: it is known by parameters and data alone."""
+    now = code_digest(*CODE)
+    return any(environment.get("code", now) != now for environment in run.environments)
+
+
 def recorded(objective: nn.Module, images: Tensor, targets: Tensor, precision: torch.dtype) -> nn.Module:
     """`objective` whose passes, forward and backward, are CUDA graphs: for batches of this shape, one at a time.
 
